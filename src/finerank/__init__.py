@@ -1,0 +1,3 @@
+"""finerank: fine ranking, from click logs to live scores."""
+
+__version__ = "0.1.0"

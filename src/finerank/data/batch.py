@@ -1,0 +1,147 @@
+"""A batch: requests x candidates, with jagged histories stored once per request.
+
+R requests · N candidates (rows, in the order of their requests) · T past events of all requests together
+P (candidate, event) pairs of the same request · K tasks
+Every tensor is named and in a fixed, declared order (`FittedSchema`); `Batch.to` moves all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from finerank.runtime.blocks import Block, Lists
+
+TensorBlock: TypeAlias = Block[Tensor]
+TensorLists: TypeAlias = Lists[Tensor]
+
+
+@dataclass(frozen=True)
+class Jagged:
+    """The past events of all requests, request after request, oldest first within each.
+
+    events    columns of the T events (ids [T, F], numbers [T, C], nested lists)
+    segments  int64 [T]: the request of each event, ascending
+    positions int64 [T]: 0 for the oldest event of each request
+    lengths   int64 [R]
+    ages      int64 [T]: row time minus event time in microseconds, taken before any float
+    """
+
+    events: TensorBlock
+    segments: Tensor
+    positions: Tensor
+    lengths: Tensor
+    ages: Tensor
+
+    @property
+    def offsets(self) -> Tensor:
+        """int64 [R + 1]: events of request r are offsets[r]:offsets[r + 1]."""
+        return torch.cat([self.lengths.new_zeros(1), self.lengths.cumsum(0)])
+
+    def to(self, device: torch.device) -> Jagged:
+        """The same on another device."""
+        return Jagged(
+            self.events.map(lambda t: t.to(device)),
+            self.segments.to(device),
+            self.positions.to(device),
+            self.lengths.to(device),
+            self.ages.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Every (candidate, event) pair within its request, candidate after candidate, events oldest first.
+
+    candidate  int64 [P], ascending
+    event      int64 [P]; None when each request has one candidate, so that pair p is simply event p
+    """
+
+    candidate: Tensor
+    event: Tensor | None
+
+    def to(self, device: torch.device) -> Pairs:
+        """The same on another device."""
+        return Pairs(self.candidate.to(device), None if self.event is None else self.event.to(device))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a model sees.
+
+    request, candidate   blocks of R and N rows
+    request_of           int64 [N]: the request of each candidate, ascending
+    histories            by name
+    labels, weights      float32 [N, K]; weight 0 means outside the task's space (its label may then be NaN)
+    pairs                by history name, where the model `needs` them
+    negatives            by history name, where the model `needs` them: a block of T events, entry t a sampled stand-in
+                         for the event that truly came at position t
+    train_only           candidate-level columns that never reach a served graph
+    requests, rows       int64 [R], [N]: their index in the data set
+    rows_in_step         N of the whole optimiser step (more than this batch's when a request was cut into chunks)
+    """
+
+    request: TensorBlock
+    candidate: TensorBlock
+    request_of: Tensor
+    histories: Mapping[str, Jagged]
+    labels: Tensor
+    weights: Tensor
+    pairs: Mapping[str, Pairs] = field(default_factory=dict)
+    negatives: Mapping[str, TensorBlock] = field(default_factory=dict)
+    train_only: TensorBlock | None = None
+    requests: Tensor | None = None
+    rows: Tensor | None = None
+    rows_in_step: int = 0
+
+    # sizes as shapes: an exporter keeps them symbolic, which `len` would not
+
+    @property
+    def R(self) -> int:
+        """Requests."""
+        return self.request.ids.shape[0]
+
+    @property
+    def N(self) -> int:
+        """Candidates."""
+        return self.request_of.shape[0]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+
+        def move(t: Tensor) -> Tensor:
+            return t.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            request=self.request.map(move),
+            candidate=self.candidate.map(move),
+            request_of=move(self.request_of),
+            histories={name: h.to(device) for name, h in self.histories.items()},
+            labels=move(self.labels),
+            weights=move(self.weights),
+            pairs={name: p.to(device) for name, p in self.pairs.items()},
+            negatives={name: b.map(move) for name, b in self.negatives.items()},
+            train_only=None if self.train_only is None else self.train_only.map(move),
+        )
+
+
+def pair_up(request_of: Tensor, lengths: Tensor) -> Pairs:
+    """All (candidate, event) pairs within each request.
+
+    request_of  int64 [N], ascending; lengths: int64 [R] events of each request
+    """
+    rows, requests = len(request_of), len(lengths)
+    if rows == requests and bool((request_of == torch.arange(rows, device=request_of.device)).all()):
+        return Pairs(torch.repeat_interleave(lengths), None)
+    events = lengths.index_select(0, request_of)  # [N] pairs of each candidate
+    candidate = torch.repeat_interleave(events)
+    first_event = lengths.cumsum(0) - lengths  # [R]
+    first_pair = events.cumsum(0) - events  # [N]
+    shift = first_event.index_select(0, request_of) - first_pair
+    event = torch.arange(len(candidate), device=request_of.device) + shift.index_select(0, candidate)
+    return Pairs(candidate, event)

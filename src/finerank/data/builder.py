@@ -1,0 +1,184 @@
+"""Builds batches from an encoded data set: vectorised gathers, no per-row Python, nothing of the user side repeated.
+
+R requests · N candidates · T events · P pairs · K tasks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finerank.data.batch import Batch, Jagged, TensorBlock, pair_up
+from finerank.data.columns import take_block
+from finerank.data.dataset import Dataset
+from finerank.data.events import flatten
+from finerank.data.order import Budget, Step, shuffled, steps
+from finerank.runtime.blocks import Block
+from finerank.runtime.encoder import age_ids
+from finerank.runtime.hashing import mix, uniform
+from finerank.runtime.rows import RowMap
+from finerank.schema import PADDING, Columns
+
+REDRAWS = 8  # attempts at a negative that is not the true event
+
+
+class Wanted(Protocol):
+    """What a model asks for (`models.composition.Needs`)."""
+
+    @property
+    def pairs(self) -> frozenset[str]:
+        """Histories whose (candidate, event) pairs it reads."""
+        ...
+
+    @property
+    def negatives(self) -> frozenset[str]:
+        """Histories for which it wants sampled events."""
+        ...
+
+
+class BatchBuilder:
+    """Batches of a data set for one model.
+
+    needs     pairs and negatives to make
+    row_maps  symbol -> embedding row of growing tables, applied here; tables not named keep their symbols
+    seed      of the negatives, together with the epoch, the request and the position
+    """
+
+    def __init__(
+        self, dataset: Dataset, needs: Wanted, row_maps: Mapping[str, RowMap] | None = None, seed: int = 0
+    ) -> None:
+        self.dataset, self.needs, self.seed = dataset, needs, seed
+        self.row_maps = dict(row_maps or {})
+
+    def steps(self, requests: np.ndarray, budget: Budget, epoch: int = 0, shuffle: bool = True) -> list[Step]:
+        """The optimiser steps of one epoch over these requests."""
+        order = shuffled(requests, self.seed, epoch) if shuffle else requests
+        rows = self.dataset.first[order + 1] - self.dataset.first[order]
+        events = np.zeros(len(order), dtype=np.int64)
+        for name in self.needs.pairs:
+            slices = self.dataset.slices[name]
+            events += slices.end[order] - slices.start[order]
+        return steps(order, rows, events, budget)
+
+    def batches(self, step: Step, epoch: int = 0) -> Iterator[Batch]:
+        """The batches of one step: one, or as many as an oversized request was cut into."""
+        if not step.chunks:
+            yield self.batch(step.requests, epoch)
+        for low, high in step.chunks:
+            yield self.batch(step.requests, epoch, (low, high), step.rows)
+
+    def batch(
+        self,
+        requests: np.ndarray,
+        epoch: int = 0,
+        chunk: tuple[int, int] | None = None,
+        rows_in_step: int | None = None,
+    ) -> Batch:
+        """The batch of these requests; `chunk`: only this row range of the (single) request."""
+        data = self.dataset
+        rows = data.rows_of(requests)
+        lengths = data.first[requests + 1] - data.first[requests]
+        if chunk is not None:
+            rows = rows[chunk[0] : chunk[1]]
+            lengths = np.array([len(rows)])
+        request_of = torch.from_numpy(np.repeat(np.arange(len(requests)), lengths))
+        histories, negatives = {}, {}
+        for name in data.fitted.histories:
+            histories[name], index = self._history(name, requests)
+            if name in self.needs.negatives:
+                negatives[name] = self._negatives(name, requests, epoch, histories[name], index)
+        return Batch(
+            request=self._block(data.fitted.request, take_block(data.request, requests)),
+            candidate=self._block(data.fitted.candidate, take_block(data.candidate, rows)),
+            request_of=request_of,
+            histories=histories,
+            labels=torch.from_numpy(data.labels[rows]),
+            weights=torch.from_numpy(data.weights[rows]),
+            pairs={name: pair_up(request_of, histories[name].lengths) for name in sorted(self.needs.pairs)},
+            negatives=negatives,
+            train_only=self._block(data.fitted.train_only, take_block(data.train_only, rows)),
+            requests=torch.from_numpy(requests),
+            rows=torch.from_numpy(rows),
+            rows_in_step=len(rows) if rows_in_step is None else rows_in_step,
+        )
+
+    def _block(self, columns: Columns, block: Block[np.ndarray]) -> TensorBlock:
+        return to_tensors(columns, block, self.row_maps)
+
+    def _history(self, name: str, requests: np.ndarray) -> tuple[Jagged, np.ndarray]:
+        """The histories of these requests and the table's index of each event."""
+        data = self.dataset
+        slices, table, columns = data.slices[name], data.events[name], data.fitted.histories[name]
+        index, segments, lengths = flatten(slices.start[requests], slices.end[requests])
+        block, time = table.gather(index)
+        ages = data.time[requests][segments] - time
+        if has_age(columns):
+            block = with_age(block, age_ids(data.encoder, name, ages))
+        positions = np.arange(len(index)) - (np.cumsum(lengths) - lengths)[segments]
+        jagged = Jagged(
+            self._block(columns, block),
+            torch.from_numpy(segments),
+            torch.from_numpy(positions),
+            torch.from_numpy(lengths),
+            torch.from_numpy(ages),
+        )
+        return jagged, index
+
+    def _negatives(
+        self, name: str, requests: np.ndarray, epoch: int, history: Jagged, index: np.ndarray
+    ) -> TensorBlock:
+        """An event known to the row, drawn as often as it occurs in the log, whose item is not the true one.
+
+        The first field of a history is its item. A function of (seed, epoch, request, position): what comes later in
+        the log changes nothing. Where all known events are of the true item, that item stands.
+        """
+        data = self.dataset
+        table, columns = data.events[name], data.fitted.histories[name]
+        request = requests[history.segments.numpy()]
+        known = data.slices[name].known[request]
+        counter = request * data.fitted.schema.history(name).max_length + history.positions.numpy()
+        items, true = table.block.ids[:, 0], table.block.ids[index, 0]
+        drawn = np.empty(len(index), dtype=np.int64)
+        todo = np.arange(len(index))
+        for attempt in range(REDRAWS):
+            u = uniform(mix(self.seed, epoch, attempt, 0x4E6), counter[todo])
+            drawn[todo] = table.by_rank[(u * known[todo]).astype(np.int64)]
+            todo = todo[items[drawn[todo]] == true[todo]]
+            if not len(todo):
+                break
+        block, _ = table.gather(drawn)
+        if has_age(columns):
+            block = with_age(block, np.full(len(drawn), PADDING, dtype=np.int64))
+        return self._block(columns, block)
+
+
+def has_age(columns: Columns) -> bool:
+    """Whether a history's last id column is the age of its events."""
+    return bool(columns.ids) and columns.ids[-1][0] == "age"
+
+
+def with_age(block: Block[np.ndarray], ages: np.ndarray) -> Block[np.ndarray]:
+    """A block of events with the bucket of their age as the last id column."""
+    return Block(np.concatenate([block.ids, ages[:, None]], axis=1), block.numbers, block.lists)
+
+
+def to_tensors(columns: Columns, block: Block[np.ndarray], row_maps: Mapping[str, RowMap] | None = None) -> TensorBlock:
+    """A block of numpy arrays as tensors; symbols of growing tables become embedding rows."""
+    ids = block.ids
+    if row_maps:
+        for j, (_, table) in enumerate(columns.ids):
+            if table in row_maps:
+                ids[:, j] = row_maps[table].rows_of(ids[:, j])
+        for column in columns.lists:
+            if column.table in row_maps:
+                entries = block.lists[column.name].ids
+                entries[:, 0] = row_maps[column.table].rows_of(entries[:, 0])
+    return block.map(_tensor)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))

@@ -1,0 +1,139 @@
+"""The encoded data set: column files and a manifest. Opening one maps files; nothing is read until a batch asks.
+
+    schema.json, encoder/     what the columns mean and the fitted encoder (`runtime.encoder`)
+    requests/                 user, time, sequence, first (row of its first candidate), split; the request-level block
+    candidates/               labels, weights [N, tasks]; the candidate-level block; train-only columns
+    histories/<name>/         an event table (`data.events`), and the slice of every request beside it
+    manifest.json             counts, base rates, the law of ties, hashes
+
+Everything holds symbols; the map from symbol to embedding row is applied when a batch is built.
+R requests · N candidates · K tasks · E events
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finerank.data.columns import block_of, read_columns
+from finerank.data.events import EventTable
+from finerank.data.split import NAMES
+from finerank.errors import UserError, nearest
+from finerank.runtime.blocks import Block
+from finerank.runtime.encoder import Encoder
+from finerank.schema import FittedSchema
+
+FORMAT = "finerank data set 1"
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Per request: its history is [start, end) of the sorted event table; it knows the first `known` events by rank."""
+
+    start: np.ndarray
+    end: np.ndarray
+    known: np.ndarray
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An opened data set. Arrays are mapped; see the module's docstring.
+
+    user, time, sequence, split   [R]; user: codes, -1 for none
+    first    [R + 1]: rows of request r are first[r]:first[r + 1]
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    encoder: Encoder
+    fitted: FittedSchema
+    user: np.ndarray
+    time: np.ndarray
+    sequence: np.ndarray
+    split: np.ndarray
+    first: np.ndarray
+    request: Block[np.ndarray]
+    candidate: Block[np.ndarray]
+    train_only: Block[np.ndarray]
+    labels: np.ndarray
+    weights: np.ndarray
+    events: Mapping[str, EventTable]
+    slices: Mapping[str, Slices]
+
+    @property
+    def requests(self) -> int:
+        """R."""
+        return len(self.time)
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return len(self.labels)
+
+    def requests_of(self, split: str) -> np.ndarray:
+        """int64: the requests of "train", "validation" or "test", in time order."""
+        if split not in NAMES:
+            raise UserError(f"no split {split!r}; {nearest(split, NAMES)}")
+        return np.flatnonzero(self.split == NAMES[split])
+
+    def rows_of(self, requests: np.ndarray) -> np.ndarray:
+        """int64: the rows of these requests, request after request."""
+        lengths = self.first[requests + 1] - self.first[requests]
+        ends = np.cumsum(lengths)
+        return np.arange(ends[-1] if len(ends) else 0) + np.repeat(self.first[requests] - (ends - lengths), lengths)
+
+    @staticmethod
+    def open(folder: Path | str) -> Dataset:
+        """Open a prepared data set. Raises UserError when the folder holds none, or a part of it is damaged."""
+        folder = Path(folder)
+        path = folder / "manifest.json"
+        if not path.exists():
+            raise UserError(f"{folder}: no prepared data set here (no manifest.json); prepare one first")
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}: damaged ({error}); prepare again") from error
+        if manifest.get("format") != FORMAT:
+            raise UserError(f"{path}: format is {manifest.get('format')!r}, accepted: {FORMAT!r}; prepare again")
+        encoder = Encoder.load(folder / "encoder")
+        requests, candidates = read_columns(folder / "requests"), read_columns(folder / "candidates")
+        counts = read_columns(folder / "counts")
+        events, slices = {}, {}
+        for history in encoder.schema.histories:
+            at = folder / "histories" / history.name
+            events[history.name] = EventTable.open(at / "events")
+            parts = read_columns(at / "slices")
+            slices[history.name] = Slices(parts["start"], parts["end"], parts["known"])
+        fitted = fitted_schema(encoder, dict(counts), manifest["base_rates"])
+        return Dataset(
+            folder,
+            manifest,
+            encoder,
+            fitted,
+            *(np.asarray(requests[name]) for name in ("user", "time", "sequence", "split", "first")),
+            block_of(requests, "block."),
+            block_of(candidates, "block."),
+            block_of(candidates, "train_only."),
+            np.asarray(candidates["labels"]),
+            np.asarray(candidates["weights"]),
+            events,
+            slices,
+        )
+
+
+def fitted_schema(encoder: Encoder, counts: Mapping[str, np.ndarray], base_rates: Mapping[str, float]) -> FittedSchema:
+    """What models are built from. counts: per table, occurrences of each symbol in the training rows."""
+    return FittedSchema(
+        schema=encoder.schema,
+        tables=encoder.fitted_tables(counts),
+        request=encoder.columns("request"),
+        candidate=encoder.columns("candidate"),
+        histories={h.name: encoder.columns(h.name) for h in encoder.schema.histories},
+        train_only=encoder.columns("candidate", use="train_only"),
+        base_rates=dict(base_rates),
+    )

@@ -1,0 +1,89 @@
+"""Where rows come from: Parquet, CSV and Arrow files, read lazily by Polars, or any Polars frame."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from finerank.errors import UserError, nearest
+
+TimeUnit = Literal["s", "ms", "us"]
+MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+_SUFFIXES = (".parquet", ".csv", ".tsv", ".arrow", ".feather", ".ipc")
+
+
+def scan(path: Path | str, text: Collection[str] = ()) -> pl.LazyFrame:
+    """A file, or a pattern such as `logs/*.parquet`, as a lazy frame.
+
+    text  columns to read as they stand when the file is CSV, so that "007" stays "007": ids of all kinds
+    Raises UserError for a file that is not there, of an unknown kind or not readable as what its name says.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise UserError(f"{path}: cannot tell what it holds from its name; accepted: {', '.join(_SUFFIXES)}")
+    if not path.exists() and not list(path.parent.glob(path.name)):
+        raise UserError(f"{path}: no such file; paths in a recipe are relative to the recipe's folder")
+    try:
+        if suffix == ".parquet":
+            frame = pl.scan_parquet(path)
+        elif suffix in (".csv", ".tsv"):
+            separator = "\t" if suffix == ".tsv" else ","
+            names = pl.scan_csv(path, separator=separator, infer_schema=False).collect_schema().names()
+            as_text = {name: pl.String for name in names if name in text}
+            frame = pl.scan_csv(path, separator=separator, schema_overrides=as_text, infer_schema_length=10_000)
+        else:
+            frame = pl.scan_ipc(path)
+        frame.collect_schema()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{path}: not readable as {suffix[1:]}: {_first_line(error)}; is the file whole?") from error
+    return frame
+
+
+def collect(frame: pl.LazyFrame, columns: Iterable[str], where: str) -> pl.DataFrame:
+    """These columns of a frame, in memory. Raises UserError for a column that is not there, or rows that do not parse."""
+    columns = list(dict.fromkeys(columns))
+    names = frame.collect_schema().names()
+    for column in columns:
+        if column not in names:
+            raise UserError(f"{where}: no column {column!r}; {nearest(column, names)}")
+    try:
+        return frame.select(columns).collect()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{where}: reading {columns} failed: {_first_line(error)}; is the file whole?") from error
+
+
+def microseconds(column: pl.Series, unit: TimeUnit, where: str) -> np.ndarray:
+    """A time column as int64 microseconds: dates and datetimes as they are, whole numbers in `unit`, ISO texts parsed."""
+    if column.null_count():
+        raise UserError(f"{where}: {column.null_count()} rows have no time in column {column.name!r}; drop them first")
+    if column.dtype.is_integer():
+        return column.cast(pl.Int64).to_numpy() * MICROSECONDS[unit]
+    if column.dtype.is_float():
+        values = column.to_numpy()
+        if not np.isfinite(values).all() or (values != np.floor(values)).any():
+            raise UserError(
+                f"{where}: column {column.name!r} has times with a fraction; give whole {unit} or datetimes"
+            )
+        return values.astype(np.int64) * MICROSECONDS[unit]
+    if column.dtype == pl.String:
+        parsed = column.str.to_datetime(time_unit="us", strict=False)
+        if parsed.null_count():
+            bad = column.filter(parsed.is_null())[0]
+            raise UserError(
+                f"{where}: column {column.name!r} holds {bad!r}; accepted: numbers, datetimes, ISO 8601 texts"
+            )
+        column = parsed
+    if column.dtype == pl.Date or isinstance(column.dtype, pl.Datetime):
+        return column.cast(pl.Datetime("us")).to_physical().to_numpy()
+    raise UserError(
+        f"{where}: column {column.name!r} is {column.dtype}; accepted for times: integers, dates, datetimes"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,1 @@
+"""One file per public data set: raw public files to samples and events."""

@@ -1,0 +1,1 @@
+"""A trained run becomes a bundle that a server can load."""

@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: embedding, attention, interaction, recurrent, activation."""

@@ -1,0 +1,289 @@
+"""Embedding tables: one gather for all tables of equal width, and gradients only for the rows that a batch touches.
+
+R requests · N candidates · T events · F single-id columns · L distinct lists · M list entries · D width
+
+All tables of one width lie behind each other in one weight. In training the distinct rows of the batch are gathered
+into a small leaf tensor first, so that backward fills [rows of the batch, D] and never [vocabulary, D]; row optimisers
+(`training/row_optim.py`) take it from there. With ``sparse=False`` the weight itself is the leaf: the plain twin, for any
+`torch.optim` optimiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from finerank.data.batch import Batch, TensorBlock, TensorLists
+from finerank.layers.segments import segment_max, segment_mean, segment_sum
+from finerank.schema import FIRST, Columns, FittedSchema, ListColumn
+
+
+@dataclass
+class Touched:
+    """The rows of a weight that one forward pass read, and the leaf that their gradient lands in."""
+
+    rows: Tensor  # [U] int64, distinct
+    values: Tensor  # [U, D], requires_grad
+
+
+class Tables(nn.Module):
+    """Named tables of one width in one weight.
+
+    sizes   rows of each table by name; row 0 of each (padding) is zero and stays so
+    std     standard deviation of the initial values; 0 for first-order weights
+    sparse  gather the touched rows into a leaf in training (see the module's docstring)
+    """
+
+    def __init__(self, sizes: Mapping[str, int], width: int, std: float, sparse: bool = True) -> None:
+        super().__init__()
+        self.sizes = dict(sizes)
+        self.width, self.std, self.sparse = width, std, sparse
+        starts = np.concatenate([[0], np.cumsum(list(sizes.values()))])
+        self.start = {name: int(start) for name, start in zip(sizes, starts, strict=False)}
+        self.weight = nn.Parameter(torch.empty(int(starts[-1]), width))
+        with torch.no_grad():
+            self.weight.normal_(0.0, std) if std else self.weight.zero_()
+            for start in self.start.values():
+                self.weight[start] = 0.0
+        self.touched: list[Touched] = []
+        self.before_gather: Callable[[Tensor], None] | None = None  # told the distinct rows (a decay to catch up)
+        self._mark: np.ndarray | None = None  # scratch, [rows]
+
+    def table(self, name: str) -> Tensor:
+        """The rows of one table: a view [rows, D] of the weight."""
+        start = self.start[name]
+        return self.weight.detach()[start : start + self.sizes[name]]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """int64 [n] positions in the weight -> [n, D]."""
+        if not (self.sparse and self.training and torch.is_grad_enabled()):
+            return F.embedding(ids, self.weight)
+        rows, local = self._distinct(ids)
+        if self.before_gather is not None:
+            self.before_gather(rows)
+        values = self.weight.detach().index_select(0, rows).requires_grad_()
+        self.touched.append(Touched(rows, values))
+        return F.embedding(local, values)
+
+    def _distinct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """(rows, local): the distinct ids and, for each id, where it stands among them. Linear time: no sort."""
+        if ids.device.type != "cpu":
+            rows, local = torch.unique(ids, return_inverse=True)
+            return rows, local
+        if self._mark is None or len(self._mark) != len(self.weight):
+            self._mark = np.zeros(len(self.weight), dtype=np.int64)
+        mark, index = self._mark, ids.numpy()
+        count = np.arange(len(index))
+        mark[index] = count  # of equal ids the last one stays
+        rows = index[mark[index] == count]
+        mark[rows] = np.arange(len(rows))
+        return torch.from_numpy(rows), torch.from_numpy(mark[index])
+
+    def take_gradient(self) -> tuple[Tensor, Tensor] | None:
+        """(rows [U], gradient [U, D]) summed over all forward passes since the last call; None when there were none."""
+        touched = [t for t in self.touched if t.values.grad is not None]
+        self.touched = []
+        if not touched:
+            return None
+        if len(touched) == 1:
+            grad = touched[0].values.grad
+            assert grad is not None
+            return touched[0].rows, grad
+        rows, local = self._distinct(torch.cat([t.rows for t in touched]))
+        grads = torch.cat([t.values.grad for t in touched if t.values.grad is not None])
+        return rows, grads.new_zeros((len(rows), self.width)).index_add_(0, local, grads)
+
+
+@dataclass(frozen=True)
+class BlockVectors:
+    """The embedded columns of one block of n rows, in schema order.
+
+    vectors  [n, F, D] when all widths are equal, else one [n, d] a column
+    """
+
+    names: tuple[str, ...]
+    vectors: Tensor | tuple[Tensor, ...]
+
+    def joined(self, names: Sequence[str] | None = None) -> Tensor:
+        """[n, sum of widths]: the named columns (default: all) side by side."""
+        if isinstance(self.vectors, Tensor):
+            if names is None or tuple(names) == self.names:
+                return self.vectors.flatten(1)
+            if tuple(names) == self.names[: len(names)]:
+                return self.vectors[:, : len(names)].flatten(1)
+        columns = [self.column(name) for name in (self.names if names is None else names)]
+        return torch.cat(columns, dim=1)
+
+    def column(self, name: str) -> Tensor:
+        """[n, d]: one column."""
+        i = self.names.index(name)
+        return self.vectors[:, i] if isinstance(self.vectors, Tensor) else self.vectors[i]
+
+
+class Embedding(nn.Module):
+    """Embeds every id of a batch: one gather per width.
+
+    fitted   sizes and columns
+    width    of every table whose feature declares no `dim` of its own
+    std      initial standard deviation; 0.01 is the usual choice, a wrong one costs more than most architectures give
+    blocks   which blocks to embed ("request", "candidate", history names); default all
+    forced   give every table this width, whatever its feature declares (first-order weights)
+    """
+
+    def __init__(
+        self,
+        fitted: FittedSchema,
+        width: int = 16,
+        std: float = 0.01,
+        blocks: Sequence[str] | None = None,
+        forced: bool = False,
+        sparse: bool = True,
+    ) -> None:
+        super().__init__()
+        chosen = {name: cols for name, cols in fitted.blocks() if blocks is None or name in blocks}
+        self.columns: dict[str, Columns] = chosen
+        self.order = {name: _schema_order(fitted, cols) for name, cols in chosen.items()}
+        used: dict[str, int] = {}
+        for cols in chosen.values():
+            for table in _tables(cols):
+                used[table] = width if forced else (fitted.tables[table].dim or width)
+        self.widths = used
+        self.width = width
+        by_width: dict[int, dict[str, int]] = {}
+        for table in sorted(used):
+            by_width.setdefault(used[table], {})[table] = fitted.tables[table].rows
+        self.tables = nn.ModuleDict({str(w): Tables(sizes, w, std, sparse) for w, sizes in sorted(by_width.items())})
+
+    def column_widths(self, block: str) -> dict[str, int]:
+        """Width of each column of a block, in schema order."""
+        cols = self.columns[block]
+        widths = {name: self.widths[table] for name, table in cols.ids}
+        widths |= {c.name: self.widths[c.table] for c in cols.lists}
+        return {name: widths[name] for name in self.order[block]}
+
+    def of(self, width: int) -> Tables:
+        """The tables of one width."""
+        tables = self.tables[str(width)]
+        assert isinstance(tables, Tables)
+        return tables
+
+    def all_tables(self) -> list[Tables]:
+        """Every `Tables` module, by width."""
+        return [t for t in self.tables.values() if isinstance(t, Tables)]
+
+    def forward(
+        self, batch: Batch, extra: Mapping[str, tuple[str, TensorBlock]] | None = None
+    ) -> dict[str, BlockVectors]:
+        """Every chosen block embedded, by name.
+
+        extra: more blocks to embed in the same gather, {name: (block whose columns it has, block)}: sampled negatives
+        """
+        blocks: dict[str, tuple[str, TensorBlock]] = {}
+        for name in self.columns:
+            source = {"request": batch.request, "candidate": batch.candidate}.get(name)
+            blocks[name] = (name, batch.histories[name].events if source is None else source)
+        blocks |= dict(extra or {})
+
+        pieces: dict[int, list[Tensor]] = {}
+        for like, block in blocks.values():
+            for width, ids in self._ids(like, block):
+                pieces.setdefault(width, []).append(ids)
+        found: dict[int, Iterator[Tensor]] = {}
+        for width, lookups in pieces.items():
+            rows = self.of(width)(torch.cat([ids.flatten() for ids in lookups]))
+            parts = rows.split_with_sizes([ids.numel() for ids in lookups])
+            found[width] = iter([part.view(*ids.shape, width) for part, ids in zip(parts, lookups, strict=True)])
+        return {name: self._assemble(like, block, found) for name, (like, block) in blocks.items()}
+
+    def _id_groups(self, like: str) -> list[tuple[int, list[int], list[int]]]:
+        """(width, columns, start of each column's table) of a block's single ids."""
+        groups: dict[int, tuple[list[int], list[int]]] = {}
+        for j, (_, table) in enumerate(self.columns[like].ids):
+            width = self.widths[table]
+            columns, starts = groups.setdefault(width, ([], []))
+            columns.append(j)
+            starts.append(self.of(width).start[table])
+        return [(w, columns, starts) for w, (columns, starts) in groups.items()]
+
+    def _ids(self, like: str, block: TensorBlock) -> list[tuple[int, Tensor]]:
+        """(width, positions in the weight) of every lookup of a block, in the order `_assemble` consumes them."""
+        out = []
+        for width, columns, starts in self._id_groups(like):
+            ids = block.ids if len(columns) == block.ids.shape[1] else block.ids[:, columns]
+            out.append((width, ids + torch.tensor(starts, dtype=torch.int64, device=ids.device)))
+        for column in self.columns[like].lists:
+            lists = block.lists[column.name]
+            width = self.widths[column.table]
+            out.append((width, lists.ids[:, 0] + self.of(width).start[column.table]))
+            if column.ranks is not None:
+                out.append((width, lists.ids[:, 1] + self.of(width).start[column.ranks]))
+        return out
+
+    def _assemble(self, like: str, block: TensorBlock, found: Mapping[int, Iterator[Tensor]]) -> BlockVectors:
+        cols = self.columns[like]
+        by_name: dict[str, Tensor] = {}
+        groups = self._id_groups(like)
+        whole: Tensor | None = None
+        for width, columns, _ in groups:
+            vectors: Tensor = next(found[width])
+            whole = vectors
+            for k, j in enumerate(columns):
+                by_name[cols.ids[j][0]] = vectors[:, k]
+        for column in cols.lists:
+            width = self.widths[column.table]
+            entries: Tensor = next(found[width])
+            if column.ranks is not None:
+                entries = entries + next(found[width])
+            lists = block.lists[column.name]
+            by_name[column.name] = pool(entries, lists, column).index_select(0, lists.index)
+        order = self.order[like]
+        if whole is not None and len(groups) == 1 and not cols.lists:
+            return BlockVectors(order, whole)  # ids are already in schema order
+        vectors_in_order = tuple(by_name[name] for name in order)
+        if len({v.shape[1] for v in vectors_in_order}) == 1:
+            return BlockVectors(order, torch.stack(vectors_in_order, dim=1))
+        if not vectors_in_order:
+            return BlockVectors(order, block.numbers.new_zeros((len(block), 0, self.width)))
+        return BlockVectors(order, vectors_in_order)
+
+
+def pool(entries_MD: Tensor, lists: TensorLists, column: ListColumn) -> Tensor:
+    """[M, D] -> [L, D]: every distinct list pooled once."""
+    count = lists.lengths.shape[0]
+    if lists.weights is not None:
+        weights = lists.weights.unsqueeze(1)
+        entries_MD = entries_MD * weights
+        if column.pooling == "mean":
+            total = segment_sum(weights.abs(), lists.segments, count)
+            return segment_sum(entries_MD, lists.segments, count) / total.clamp(min=1e-12)
+    match column.pooling:
+        case "sum":
+            return segment_sum(entries_MD, lists.segments, count)
+        case "mean":
+            return segment_mean(entries_MD, lists.segments, count)
+        case _:
+            return segment_max(entries_MD, lists.segments, count)
+
+
+def _tables(cols: Columns) -> list[str]:
+    names = [table for _, table in cols.ids]
+    for column in cols.lists:
+        names += [column.table] + ([column.ranks] if column.ranks else [])
+    return names
+
+
+def _schema_order(fitted: FittedSchema, cols: Columns) -> tuple[str, ...]:
+    """Names of a block's embedded columns in the order of the schema (a history's age last)."""
+    names = [name for name, _ in cols.ids]
+    if not cols.lists:
+        return tuple(names)
+    declared = {f.name: i for i, f in enumerate(fitted.schema.features)}
+    return tuple(sorted([*names, *(c.name for c in cols.lists)], key=lambda n: declared.get(n, len(declared))))
+
+
+assert FIRST == 3  # the layout of every table: padding, out of vocabulary, missing, values

@@ -1,0 +1,94 @@
+"""Fully connected layers, and the first layer that is computed per request for what belongs to the request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from finerank.layers.activation import Activation, activation
+
+
+def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
+    """A linear layer with Xavier-normal weights and zero bias."""
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.xavier_normal_(layer.weight)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Hidden(nn.Module):
+    """What follows a linear layer: (batch norm,) activation, (dropout). [n, H] -> [n, H]."""
+
+    def __init__(self, width: int, act: Activation, dropout: float, batch_norm: bool) -> None:
+        super().__init__()
+        self.norm = BatchNorm(width) if batch_norm else None
+        self.act = activation(act, width)
+        self.dropout = nn.Dropout(dropout) if dropout else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, H] -> [n, H]."""
+        if self.norm is not None:
+            x = self.norm(x)
+        x = self.act(x)
+        return x if self.dropout is None else self.dropout(x)
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation that lets a training batch of one row (or none) through on its moving statistics."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[n, H] -> [n, H]."""
+        if self.training and input.shape[0] < 2:
+            return nn.functional.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        return super().forward(input)
+
+
+class MLP(nn.Module):
+    """[n, inputs] -> [n, hidden[-1]] (or [n, outputs] with `outputs`: a last linear layer without activation)."""
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: Sequence[int],
+        outputs: int | None = None,
+        act: Activation = "relu",
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in hidden:
+            layers += [linear(inputs, width), Hidden(width, act, dropout, batch_norm)]
+            inputs = width
+        if outputs is not None:
+            layers.append(linear(inputs, outputs))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, inputs] -> [n, outputs]."""
+        out: Tensor = self.layers(x)
+        return out
+
+
+class SplitLinear(nn.Module):
+    """W·[x_R, x_N] + b = gather(W_R·x_R + b) + W_N·x_N: the user side is multiplied once per request, not per candidate.
+
+    The same numbers as one linear layer over the joined input, of which it is initialised as a part each.
+    """
+
+    def __init__(self, request: int, candidate: int, outputs: int) -> None:
+        super().__init__()
+        joined = linear(request + candidate, outputs)
+        self.weight, self.bias = joined.weight, joined.bias
+        self.request = request
+
+    def forward(self, x_R: Tensor, x_N: Tensor, request_of_N: Tensor) -> Tensor:
+        """[R, request], [N, candidate], [N] -> [N, outputs]."""
+        weight_R, weight_N = self.weight[:, : self.request], self.weight[:, self.request :]
+        per_request = torch.nn.functional.linear(x_R, weight_R, self.bias)
+        return per_request.index_select(0, request_of_N) + torch.nn.functional.linear(x_N, weight_N)

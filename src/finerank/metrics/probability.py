@@ -1,0 +1,132 @@
+"""How good predicted probabilities are: log loss, normalised entropy, calibration.
+
+They take **logits**, not probabilities: a float32 probability is exactly 1 from a logit of 17 on, and its loss is lost.
+All sums are float64; rows of weight 0 are outside the task's space and are left out before anything is looked at.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from finerank.errors import UserError
+
+Floats = NDArray[np.float64]
+
+
+def observed(
+    place: str, labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None
+) -> tuple[NDArray[np.generic], NDArray[np.floating], Floats | None]:
+    """Labels, scores and weights as checked arrays [n], without the rows of weight 0.
+
+    Raises: UserError if shapes differ, a weight is negative or not finite, or a score is NaN.
+    """
+    y, s = np.asarray(labels), np.asarray(scores)
+    if s.dtype.kind != "f":
+        s = s.astype(np.float64)
+    w = None if weights is None else np.asarray(weights, dtype=np.float64)
+    if y.ndim != 1 or y.shape != s.shape or (w is not None and w.shape != y.shape):
+        shapes = f"labels {y.shape}, scores {s.shape}" + ("" if w is None else f", weights {w.shape}")
+        raise UserError(f"{place}: got {shapes}; accepted: one-dimensional arrays of one length")
+    if w is not None:
+        wrong = int(np.count_nonzero(~(w >= 0) | np.isinf(w)))
+        if wrong:
+            raise UserError(
+                f"{place}: {wrong} of {len(w)} weights are negative, NaN or infinite; accepted: numbers >= 0"
+            )
+        if not w.all():
+            y, s, w = y[w > 0], s[w > 0], w[w > 0]
+    lost = int(np.count_nonzero(np.isnan(s)))
+    if lost:
+        raise UserError(
+            f"{place}: {lost} of {len(s)} scores are NaN; accepted: numbers. The model has diverged, or its input "
+            "holds NaN: look at the training loss and at the numeric features"
+        )
+    return y, s, w
+
+
+def _columns(
+    place: str, labels: ArrayLike, logits: ArrayLike, weights: ArrayLike | None
+) -> tuple[Floats, Floats, Floats | None]:
+    some_labels, some_logits, w = observed(place, labels, logits, weights)
+    y, z = some_labels.astype(np.float64), some_logits.astype(np.float64)
+    wrong = int(np.count_nonzero(~((y >= 0) & (y <= 1))))
+    if wrong:
+        raise UserError(f"{place}: {wrong} of {len(y)} labels are outside [0, 1] or NaN; give those rows weight 0")
+    wrong = int(np.count_nonzero(np.isinf(z)))
+    if wrong:
+        raise UserError(f"{place}: {wrong} of {len(z)} logits are infinite; accepted: finite logits, see `logit`")
+    return y, z, w
+
+
+def _mean(values: Floats, weights: Floats | None) -> float:
+    if not len(values):
+        return float("nan")
+    return float(values.mean() if weights is None else values @ weights / weights.sum())
+
+
+def logit(probabilities: ArrayLike) -> Floats:
+    """log(p / (1 - p)), for models that only give probabilities. p is kept eps of its own precision away from 0 and 1.
+
+    >>> logit([0.5, 0.8]).round(4).tolist()
+    [0.0, 1.3863]
+    """
+    p = np.asarray(probabilities)
+    eps = float(np.finfo(p.dtype if p.dtype.kind == "f" else np.float64).eps)
+    wrong = int(np.count_nonzero(~((p >= 0) & (p <= 1))))
+    if wrong:
+        raise UserError(f"logit: {wrong} of {p.size} values are no probabilities; accepted: [0, 1]. Are they logits?")
+    p = np.clip(p.astype(np.float64), eps, 1 - eps)
+    return np.asarray(np.log(p) - np.log1p(-p))
+
+
+def logloss(labels: ArrayLike, logits: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Mean binary cross-entropy: Σ w [y log(1 + e^-z) + (1 - y) log(1 + e^z)] / Σ w, without overflow. NaN if empty.
+
+    labels in [0, 1], logits, weights: [n].
+
+    A coin costs log 2; a logit of log 3 says 3 to 1, which costs log(4/3) = .2877 when right and log 4 = 1.3863 when
+    wrong, .8370 on average:
+
+    >>> round(logloss([1, 0], [0.0, 0.0]), 4)
+    0.6931
+    >>> round(logloss([1, 0], [np.log(3), np.log(3)]), 4)
+    0.837
+    >>> logloss([0], [1000.0])
+    1000.0
+    """
+    y, z, w = _columns("logloss", labels, logits, weights)
+    return _mean(y * np.logaddexp(0, -z) + (1 - y) * np.logaddexp(0, z), w)
+
+
+def normalised_entropy(labels: ArrayLike, logits: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Log loss divided by that of always predicting the base rate: below 1 is better than knowing the rate only.
+
+    He et al., ADKDD 2014. Unlike the log loss it can be compared between data of different rates. NaN if there is one
+    class only.
+
+    Half of four rows are positive, so the base costs log 2; the model says 3 to 1 and is right each time:
+    log(4/3) / log 2 = .4150.
+
+    >>> round(normalised_entropy([1, 0, 1, 0], np.log([3, 1 / 3, 3, 1 / 3])), 4)
+    0.415
+    """
+    y, _, w = _columns("normalised_entropy", labels, logits, weights)
+    rate = _mean(y, w)
+    if not 0 < rate < 1:
+        return float("nan")
+    entropy = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
+    return float(logloss(labels, logits, weights) / entropy)
+
+
+def calibration(labels: ArrayLike, logits: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Predicted over true positives, Σ w σ(z) / Σ w y: 1 is right, above 1 promises too much. NaN without positives.
+
+    Four rows at a probability of .5 promise two positives; one came:
+
+    >>> calibration([1, 0, 0, 0], [0.0, 0.0, 0.0, 0.0])
+    2.0
+    """
+    y, z, w = _columns("calibration", labels, logits, weights)
+    true = _mean(y, w)
+    return _mean(np.exp(-np.logaddexp(0, -z)), w) / true if true > 0 else float("nan")

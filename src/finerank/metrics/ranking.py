@@ -1,0 +1,192 @@
+"""How well scores order rows: AUC, AUC within groups (GAUC), and the relative improvement of one over another.
+
+Exact, not binned: a pair of a positive and a negative counts 1 if the positive scores higher, one half if they tie.
+(The DIN authors' code counts a tie as 0: a model that gives constant scores gets 0 there and .5 here.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from finerank.errors import UserError, nearest
+from finerank.metrics.probability import observed
+
+Weighting = Literal["impressions", "clicks", "equal"]
+
+
+def _positive(place: str, labels: NDArray[np.generic]) -> NDArray[np.bool_]:
+    positive = np.asarray(labels == 1, dtype=np.bool_)
+    wrong = int(np.count_nonzero(~positive & (labels != 0)))
+    if wrong:
+        raise UserError(
+            f"{place}: {wrong} of {len(labels)} labels are neither 0 nor 1; give rows outside the task weight 0"
+        )
+    return positive
+
+
+def auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """The chance that a positive scores above a negative, ties one half. O(n log n).
+
+    labels   [n], 0 or 1 (numbers or booleans)
+    scores   [n], any numbers that order the rows: logits, probabilities; infinite ones are allowed
+    weights  [n], >= 0: a pair weighs the product of its rows' weights; rows of weight 0 are left out
+
+    NaN, without a warning, if there are no rows or one class only: there is nothing to order, and .5 would be a claim.
+    Raises: UserError for NaN scores (says how many), other labels, shapes that differ.
+
+    Positives .8, .4; negatives .4, .1: of four pairs three are right and one ties.
+
+    >>> auc([1, 1, 0, 0], [0.8, 0.4, 0.4, 0.1])
+    0.875
+    >>> auc([1, 1], [0.3, 0.7])
+    nan
+    """
+    y, s, w = observed("auc", labels, scores, weights)
+    positive = _positive("auc", y)
+    ups, downs = s[positive], s[~positive]
+    if not len(ups) or not len(downs):
+        return float("nan")
+    if w is None:  # integers: exact, whatever the order of summation
+        ups, downs = np.sort(ups), np.sort(downs)
+        twice = int(np.searchsorted(downs, ups, "left").sum()) + int(np.searchsorted(downs, ups, "right").sum())
+        return twice / 2 / (len(ups) * len(downs))
+    up_order, down_order = np.argsort(ups), np.argsort(downs)  # sorted needles as well: the searches then stay in cache
+    ups, downs = ups[up_order], downs[down_order]
+    w_ups, below = w[positive][up_order], np.concatenate([[0.0], np.cumsum(w[~positive][down_order])])
+    beaten = (below[np.searchsorted(downs, ups, "left")] + below[np.searchsorted(downs, ups, "right")]) / 2
+    return float(w_ups @ beaten / (w_ups.sum() * below[-1]))
+
+
+@dataclass(frozen=True)
+class GroupAUC:
+    """AUC of each group, in ascending order of the groups' keys.
+
+    groups                 [G] the keys
+    auc                    float64 [G]; NaN where a group has one class only
+    impressions, clicks    int64 [G] rows and positive rows
+    """
+
+    groups: NDArray[Any]
+    auc: NDArray[np.float64]
+    impressions: NDArray[np.int64]
+    clicks: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class GAUC:
+    """Weighted mean of the AUC within groups, and how much of the data it speaks for.
+
+    value                      NaN if no group can be used
+    groups_used                groups with both classes
+    groups_single_class        groups left out, of the sum and of the weights
+    share_of_impressions_used  rows in the groups used / all rows
+    """
+
+    value: float
+    groups_used: int
+    groups_single_class: int
+    share_of_impressions_used: float
+
+
+def _new(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where a sorted array moves on to another value; its first entry is one."""
+    return np.concatenate([[True], values[1:] != values[:-1]])
+
+
+def _codes(keys: NDArray[Any], limit: int) -> NDArray[np.int64]:
+    """Integers in [0, limit) with the order of the keys."""
+    if keys.dtype.kind in "iu" and int(keys.max()) - int(keys.min()) < limit:
+        wide = keys if keys.dtype.kind == "u" else keys.astype(np.int64)
+        return np.asarray(wide - wide.min(), dtype=np.int64)
+    return np.asarray(np.unique(keys, return_inverse=True)[1], dtype=np.int64)
+
+
+def per_group_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> GroupAUC:
+    """`auc` of every group at once: one sort, no loop over groups.
+
+    labels, scores  [n] as for `auc`
+    groups          [n] keys: integers or texts. Not floats, which merge large ids
+
+    >>> per_group_auc([1, 0, 1, 1], [2.0, 1.0, 0.0, 5.0], ["ann", "ann", "bob", "ann"]).auc.tolist()
+    [1.0, nan]
+    """
+    y, s, _ = observed("per_group_auc", labels, scores, None)
+    keys = np.asarray(groups)
+    if keys.shape != y.shape or keys.dtype.kind not in "biuSU":
+        raise UserError(
+            f"per_group_auc: groups are {keys.dtype} {keys.shape}, labels {y.shape}; accepted: integers or texts, "
+            "one per row (a column with nulls or floats: encode it first)"
+        )
+    positive = _positive("per_group_auc", y)
+    if not len(y):
+        none = np.zeros(0, np.int64)
+        return GroupAUC(keys, np.zeros(0), none, none)
+    # One sort of (group, rank of the score, label) packed into an integer: a fifth of the time of a sort by two columns.
+    order = np.argsort(s)
+    rank = np.cumsum(_new(s[order])) - 1  # [n] in the order of scores; ties share a rank
+    ranks = int(rank[-1]) + 1
+    packed = np.sort((_codes(keys, 2**62 // ranks)[order] * ranks + rank) * 2 + positive[order])
+    run, up = packed >> 1, packed & 1  # [n] rows of one group and one score are a run
+    group = run // ranks
+    tie, start = np.flatnonzero(_new(run)), np.flatnonzero(_new(group))  # [K], [G] first row of each run, of each group
+    first_tie = np.searchsorted(tie, start)  # [G] first run of each group
+
+    ups = np.add.reduceat(up, tie)  # [K] positives in each run
+    downs = np.diff(tie, append=len(s)) - ups
+    below = np.cumsum(downs) - downs  # [K] negatives in earlier runs, of all groups
+    below -= np.repeat(below[first_tie], np.diff(first_tie, append=len(tie)))  # ... of the same group
+    twice = np.add.reduceat(ups * (2 * below + downs), first_tie)  # [G] twice the pairs won
+    impressions = np.diff(start, append=len(s))
+    clicks = np.add.reduceat(ups, first_tie)
+    pairs = clicks * (impressions - clicks)
+    value = np.full(len(start), np.nan)
+    np.divide(twice, 2 * pairs, out=value, where=pairs > 0)
+    keys = np.sort(keys)  # then where it moves on: `np.unique` hashes, and takes longer than all of the above
+    return GroupAUC(keys[_new(keys)], value, impressions, clicks)
+
+
+def gauc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, weighting: Weighting = "impressions") -> GAUC:
+    """GAUC = Σ_g w_g AUC_g / Σ_g w_g over the groups (users, requests) that have both classes.
+
+    Zhou et al. (DIN), KDD 2018, section 6.2. It measures what ranking does: order the rows of one user.
+
+    weighting  "impressions": w_g = rows of the group, as in the paper · "clicks": its positives · "equal": 1
+
+    Raises: UserError as `auc` and `per_group_auc`, or for another weighting.
+
+    User 1 (three rows) has AUC 1/2, user 2 (two rows) has AUC 1, user 3 has no click: (3 · .5 + 2 · 1) / 5 = .7.
+
+    >>> result = gauc([1, 0, 0, 1, 0, 0], [0.5, 0.4, 0.6, 0.9, 0.1, 0.3], [1, 1, 1, 2, 2, 3])
+    >>> round(result.value, 6), result.groups_used, result.groups_single_class
+    (0.7, 2, 1)
+    >>> round(result.share_of_impressions_used, 4)  # five of six rows
+    0.8333
+    """
+    if weighting not in ("impressions", "clicks", "equal"):
+        raise UserError(f"gauc: weighting {weighting!r}; {nearest(weighting, ('impressions', 'clicks', 'equal'))}")
+    each = per_group_auc(labels, scores, groups)
+    used = ~np.isnan(each.auc)
+    if not used.any():
+        return GAUC(float("nan"), 0, len(used), 0.0)
+    weight = {"impressions": each.impressions, "clicks": each.clicks, "equal": used}[weighting][used].astype(np.float64)
+    return GAUC(
+        value=float(each.auc[used] @ weight / weight.sum()),
+        groups_used=int(used.sum()),
+        groups_single_class=int((~used).sum()),
+        share_of_impressions_used=float(each.impressions[used].sum() / each.impressions.sum()),
+    )
+
+
+def rela_impr(auc: float, base: float) -> float:
+    """RelaImpr in per cent: how much more of the way from chance (.5) a model goes than the base does.
+
+    ((auc - .5) / (base - .5) - 1) · 100; NaN where the base is chance itself. Yan et al., ICML 2014; DIN section 6.2.
+
+    >>> round(rela_impr(0.8818, 0.8624), 2)  # DIN over the base model on Amazon (Electronics), as first published
+    5.35
+    """
+    return ((auc - 0.5) / (base - 0.5) - 1) * 100 if base != 0.5 else float("nan")

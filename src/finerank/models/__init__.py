@@ -1,0 +1,1 @@
+"""One file per model: a named composition of representation, interaction and heads."""

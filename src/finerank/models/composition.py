@@ -1,0 +1,249 @@
+"""What every model is: a representation, interactions whose logits add, and heads.
+
+R requests · N candidates (the rows of the logits) · D width of a field · K outputs before the heads · H heads
+
+    batch ──Representation──► Features ──Interaction, Interaction, ...──► logits [N, K] ──Heads──► logits [N, H]
+
+A paper's model is a named composition of the three (see `registry.named`); any other combination is a line in a recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from finerank.data.batch import Batch
+from finerank.layers.embedding import Embedding, Tables
+from finerank.schema import FittedSchema, Task
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a model asks of the batch builder, by history: all (candidate, event) pairs; next-event negatives."""
+
+    pairs: frozenset[str] = frozenset()
+    negatives: frozenset[str] = frozenset()
+
+    def __or__(self, other: Needs) -> Needs:
+        return Needs(self.pairs | other.pairs, self.negatives | other.negatives)
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The shape of `Features`: fields of equal width D on either side, numbers on either side, further vectors."""
+
+    dim: int
+    request_fields: int
+    candidate_fields: int
+    request_numbers: int
+    candidate_numbers: int
+
+    @property
+    def request(self) -> int:
+        """Columns of the joined request side."""
+        return self.request_fields * self.dim + self.request_numbers
+
+    @property
+    def candidate(self) -> int:
+        """Columns of the joined candidate side."""
+        return self.candidate_fields * self.dim + self.candidate_numbers
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a representation makes of a batch.
+
+    fields_R, fields_N    [R, F_u, D], [N, F_i, D]: one vector per field; the request side is never repeated
+    numbers_R, numbers_N  [R, C_u], [N, C_i]
+    losses                auxiliary losses by name, to be added to the model's
+    attention             by history: the weight of every pair [P] (`Batch.pairs`), where the representation attends
+    """
+
+    batch: Batch
+    fields_R: Tensor
+    fields_N: Tensor
+    numbers_R: Tensor
+    numbers_N: Tensor
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
+    attention: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def sides(self) -> tuple[Tensor, Tensor]:
+        """([R, ...], [N, ...]): fields and numbers of either side joined, as a tower reads them."""
+        return _join(self.fields_R, self.numbers_R), _join(self.fields_N, self.numbers_N)
+
+    def fields(self) -> Tensor:
+        """[N, F_u + F_i, D]: all fields of every row, for models that need all pairs."""
+        return torch.cat([self.fields_R.index_select(0, self.batch.request_of), self.fields_N], dim=1)
+
+    def rows(self) -> Tensor:
+        """[N, everything]: request side repeated and joined with the candidate side."""
+        x_R, x_N = self.sides()
+        return torch.cat([x_R.index_select(0, self.batch.request_of), x_N], dim=1)
+
+
+def _join(fields: Tensor, numbers: Tensor) -> Tensor:
+    flat = fields.flatten(1)
+    return torch.cat([flat, numbers], dim=1) if numbers.shape[1] else flat
+
+
+class Part(nn.Module):
+    """A representation, interaction or heads. `Options` is its frozen dataclass; `kind` its name in a recipe."""
+
+    Options: ClassVar[type[Any]]
+
+
+class Representation(Part):
+    """Batch -> Features. Sets `widths` when built; tells the batch builder what it `needs`."""
+
+    widths: Widths
+    needs: Needs = Needs()
+
+    def forward(self, batch: Batch) -> Features:
+        """The features of a batch."""
+        raise NotImplementedError
+
+
+class Interaction(Part):
+    """Features -> logits [N, outputs]. Built with (fitted, widths, outputs, options)."""
+
+    def forward(self, features: Features) -> Tensor:
+        """[N, outputs]."""
+        raise NotImplementedError
+
+
+Link = Literal["sigmoid", "identity", "exp"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """One thing a model says about a row.
+
+    task     whose labels it is judged by
+    space    own: over the task's own space (where its weight is not 0) · entire: over the space of the root of its
+             chain of `within`, with the product of the chain's labels (a conversion that needs a click: y and z)
+    trained  whether it has a term in the loss; a derived head (ESMM's pCVR) has none
+    """
+
+    name: str
+    task: str
+    link: Link = "sigmoid"
+    space: Literal["own", "entire"] = "own"
+    trained: bool = True
+
+
+class Heads(Part):
+    """Logits [N, K] of the interactions -> logits [N, H] of the heads; holds the global bias."""
+
+    heads: tuple[Head, ...]
+    inputs: int
+
+    def forward(self, logits_NK: Tensor) -> Tensor:
+        """[N, K] -> [N, H]."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Output:
+    """logits [N, H], one column a head; auxiliary losses; attention weights [P] by history."""
+
+    logits: Tensor
+    losses: Mapping[str, Tensor]
+    attention: Mapping[str, Tensor]
+
+
+class Model(nn.Module):
+    """A composition: see the module's docstring. Built by `registry.build`."""
+
+    def __init__(
+        self,
+        name: str,
+        fitted: FittedSchema,
+        representation: Representation,
+        interactions: Sequence[Interaction],
+        heads: Heads,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.tasks = fitted.schema.tasks
+        self.representation = representation
+        self.interactions = nn.ModuleList(interactions)
+        self.head = heads
+        self.heads = heads.heads
+        self.needs = representation.needs
+
+    def forward(self, batch: Batch) -> Output:
+        """Logits of every row and head."""
+        features = self.representation(batch)
+        logits = self.interactions[0](features)
+        for interaction in self.interactions[1:]:
+            logits = logits + interaction(features)
+        return Output(self.head(logits), features.losses, features.attention)
+
+    def losses(self, batch: Batch, out: Output) -> dict[str, Tensor]:
+        """Terms of the loss by name; their sum is minimised. Each head's is sum of weight * loss / N of the step."""
+        terms = {}
+        for i, head in enumerate(self.heads):
+            if head.trained:
+                labels, weights = self.target(batch, head)
+                loss = head_loss(head, out.logits[:, i], labels)
+                terms[head.name] = (weights * loss).sum() / max(batch.rows_in_step, 1)
+        return terms | dict(out.losses)
+
+    def target(self, batch: Batch, head: Head) -> tuple[Tensor, Tensor]:
+        """(labels [N], weights [N]) a head is judged by; labels under weight 0 are 0, never NaN."""
+        return head_target(self.tasks, head, batch.labels, batch.weights)
+
+    def embeddings(self) -> dict[str, Tables]:
+        """Every embedding weight by its parameter's name: what row optimisers update."""
+        return {f"{name}.weight": m for name, m in self.named_modules() if isinstance(m, Tables)}
+
+    def first_order(self) -> set[str]:
+        """Names of the first-order weights among `embeddings()`: a parameter group of their own."""
+        found = set()
+        for name, module in self.named_modules():
+            if isinstance(module, FirstOrder):
+                found |= {f"{name}.tables.{w}.weight" for w in module.tables}
+        return found
+
+
+class FirstOrder(Embedding):
+    """The first-order weights of a linear part: one number (per output) for each value, 0 at the start."""
+
+    def __init__(self, fitted: FittedSchema, outputs: int, blocks: Sequence[str]) -> None:
+        super().__init__(fitted, width=outputs, std=0.0, blocks=blocks, forced=True)
+
+
+def head_loss(head: Head, logits: Tensor, labels: Tensor) -> Tensor:
+    """[N]: cross-entropy for a probability, squared error for a number, Poisson-style for an exponential link."""
+    match head.link:
+        case "sigmoid":
+            return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        case "identity":
+            return (logits - labels).square()
+        case "exp":
+            return logits.exp() - labels * logits
+
+
+def head_target(tasks: Sequence[Task], head: Head, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """(labels [N], weights [N]) of one head from the tasks' [N, K]; see `Head.space`."""
+    names = [t.name for t in tasks]
+    i = names.index(head.task)
+    if head.space == "own":
+        weight = weights[:, i]
+        return torch.where(weight != 0, labels[:, i], 0.0), weight
+    chain = [i]
+    while tasks[chain[-1]].within is not None:
+        chain.append(names.index(tasks[chain[-1]].within or ""))
+    label = torch.ones_like(weights[:, i])
+    weight = weights[:, chain[-1]]
+    for j in reversed(chain):
+        # within the space so far (label still 1) a row without weight is unknown: it leaves the head's space
+        known = weights[:, j] != 0
+        weight = torch.where((label != 0) & ~known, 0.0, weight)
+        label = label * torch.where(known, labels[:, j], 0.0)
+    return torch.where(weight != 0, label, 0.0), weight

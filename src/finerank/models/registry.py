@@ -1,0 +1,177 @@
+"""Names: of parts (for recipes) and of compositions (for people). Registration stands beside what it registers.
+
+Every module of `finerank.models` is imported on first use, so a new file is in the registry, the command line and the
+test matrix without touching another file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, TypeVar, Union
+
+import finerank.models
+from finerank.errors import UserError, nearest
+from finerank.models.composition import Heads, Interaction, Model, Part, Representation
+from finerank.schema import FittedSchema
+from finerank.typed import build as build_typed
+from finerank.typed import plain
+
+P = TypeVar("P", bound=type[Part])
+
+_parts: dict[type[Part], dict[str, type[Part]]] = {Representation: {}, Interaction: {}, Heads: {}}
+_named: dict[str, Composition] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """A model before it has seen data: options of each part.
+
+    paper       arXiv number or DOI; "" for what has none
+    exemptions  checks of the test matrix that do not apply: {check: (reason, the check that replaces it)}
+    requires    what a schema must have: "history", "two tasks"
+    """
+
+    name: str
+    representation: Any
+    interactions: tuple[Any, ...]
+    heads: Any
+    paper: str = ""
+    requires: tuple[str, ...] = ()
+    exemptions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+
+def part(cls: P) -> P:
+    """Registers a part under its options' `kind`."""
+    base = next(b for b in _parts if issubclass(cls, b))
+    kind = cls.Options.kind
+    if kind in _parts[base]:
+        raise ValueError(f"{base.__name__} {kind!r} is registered twice")
+    _parts[base][kind] = cls
+    return cls
+
+
+def named(composition: Composition) -> Composition:
+    """Registers a composition under its name."""
+    if composition.name in _named:
+        raise ValueError(f"model {composition.name!r} is registered twice")
+    _named[composition.name] = composition
+    return composition
+
+
+@cache
+def _discover() -> None:
+    for module in pkgutil.iter_modules(finerank.models.__path__):
+        importlib.import_module(f"finerank.models.{module.name}")
+
+
+def names() -> list[str]:
+    """All named compositions."""
+    _discover()
+    return sorted(_named)
+
+
+def composition(name: str) -> Composition:
+    """The named composition; an unknown name is an error that lists the known ones."""
+    _discover()
+    if name not in _named:
+        raise UserError(f"model.name = {name!r} is not known; {nearest(name, _named)}")
+    return _named[name]
+
+
+def options_of(base: type[Part]) -> Any:
+    """The union of the options of all parts of a sort: what a recipe accepts in that place."""
+    _discover()
+    return Union[tuple(cls.Options for cls in _parts[base].values())]  # noqa: UP007 - built at run time
+
+
+def part_class(base: type[Part], options: Any) -> type[Part]:
+    """The class that these options build."""
+    return _parts[base][options.kind]
+
+
+def parse(table: Mapping[str, Any], where: str = "model") -> Composition:
+    """A recipe's [model] table -> composition.
+
+    `name` starts from a named composition; `representation`, `interactions`, `heads` replace or amend its parts. A part
+    given without `kind` amends the options of the part the composition has; with another `kind` it replaces it.
+    """
+    table = dict(table)
+    known = ("name", "representation", "interactions", "heads")
+    for key in table:
+        if key not in known:
+            raise UserError(f"{where}.{key}: unknown key; {nearest(key, known)}")
+    if not isinstance(table.get("name", ""), str):
+        raise UserError(f"{where}.name: got {table['name']!r}; accepted: a text, one of {', '.join(names())}")
+    if "name" not in table and not {"representation", "interactions"} <= set(table):
+        raise UserError(f"{where}: give a name ({', '.join(names())}), or a representation and interactions")
+    base = composition(table["name"]) if "name" in table else composition("lr")
+    changes: dict[str, Any] = (
+        {} if "name" in table else {"name": "custom", "paper": "", "exemptions": {}, "requires": ()}
+    )
+    if "representation" in table:
+        changes["representation"] = _amend(
+            base.representation, table["representation"], Representation, f"{where}.representation"
+        )
+    if "heads" in table:
+        changes["heads"] = _amend(base.heads, table["heads"], Heads, f"{where}.heads")
+    if "interactions" in table:
+        given = table["interactions"]
+        if not isinstance(given, list | tuple) or not given:
+            raise UserError(f"{where}.interactions: got {given!r}; accepted: a list of at least one interaction")
+        before = {o.kind: o for o in base.interactions}
+        changes["interactions"] = tuple(
+            _amend(before.get(_kind(g)), g, Interaction, f"{where}.interactions[{i}]") for i, g in enumerate(given)
+        )
+    return replace(base, **changes)
+
+
+def _kind(given: Any) -> str:
+    if isinstance(given, str):
+        return given
+    return str(given.get("kind", "")) if isinstance(given, Mapping) else ""
+
+
+def _amend(before: Any, given: Any, base: type[Part], where: str) -> Any:
+    """Options from a recipe: a text is a kind with its defaults; a table amends `before` when the kind is the same."""
+    if isinstance(given, str):
+        given = {"kind": given}
+    if not isinstance(given, Mapping):
+        raise UserError(f"{where}: got {given!r}; accepted: the kind of a part as a text, or a table of its options")
+    start: dict[str, Any] = {}
+    if before is not None and given.get("kind", before.kind) == before.kind:
+        start = plain(before)
+    return build_typed(options_of(base), _merge(start, given), where)
+
+
+def _merge(start: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(start)
+    for key, value in given.items():
+        old = out.get(key)
+        out[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return out
+
+
+def build(model: Composition, fitted: FittedSchema) -> Model:
+    """The composition's parts for a fitted schema. Draws initial values from torch's generator: seed it before."""
+    for needed in model.requires:
+        if not _requirements[needed](fitted):
+            raise UserError(f"model {model.name!r} needs {needed} in the schema, and this schema has none")
+    make: Any = part_class(Heads, model.heads)
+    heads: Heads = make(fitted, model.heads)
+    make = part_class(Representation, model.representation)
+    representation: Representation = make(fitted, model.representation)
+    interactions: list[Interaction] = []
+    for options in model.interactions:
+        make = part_class(Interaction, options)
+        interactions.append(make(fitted, representation.widths, heads.inputs, options))
+    return Model(model.name, fitted, representation, interactions, heads)
+
+
+_requirements: dict[str, Callable[[FittedSchema], bool]] = {
+    "history": lambda fitted: bool(fitted.histories),
+    "two tasks": lambda fitted: any(t.within is not None for t in fitted.schema.tasks),
+}

@@ -1,0 +1,146 @@
+"""recipe.toml <-> typed configuration. One file describes a run; every error names the key, what it got and what it takes.
+
+[data]          samples, events (files), or dataset = {kind = "online_retail"}; [data.keys], [data.split]
+[[feature]]     kind, name, level, ...     (schema.Feature)
+[[history]]     name, fields, ...          (schema.History)
+[[task]]        name, column, ...          (schema.Task)
+[model]         name, or representation and interactions   (models.registry.parse)
+[training]      training.options.TrainingOptions
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import polars as pl
+
+from finerank.data.prepare import Keys
+from finerank.data.source import scan
+from finerank.data.split import Split
+from finerank.errors import UserError
+from finerank.models.registry import Composition, parse
+from finerank.schema import Cross, Feature, History, Numeric, Schema, Task, column_of
+from finerank.training.options import TrainingOptions
+from finerank.typed import apply_overrides, build, plain, read_toml, to_toml
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineRetail:
+    """The data set that is shipped with the package (`datasets/online_retail.py`)."""
+
+    kind: ClassVar[str] = "online_retail"
+    task: Literal["discover", "basket"] = "discover"
+    negatives: int = 4
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Where the rows come from, who is who in them, and how they are split. Paths are relative to the recipe."""
+
+    samples: str | None = None
+    events: str | None = None
+    dataset: OnlineRetail | None = None
+    keys: Keys = Keys()
+    split: Split = Split()
+
+    def __post_init__(self) -> None:
+        if (self.samples is None) == (self.dataset is None):
+            raise UserError("give either samples (a file) or dataset (a known one), one of the two")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """The typed part of a recipe file; [model] is read by the registry, which knows the parts."""
+
+    data: DataOptions
+    feature: tuple[Feature, ...]
+    history: tuple[History, ...] = ()
+    task: tuple[Task, ...] = (Task(name="label"),)
+    training: TrainingOptions = TrainingOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A run, fully described. Build it in Python, or read it with `Recipe.read`."""
+
+    data: DataOptions
+    schema: Schema
+    model: Composition
+    training: TrainingOptions = TrainingOptions()
+    folder: Path = field(default=Path("."))
+
+    @staticmethod
+    def read(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+        """The recipe in a TOML file, with each override ("training.epochs=3") set."""
+        table = apply_overrides(read_toml(path), overrides)
+        return Recipe.parse(table, Path(path).parent, str(path))
+
+    @staticmethod
+    def parse(table: Mapping[str, Any], folder: Path = Path("."), where: str = "recipe") -> Recipe:
+        """The recipe in a nested dict, as TOML gives it."""
+        rest = {key: value for key, value in table.items() if key != "model"}
+        if not isinstance(table.get("model"), Mapping):
+            raise UserError(f'{where}.model: missing; accepted: a table, for example [model] with name = "din"')
+        file = build(_File, rest, where)
+        try:
+            schema = Schema(features=file.feature, histories=file.history, tasks=file.task)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        return Recipe(
+            data=file.data,
+            schema=schema,
+            model=parse(table["model"], f"{where}.model"),
+            training=file.training,
+            folder=folder,
+        )
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything that was set, defaults included, as the nested dict that `parse` reads back."""
+        model = {
+            "representation": plain(self.model.representation),
+            "interactions": [plain(o) for o in self.model.interactions],
+            "heads": plain(self.model.heads),
+        }
+        if self.model.name != "custom":
+            model = {"name": self.model.name} | model
+        return {
+            "data": plain(self.data),
+            "feature": [plain(f) for f in self.schema.features],
+            "history": [plain(h) for h in self.schema.histories],
+            "task": [plain(t) for t in self.schema.tasks],
+            "model": model,
+            "training": plain(self.training),
+        }
+
+    def toml(self) -> str:
+        """`resolved` as TOML text."""
+        return to_toml(self.resolved())
+
+    def sources(self) -> tuple[pl.LazyFrame, pl.LazyFrame | None]:
+        """(samples, events), lazily."""
+        data = self.data
+        if data.dataset is not None:
+            from finerank.datasets.online_retail import online_retail
+
+            made = online_retail(data.dataset.task, data.dataset.negatives, data.dataset.seed)
+            return made.samples.lazy(), made.events.lazy()
+        assert data.samples is not None
+        text = self._text_columns()
+        events = scan(self.folder / data.events, text) if data.events else None
+        return scan(self.folder / data.samples, text), events
+
+    def _text_columns(self) -> set[str]:
+        """Columns that CSV must not turn into numbers: ids, whatever they look like."""
+        out: set[str] = set()
+        for feature in self.schema.features:
+            if isinstance(feature, Cross):
+                out |= set(feature.of)
+            elif not isinstance(feature, Numeric) and feature.kind != "bucketed":
+                out.add(column_of(feature))
+        for history in self.schema.histories:
+            out |= set(history.columns.values()) | set(history.lists.values())
+        return out - {t.column or t.name for t in self.schema.tasks}

@@ -1,0 +1,414 @@
+"""What a feature, a history, a task are: declarations only.
+
+A schema says what the columns of a log mean; it knows no data, no tensors and no models. `FittedSchema` adds what the
+training data taught (sizes, counts, statistics); models are built from it.
+
+Levels   request: one value for a user at a moment · candidate: one value per row to score · event: one per past event
+Uses     input: goes into the graph · train_only: may shape the training, never the served graph (position for PAL,
+         elapsed time, propensity) · label_side: part of what is predicted
+Indices  0 padding · 1 out of vocabulary · 2 missing (null, NaN or empty text) · 3... the values
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from finerank.errors import UserError, nearest
+
+PADDING, OOV, MISSING, FIRST = 0, 1, 2, 3
+"""The first rows of every table; values start at FIRST."""
+
+Level = Literal["request", "candidate", "event"]
+Use = Literal["input", "train_only", "label_side"]
+
+# ------------------------------------------------------------------------------------------------ encodings of ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """One row per value seen at least `min_count` times in training; everything else is out of vocabulary.
+
+    The usual choice. `max_size` keeps only the most frequent values (ties: the text that sorts first).
+    """
+
+    kind: ClassVar[str] = "vocabulary"
+    min_count: int = 1
+    max_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hashed:
+    """Row = 3 + hash64(table, value) mod `buckets`: no fitting, new values share rows with old ones (collisions)."""
+
+    kind: ClassVar[str] = "hashed"
+    buckets: int = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growing:
+    """A vocabulary that admits new values and evicts old ones while it trains, within `capacity` rows.
+
+    A value gets a row once it was seen `admit_after` times; when rows run out, those unseen for longest are given
+    away. Encoded data stay true: they hold symbols, and the map from symbol to row lives in the checkpoint.
+    """
+
+    kind: ClassVar[str] = "growing"
+    capacity: int = 100_000
+    admit_after: int = 1
+
+
+Encoding = Vocabulary | Hashed | Growing
+
+# ------------------------------------------------------------------------------------------------ features
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numeric:
+    """A number that reaches the model as a number. Missing (null, NaN) becomes 0 beside an indicator column.
+
+    transform  none · log1p (sign-preserving) · standard · minmax; statistics from training rows only
+    """
+
+    kind: ClassVar[str] = "numeric"
+    name: str
+    level: Level
+    use: Use = "input"
+    column: str | None = None
+    transform: Literal["none", "log1p", "standard", "minmax"] = "standard"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bucketed:
+    """A number cut into buckets, each with an embedding: an ordered categorical. Bucket i holds cuts[i-1] <= x < cuts[i].
+
+    cuts      stored cut points; empty: `buckets` - 1 quantiles of the training rows, stored in the fitted schema
+    """
+
+    kind: ClassVar[str] = "bucketed"
+    name: str
+    level: Level
+    use: Use = "input"
+    column: str | None = None
+    cuts: tuple[float, ...] = ()
+    buckets: int = 10
+    table: str | None = None
+    dim: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Categorical:
+    """One id per row. `table` names the embedding table (default: the feature's own name): equal names share rows."""
+
+    kind: ClassVar[str] = "categorical"
+    name: str
+    level: Level
+    use: Use = "input"
+    column: str | None = None
+    encoding: Encoding = Vocabulary()
+    table: str | None = None
+    dim: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiValued:
+    """A list of ids per row, pooled to one vector. Null entries are dropped; an empty or null list pools to zero.
+
+    weights    a second list column of the same lengths: the pooled sum is weighted (mean divides by Σ|weight|)
+    pooling    sum · mean · max
+    separator  for text columns that join their values (`a|b|c`); lists need none
+    """
+
+    kind: ClassVar[str] = "multivalued"
+    name: str
+    level: Level
+    use: Use = "input"
+    column: str | None = None
+    weights: str | None = None
+    pooling: Literal["sum", "mean", "max"] = "mean"
+    separator: str | None = None
+    encoding: Encoding = Vocabulary()
+    table: str | None = None
+    dim: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """A list of `tag#rank` texts (`military#1`), split at the last `#`: the tag has its table, the rank another.
+
+    The vector of an entry is e_tag + p_rank; a rank that is not a number 1...`max_rank` is rank 0 (unknown).
+    """
+
+    kind: ClassVar[str] = "ranked"
+    name: str
+    level: Level
+    use: Use = "input"
+    column: str | None = None
+    max_rank: int = 20
+    pooling: Literal["sum", "mean", "max"] = "mean"
+    separator: str | None = None
+    encoding: Encoding = Vocabulary()
+    table: str | None = None
+    dim: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cross:
+    """The AND of two or three categorical columns as one id, hashed the same way everywhere. `of`: columns."""
+
+    kind: ClassVar[str] = "cross"
+    name: str
+    level: Level
+    of: tuple[str, ...]
+    use: Use = "input"
+    encoding: Encoding = Hashed()
+    table: str | None = None
+    dim: int | None = None
+
+
+Feature = Numeric | Bucketed | Categorical | MultiValued | Ranked | Cross
+SingleId = Bucketed | Categorical | Cross
+ListFeature = MultiValued | Ranked
+
+
+def column_of(feature: Feature) -> str:
+    """The source column a feature reads (a cross reads several: `feature.of`)."""
+    column = None if isinstance(feature, Cross) else feature.column
+    return column or feature.name
+
+
+def table_of(feature: Feature) -> str | None:
+    """The name of a feature's embedding table; None for numbers."""
+    return None if isinstance(feature, Numeric) else (feature.table or feature.name)
+
+
+# ------------------------------------------------------------------------------------------------ histories and tasks
+
+DAY = 86_400
+AGE_CUTS = (
+    60,
+    600,
+    3_600,
+    6 * 3_600,
+    DAY,
+    2 * DAY,
+    4 * DAY,
+    7 * DAY,
+    14 * DAY,
+    30 * DAY,
+    60 * DAY,
+    120 * DAY,
+    365 * DAY,
+)
+"""Default cut points of an event's age, in seconds: a minute to a year."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """A user's past events of one sort, as seen by a row: known before its time, the most recent, oldest first.
+
+    fields      names of features: an event-level feature, or a candidate feature whose table, encoding and meaning
+                the event's column of that name shares (`product_id` of the past is `product_id` of the candidate)
+    columns     event column of a field where it is not the feature's own column
+    where       only events whose column equals the value, e.g. {event = "purchase"}
+    lists       instead of the event log: columns of the samples that hold the lists, oldest first, field by field
+    separator   for list columns that are joined text (`a^b^c`)
+    max_length  the most recent so many
+    delay       seconds until an event is known: known_at = time + delay, unless the log has a `known_at` column
+    ties        strict: only known_at < t counts · file_order: (known_at, sequence) < (t, sequence of the row)
+    age_cuts    cut points of the event's age in seconds; the age's bucket is the id column `age`
+    """
+
+    name: str
+    fields: tuple[str, ...]
+    columns: Mapping[str, str] = field(default_factory=dict)
+    where: Mapping[str, str | int | bool] = field(default_factory=dict)
+    lists: Mapping[str, str] = field(default_factory=dict)
+    separator: str | None = None
+    max_length: int = 50
+    delay: float = 0.0
+    ties: Literal["strict", "file_order"] = "strict"
+    age_cuts: tuple[int, ...] = AGE_CUTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Something to predict.
+
+    kind     binary: 0 or 1 · regression: any number
+    within   the task in whose positives this one lives (a conversion happens within a click): outside, its weight is 0
+    weight   a column of row weights (default 1)
+    """
+
+    name: str
+    column: str | None = None
+    kind: Literal["binary", "regression"] = "binary"
+    within: str | None = None
+    weight: str | None = None
+
+
+# ------------------------------------------------------------------------------------------------ the schema
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schema:
+    """All declarations of a data set, checked against each other. Order is meaning: fields keep the order given."""
+
+    features: tuple[Feature, ...]
+    histories: tuple[History, ...] = ()
+    tasks: tuple[Task, ...] = (Task(name="label"),)
+
+    def __post_init__(self) -> None:
+        for what, names in (
+            ("feature", [f.name for f in self.features]),
+            ("history", [h.name for h in self.histories]),
+            ("task", [t.name for t in self.tasks]),
+        ):
+            twice = sorted({n for n in names if names.count(n) > 1})
+            if twice:
+                raise UserError(f"schema: {what} {twice[0]!r} is declared twice; names must differ")
+        if not self.tasks:
+            raise UserError("schema: no task; declare at least one [[task]] with a label column")
+        for history in self.histories:
+            for name in history.fields:
+                feature = self.field(history, name)
+                if isinstance(feature, Cross) or feature.level == "request":
+                    raise UserError(
+                        f"history {history.name!r}: field {name!r} is a {feature.level}-level {feature.kind}; accepted: "
+                        "event-level features and candidate features that are not crosses"
+                    )
+            for where, given in (("columns", history.columns), ("lists", history.lists)):
+                for name in given:
+                    if name not in history.fields:
+                        raise UserError(
+                            f"history {history.name!r}: {where} names {name!r}; {nearest(name, history.fields)}"
+                        )
+            if history.lists and set(history.lists) != set(history.fields):
+                raise UserError(
+                    f"history {history.name!r}: lists must name a column for each of {list(history.fields)}"
+                )
+        names = [t.name for t in self.tasks]
+        for i, task in enumerate(self.tasks):
+            if task.within is not None and task.within not in names[:i]:
+                raise UserError(
+                    f"task {task.name!r}: within = {task.within!r} must be a task declared before it; "
+                    f"{nearest(task.within, names[:i])}"
+                )
+        encodings: dict[str, tuple[str, object]] = {}
+        for feature in self.features:
+            table = table_of(feature)
+            if table is None:
+                continue
+            encoding = feature.cuts if isinstance(feature, Bucketed) else feature.encoding  # type: ignore[union-attr]
+            first, known = encodings.setdefault(
+                table, (feature.name, (type(feature) is Bucketed, encoding, feature.dim))
+            )  # type: ignore[union-attr]
+            if known != (type(feature) is Bucketed, encoding, feature.dim):  # type: ignore[union-attr]
+                raise UserError(
+                    f"features {first!r} and {feature.name!r} share the table {table!r} but not their encoding and dim; "
+                    "make them equal or name another table"
+                )
+
+    def feature(self, name: str) -> Feature:
+        """The feature of this name."""
+        for feature in self.features:
+            if feature.name == name:
+                return feature
+        raise UserError(f"no feature {name!r} in the schema; {nearest(name, [f.name for f in self.features])}")
+
+    def history(self, name: str) -> History:
+        """The history of this name."""
+        for history in self.histories:
+            if history.name == name:
+                return history
+        raise UserError(f"no history {name!r} in the schema; {nearest(name, [h.name for h in self.histories])}")
+
+    def task(self, name: str) -> Task:
+        """The task of this name."""
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise UserError(f"no task {name!r} in the schema; {nearest(name, [t.name for t in self.tasks])}")
+
+    def field(self, history: History, name: str) -> Feature:
+        """The feature that a history's field reads its meaning from."""
+        known = [f.name for f in self.features]
+        if name not in known:
+            raise UserError(f"history {history.name!r}: field {name!r} is no feature; {nearest(name, known)}")
+        return self.feature(name)
+
+    def at(self, level: Level, *kinds: type, use: Use | None = "input") -> list[Feature]:
+        """The features of one level, of the given kinds, in declared order."""
+        return [
+            f
+            for f in self.features
+            if f.level == level and (use is None or f.use == use) and (not kinds or isinstance(f, kinds))
+        ]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The fixed, declared order of one block's columns: what `Block.ids`, `.numbers` and `.lists` hold.
+
+    ids       (name, table) of each single-id column; in a history the last one is ("age", "<history>.age")
+    numbers   names of number columns; a numeric feature x yields "x" and, if training rows missed it, "x?"
+    lists     (name, table, rank table or None, weighted?, pooling) of each list column
+    """
+
+    ids: tuple[tuple[str, str], ...] = ()
+    numbers: tuple[str, ...] = ()
+    lists: tuple[ListColumn, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListColumn:
+    """A list feature as a column: its name, tables, and how it is pooled."""
+
+    name: str
+    table: str
+    ranks: str | None = None
+    weighted: bool = False
+    pooling: str = "mean"
+
+
+@dataclass(frozen=True)
+class FittedTable:
+    """What training taught about one embedding table.
+
+    rows      rows of the table, the three reserved ones included (for `growing`: capacity + 3)
+    counts    int64 [rows] (for `growing`: per symbol): occurrences in the training rows, histories included
+    encoding  the declared encoding, or "cuts" for buckets, ranks and ages
+    """
+
+    rows: int
+    counts: np.ndarray
+    encoding: Encoding | Literal["cuts"]
+    dim: int | None = None
+
+
+@dataclass(frozen=True)
+class FittedSchema:
+    """A schema and what the training rows taught: all that a model needs to be built.
+
+    tables          by name
+    request, candidate, histories   the column order of each block of a batch (inputs only; train_only apart)
+    train_only      columns of candidate-level train-only features
+    base_rates      per task: the mean label over its training space (binary: a rate; the initial logit comes from it)
+    """
+
+    schema: Schema
+    tables: Mapping[str, FittedTable]
+    request: Columns
+    candidate: Columns
+    histories: Mapping[str, Columns]
+    train_only: Columns
+    base_rates: Mapping[str, float]
+
+    def blocks(self) -> Iterator[tuple[str, Columns]]:
+        """(name, columns) of request, candidate and each history, in the order of a batch."""
+        yield "request", self.request
+        yield "candidate", self.candidate
+        yield from self.histories.items()

@@ -1,0 +1,1 @@
+"""The training loop, optimisers, regularisers and checkpoints."""

@@ -1,0 +1,253 @@
+"""The training loop: epochs of steps, validation after each, the best weights at the end, resumable at any step.
+
+Everything random is a function of (seed, epoch, step, row): the order of requests, negatives, dropout. So a run that was
+killed and resumed gives the same bits as one that was not, on the same machine with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finerank.data.builder import BatchBuilder
+from finerank.data.dataset import Dataset
+from finerank.data.order import Step
+from finerank.errors import UserError
+from finerank.models.composition import Model
+from finerank.models.registry import Composition, build
+from finerank.runtime.hashing import mix
+from finerank.training.checkpoint import Checkpoint, Checkpoints, restore
+from finerank.training.evaluate import metrics, monitored, predict
+from finerank.training.growing import admit, load_maps, maps_state, row_maps
+from finerank.training.memory import keep_freed_memory
+from finerank.training.optimisers import Optimisers
+from finerank.training.options import TrainingOptions
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch gave. loss: mean over its rows; rows_per_second: of training alone; validation: per head."""
+
+    epoch: int
+    loss: float
+    rows: int
+    seconds: float
+    validation: Mapping[str, Mapping[str, float]]
+    score: float
+    best: bool
+
+    @property
+    def rows_per_second(self) -> float:
+        """Training rows a second, data included."""
+        return self.rows / max(self.seconds, 1e-9)
+
+
+class Progress:
+    """What a training tells while it runs; this one listens and says nothing."""
+
+    def epoch(self, epoch: int, rows: int) -> None:
+        """An epoch of so many rows begins."""
+
+    def advance(self, rows: int, loss: float) -> None:
+        """So many rows more, at this loss (mean of the last step)."""
+
+    def validated(self, epoch: Epoch) -> None:
+        """An epoch is over."""
+
+
+class Trainer:
+    """One training of one model on one data set.
+
+    folder  where checkpoints go: `checkpoints/` to go on from, `best/` the best weights. None: nothing is written
+    at      called with the name of a point ("epoch", "step", and those of `Checkpoints`): for tests that kill there
+    """
+
+    def __init__(
+        self,
+        composition: Composition,
+        dataset: Dataset,
+        options: TrainingOptions = TrainingOptions(),
+        folder: Path | None = None,
+        progress: Progress | None = None,
+        at: Callable[[str], None] = lambda point: None,
+    ) -> None:
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        if options.keep_memory:
+            keep_freed_memory()
+        self.options, self.dataset = options, dataset
+        self.device = choose_device(options.device)
+        torch.manual_seed(options.seed)
+        self.model: Model = build(composition, dataset.fitted).to(self.device)
+        self.optimisers = Optimisers(self.model, dataset.fitted, options)
+        self.row_maps = row_maps(dataset.fitted)
+        self.builder = BatchBuilder(dataset, self.model.needs, self.row_maps, options.seed)
+        self.progress = progress or Progress()
+        self.at = at
+        self.checkpoints = Checkpoints(folder / "checkpoints", at=at) if folder else None
+        self.best_checkpoints = Checkpoints(folder / "best", keep=1, at=at) if folder else None
+        self.best_weights: dict[str, Tensor] = {}
+        self.history: list[Epoch] = []
+        self.epoch = self.step = self.total_steps = 0
+        self.loss_sum = self.seconds = 0.0
+        self.rows_done = 0
+
+    # ------------------------------------------------------------------------------------------------ the loop
+
+    def fit(self, resume: bool = False) -> list[Epoch]:
+        """Train until the epochs are over or patience runs out; the model then holds the best weights.
+
+        resume  go on from the newest checkpoint, if there is one
+        """
+        requests = self.dataset.requests_of("train")
+        validation = self.dataset.requests_of("validation")
+        if not len(validation):
+            raise UserError("no validation requests: early stopping needs some; set split.validation above 0")
+        if not (resume and self._resume()):
+            admit(self.row_maps, self.dataset.fitted, self.model, self.optimisers, 0, self.options.seed)
+        while self.epoch < self.options.epochs and not self._patience_is_over():
+            steps = self.builder.steps(requests, self.options.batch, self.epoch)
+            self.progress.epoch(self.epoch, sum(s.rows for s in steps))
+            self.progress.advance(self.rows_done, math.nan)
+            while self.step < len(steps):
+                started = time.perf_counter()
+                loss = self.train_step(steps[self.step])
+                self.seconds += time.perf_counter() - started
+                self.loss_sum += loss * steps[self.step].rows
+                self.rows_done += steps[self.step].rows
+                self.step += 1
+                self.total_steps += 1
+                self.progress.advance(steps[self.step - 1].rows, loss)
+                self.at("step")
+                if self.options.save_every and self.step % self.options.save_every == 0 and self.step < len(steps):
+                    self._save()
+            self._end_of_epoch(validation)
+            self.at("epoch")
+        self._restore_best()
+        return self.history
+
+    def train_step(self, step: Step) -> float:
+        """One optimiser step; the mean loss of its rows."""
+        self.model.train()
+        torch.manual_seed(mix(self.options.seed, self.epoch, self.step) >> 1)  # dropout and other noise
+        self.optimisers.begin()
+        total = 0.0
+        for batch in self.builder.batches(step, self.epoch):
+            batch = batch.to(self.device)
+            loss = sum(self.model.losses(batch, self.model(batch)).values(), torch.zeros((), device=self.device))
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        self.optimisers.step()
+        if not math.isfinite(total):
+            raise UserError(
+                f"the loss became {total} in epoch {self.epoch + 1}, step {self.step + 1}; "
+                "try a smaller learning rate, or training.clip = 5"
+            )
+        return total
+
+    def _end_of_epoch(self, validation: Any) -> None:
+        self.optimisers.settle()
+        measured = metrics(predict(self.model, self.builder, validation, self.options.evaluate_rows, self.device))
+        score = monitored(self.model, measured, self.options.monitor)
+        if math.isnan(score):
+            raise UserError(
+                f"validation {self.options.monitor} is not defined: its rows are of one class only; "
+                "give more validation rows or monitor logloss"
+            )
+        best = all(score > e.score for e in self.history)
+        mean_loss = self.loss_sum / max(self.rows_done, 1)
+        done = Epoch(self.epoch, mean_loss, self.rows_done, self.seconds, measured, score, best)
+        self.history.append(done)
+        self.epoch, self.step, self.rows_done = self.epoch + 1, 0, 0
+        self.loss_sum = self.seconds = 0.0
+        if best:
+            self.best_weights = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+            if self.best_checkpoints:
+                self.best_checkpoints.save(self.best_weights, {"epoch": done.epoch, "score": score}, self.total_steps)
+        self._save()
+        self.progress.validated(done)
+
+    def _patience_is_over(self) -> bool:
+        since = 0
+        for epoch in self.history:
+            since = 0 if epoch.best else since + 1
+        return since > self.options.patience
+
+    def _restore_best(self) -> None:
+        restore(self.model, self.best_weights, "best weights")
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def _save(self) -> None:
+        if self.checkpoints is None:
+            return
+        tensors, rows = self.optimisers.state()
+        model = self.model.state_dict()
+        for name in self.optimisers.tables:
+            rows[f"model.{name}"] = (model.pop(name), self.optimisers.changed[name].nonzero().squeeze(1))
+        tensors |= {f"model.{name}": t for name, t in model.items()}
+        tensors |= {f"map.{name}": t for name, t in maps_state(self.row_maps).items()}
+        state = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "loss_sum": self.loss_sum,
+            "rows_done": self.rows_done,
+            "seconds": self.seconds,
+            "seed": self.options.seed,
+            "history": [vars(e) for e in self.history],
+        }
+        self.checkpoints.save(tensors, state, self.total_steps, rows)
+        self.optimisers.saved()
+
+    def _resume(self) -> bool:
+        """Take over the newest checkpoint; False when there is none."""
+        found = self.checkpoints.load() if self.checkpoints else None
+        if found is None:
+            return False
+        if found.state["seed"] != self.options.seed:
+            raise UserError(
+                f"{found.path}: was trained with seed {found.state['seed']}, this recipe has {self.options.seed}"
+            )
+        parts = _by_prefix(found, ("model", "map"))
+        restore(self.model, parts["model"], str(found.path))
+        load_maps(self.row_maps, parts["map"])
+        self.optimisers.load(parts[""])
+        self.optimisers.saved()
+        for name in ("epoch", "step", "total_steps", "loss_sum", "rows_done", "seconds"):
+            setattr(self, name, found.state[name])
+        self.history = [Epoch(**e) for e in found.state["history"]]
+        if self.history and self.best_checkpoints:
+            best = self.best_checkpoints.load()
+            if best is None:
+                raise UserError(f"{self.best_checkpoints.folder}: the best weights are gone; start the run anew")
+            self.best_weights = best.tensors
+        return True
+
+
+def _by_prefix(found: Checkpoint, prefixes: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
+    """The tensors by the first part of their name; "" holds those of no prefix, under their full names."""
+    out: dict[str, dict[str, Tensor]] = {p: {} for p in (*prefixes, "")}
+    for name, tensor in found.tensors.items():
+        first, _, rest = name.partition(".")
+        if first in prefixes:
+            out[first][rest] = tensor
+        else:
+            out[""][name] = tensor
+    return out
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name; auto: CUDA where there is one. Raises UserError where CUDA is asked for and missing."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError('training.device = "cuda", but PyTorch sees no CUDA device; accepted here: "cpu", "auto"')
+    return torch.device(name)

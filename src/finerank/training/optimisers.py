@@ -1,0 +1,182 @@
+"""The optimisers of one model: a row optimiser per embedding weight, one dense optimiser for everything else.
+
+V rows of a weight · U touched rows
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from finerank.errors import UserError
+from finerank.layers.embedding import Tables
+from finerank.models.composition import Model
+from finerank.schema import FittedSchema
+from finerank.training.options import FTRL, L2, SGD, Adagrad, Adam, DenseOptions, RowOptions, TrainingOptions
+from finerank.training.options import MiniBatchAware as MiniBatchAwareOptions
+from finerank.training.regularise import CaughtUpL2, MiniBatchAware
+from finerank.training.row_optim import LazyAdam, RowAdagrad, RowFTRL, RowOptimizer, RowSGD
+
+
+def row_optimiser(options: RowOptions, weight: Tensor) -> RowOptimizer:
+    """The row optimiser that these options describe, for one weight [V, D]."""
+    match options:
+        case Adam():
+            return LazyAdam(weight, options.lr, options.betas, options.eps, options.correction)
+        case FTRL():
+            return RowFTRL(weight, options.alpha, options.beta, options.l1, options.l2)
+        case Adagrad():
+            return RowAdagrad(weight, options.lr, options.initial_accumulator)
+        case SGD():
+            return RowSGD(weight, options.lr)
+
+
+def dense_optimiser(options: DenseOptions, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of all parameters that are no tables."""
+    match options:
+        case Adam():
+            return torch.optim.Adam(parameters, options.lr, options.betas, options.eps, fused=True)
+        case Adagrad():
+            start = options.initial_accumulator
+            return torch.optim.Adagrad(parameters, options.lr, initial_accumulator_value=start)
+        case SGD():
+            return torch.optim.SGD(parameters, options.lr)
+
+
+class Optimisers:
+    """Everything that moves a model's parameters.
+
+    A step: `begin` (tables owe a decay), forward, backward, `step` (gradients are taken and cleared).
+    """
+
+    def __init__(self, model: Model, fitted: FittedSchema, options: TrainingOptions) -> None:
+        self.options = options
+        self.tables: dict[str, Tables] = model.embeddings()
+        first_order = model.first_order()
+        self.rows: dict[str, RowOptimizer] = {}
+        self.aware: dict[str, MiniBatchAware] = {}
+        self.decay: dict[str, CaughtUpL2] = {}
+        for name, tables in self.tables.items():
+            first = name in first_order
+            chosen = options.first_order if first and options.first_order is not None else options.tables
+            self.rows[name] = row_optimiser(chosen, tables.weight.data)
+            if first or options.regularise is None:
+                continue
+            if isinstance(options.regularise, MiniBatchAwareOptions):
+                counts = row_counts(tables, fitted).to(tables.weight.device)
+                self.aware[name] = MiniBatchAware(options.regularise.strength, counts)
+            elif isinstance(options.regularise, L2):
+                self.decay[name] = CaughtUpL2(options.regularise.strength, tables.weight)
+                tables.before_gather = _catch_up(self.decay[name], tables.weight.data)
+        self.dense_parameters = {n: p for n, p in model.named_parameters() if n not in self.tables}
+        self.dense = dense_optimiser(options.dense, list(self.dense_parameters.values()))
+        # which rows changed since the last checkpoint
+        self.changed = {n: torch.zeros(len(t.weight), dtype=torch.bool) for n, t in self.tables.items()}
+
+    def begin(self) -> None:
+        """An optimiser step begins: before its first forward pass."""
+        for name, decay in self.decay.items():
+            decay.advance(self.rows[name].lr)
+
+    def step(self) -> None:
+        """Move every parameter by the gradients of the backward passes since the last step."""
+        for name, tables in self.tables.items():
+            taken = tables.take_gradient()
+            if taken is None:
+                continue
+            rows, grad = taken
+            if name in self.aware:
+                self.aware[name].add_to(grad, rows, tables.weight.data.index_select(0, rows))
+            self.rows[name].step(rows, grad)
+            self.changed[name][rows.to("cpu")] = True
+        if self.options.clip is not None:
+            nn.utils.clip_grad_norm_(self.dense_parameters.values(), self.options.clip)
+        self.dense.step()
+        self.dense.zero_grad(set_to_none=True)
+
+    def settle(self) -> None:
+        """Pay all decay that tables owe: before evaluation. A pass over the tables, only with `l2`."""
+        for name, decay in self.decay.items():
+            decay.finish(self.tables[name].weight.data)
+            self.changed[name][:] = True
+
+    def reset_rows(self, name: str, rows: Tensor) -> None:
+        """Rows of a weight that were given to new ids: forget their past."""
+        self.rows[name].reset(rows)
+        if name in self.aware:
+            self.aware[name].reset(rows)
+        if name in self.decay:
+            self.decay[name].reset(rows)
+        self.changed[name][rows.to("cpu")] = True
+
+    # -------------------------------------------------------------------------------------------- checkpoint
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
+        """(tensors, rows): everything by name; rows are the per-row states with the rows changed since `saved`."""
+        tensors: dict[str, Tensor] = {}
+        rows: dict[str, tuple[Tensor, Tensor]] = {}
+        for name in self.tables:
+            changed = self.changed[name].nonzero().squeeze(1)
+            parts: dict[str, Mapping[str, Tensor]] = {"row": self.rows[name].state_dict()}
+            if name in self.aware:
+                parts["aware"] = self.aware[name].state_dict()
+            if name in self.decay:
+                parts["decay"] = self.decay[name].state_dict()
+            for part, state in parts.items():
+                for key, tensor in state.items():
+                    if tensor.dim() and len(tensor) == len(self.tables[name].weight):
+                        rows[f"{part}.{name}.{key}"] = (tensor, changed)
+                    else:
+                        tensors[f"{part}.{name}.{key}"] = tensor
+        for name, p in self.dense_parameters.items():
+            for key, value in self.dense.state.get(p, {}).items():
+                tensors[f"dense.{name}.{key}"] = value
+        return tensors, rows
+
+    def saved(self) -> None:
+        """A checkpoint holds the present state: nothing has changed since."""
+        for changed in self.changed.values():
+            changed[:] = False
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over the tensors that `state` gave (rows whole). Raises UserError if a key is missing or unexpected."""
+        left = dict(tensors)
+
+        def take(prefix: str) -> dict[str, Tensor]:
+            return {key[len(prefix) :]: left.pop(key) for key in [k for k in left if k.startswith(prefix)]}
+
+        for name in self.tables:
+            self.rows[name].load_state_dict(take(f"row.{name}."))
+            if name in self.aware:
+                self.aware[name].load_state_dict(take(f"aware.{name}."))
+            if name in self.decay:
+                self.decay[name].load_state_dict(take(f"decay.{name}."))
+        dense: dict[int, dict[str, Tensor]] = {}
+        for i, (name, p) in enumerate(self.dense_parameters.items()):
+            state = take(f"dense.{name}.")
+            if state:
+                dense[i] = {k: v if k == "step" else v.to(p.device) for k, v in state.items()}
+        if left:
+            raise UserError(
+                f"checkpoint: unexpected optimiser state {sorted(left)[:5]}; was it saved by another recipe?"
+            )
+        if dense and len(dense) != len(self.dense_parameters):
+            missing = [n for i, n in enumerate(self.dense_parameters) if i not in dense]
+            raise UserError(f"checkpoint: no optimiser state for {missing[:5]}; was it saved by another recipe?")
+        groups = self.dense.state_dict()["param_groups"]
+        self.dense.load_state_dict({"state": dense, "param_groups": groups})
+
+
+def row_counts(tables: Tables, fitted: FittedSchema) -> Tensor:
+    """int64 [V]: occurrences in the training rows of what each row of a weight stands for; 0 where rows are yet to be given."""
+    out = []
+    for name, size in tables.sizes.items():
+        counts = torch.from_numpy(fitted.tables[name].counts.astype("int64"))
+        out.append(counts if len(counts) == size else torch.zeros(size, dtype=torch.int64))
+    return torch.cat(out)
+
+
+def _catch_up(decay: CaughtUpL2, weight: Tensor):  # type: ignore[no-untyped-def]
+    return lambda rows: decay.catch_up(weight, rows)

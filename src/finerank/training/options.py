@@ -1,0 +1,116 @@
+"""What can be set about a training, with defaults that are advice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from finerank.data.order import Budget
+from finerank.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam:
+    """Adam; on tables its lazy form, which moves only touched rows (`row_optim.LazyAdam`).
+
+    correction  of tables: what the bias correction counts, all steps ("global") or a row's own ("row")
+    """
+
+    kind: ClassVar[str] = "adam"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    correction: Literal["global", "row"] = "global"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FTRL:
+    """FTRL-Proximal per coordinate, for tables: sparse weights where l1 > 0. alpha .05 to .1 is usual."""
+
+    kind: ClassVar[str] = "ftrl"
+    alpha: float = 0.1
+    beta: float = 1.0
+    l1: float = 0.0
+    l2: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adagrad:
+    """Adagrad per coordinate."""
+
+    kind: ClassVar[str] = "adagrad"
+    lr: float = 0.05
+    initial_accumulator: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD:
+    """Plain gradient descent."""
+
+    kind: ClassVar[str] = "sgd"
+    lr: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniBatchAware:
+    """DIN's regulariser of tables (section 5.1): only rows in the batch, the rarer the stronger. The paper's .01."""
+
+    kind: ClassVar[str] = "mini_batch_aware"
+    strength: float = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2:
+    """Decay of whole tables, decoupled from the optimiser, caught up when a row is next touched."""
+
+    kind: ClassVar[str] = "l2"
+    strength: float = 0.01
+
+
+RowOptions = Adam | FTRL | Adagrad | SGD
+DenseOptions = Adam | Adagrad | SGD
+Regulariser = MiniBatchAware | L2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """A training.
+
+    epochs       at most; early stopping usually ends it sooner. Models with ids over-fit after one to three
+    patience     epochs without improvement before it stops; the best weights are restored always
+    monitor      the validation metric that decides, averaged over the trained heads
+    tables, first_order, dense   optimisers of the parameter groups; first_order: as tables unless given
+    regularise   of embedding tables (first-order weights are left to FTRL's own)
+    clip         greatest norm of the dense gradient; None: no clipping
+    evaluate_rows  candidates per batch in evaluation
+    save_every   steps between checkpoints within an epoch; 0: at the end of each epoch only
+    threads      of torch; None: as many as there are cores
+    device       auto: CUDA where there is one
+    keep_memory  ask the C library to keep freed memory for the next step instead of giving it back (faster on Linux)
+    """
+
+    epochs: int = 10
+    patience: int = 1
+    monitor: Literal["auc", "gauc", "logloss"] = "auc"
+    batch: Budget = Budget()
+    tables: RowOptions = Adam()
+    first_order: RowOptions | None = None
+    dense: DenseOptions = Adam()
+    regularise: Regulariser | None = None
+    clip: float | None = None
+    evaluate_rows: int = 8_192
+    save_every: int = 0
+    seed: int = 1
+    threads: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    keep_memory: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("patience", 0), ("evaluate_rows", 1), ("save_every", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if value < least:
+                raise UserError(f"{name}: got {value}; accepted: whole numbers of at least {least}")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"threads: got {self.threads}; accepted: at least 1")
+        if self.clip is not None and not self.clip > 0:
+            raise UserError(f"clip: got {self.clip}; accepted: a norm above 0")

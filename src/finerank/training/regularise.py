@@ -1,0 +1,139 @@
+"""Regularisers of embedding tables at the cost of the batch.
+
+V rows of a table · D its width · U distinct rows in a step
+MiniBatchAware   the rows of the batch pay, the more the rarer they are           (a gradient: works with any optimiser)
+CaughtUpL2       every row decays at every step, as whole-table L2 does, but the decay of an absent row is only written
+                 down when the row is next used                                   (decoupled: no optimiser sees it)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from finerank.errors import UserError
+from finerank.training.row_optim import load_strictly, put, take
+
+
+def _strength(place: str, strength: float) -> float:
+    if not (strength >= 0 and math.isfinite(strength)):
+        raise UserError(f"{place}: strength {strength}; accepted: a number of at least 0 (0 switches it off)")
+    return strength
+
+
+class MiniBatchAware:
+    """L2 on the rows of the batch alone, divided by how often a row occurs. Zhou et al. (DIN), KDD 2018, section 5.1.
+
+    The gradient of row j of the batch grows by strength · w_j / max(1, n_j). Over an epoch a row then pays about the
+    same whether it is rare or frequent, and rare rows, which overfit, pay most per visit. With an adaptive optimiser
+    the term is rescaled with the gradient; it is not a decoupled decay.
+
+    strength  .01 in the paper (with 5,000 rows a batch and D = 12); 0 switches it off
+    counts    [V] how often each row occurs in all training rows, histories and candidates together
+              (`FittedTable.counts`); kept as float32 on the given device
+    """
+
+    def __init__(self, strength: float, counts: Tensor) -> None:
+        self.strength = _strength("MiniBatchAware", strength)
+        if counts.dim() != 1:
+            raise UserError(
+                f"MiniBatchAware: counts {list(counts.shape)}; accepted: one count per row of the table, [V]"
+            )
+        self.counts = counts.to(torch.float32, copy=True)
+
+    @torch.no_grad()
+    def add_to(self, grad: Tensor, rows: Tensor, values: Tensor) -> None:
+        """Add the term to `grad` in place, once per optimiser step.
+
+        grad, values  [U, D]: the rows' summed gradient of the mean loss, and the weights it was taken at
+        rows          int64 [U], distinct
+        """
+        if self.strength:
+            share = self.strength / take(self.counts, rows).clamp_min_(1)  # [U]
+            grad.addcmul_(values, share.unsqueeze(1))
+
+    @torch.no_grad()
+    def observe(self, rows: Tensor, times: Tensor) -> None:
+        """Running counts, for data that stream: row j was seen `times` more often. rows: distinct; both int64 [U]."""
+        put(self.counts, rows, take(self.counts, rows).add_(times))
+
+    def reset(self, rows: Tensor) -> None:
+        """Start counting anew for rows that were given to a new id."""
+        self.counts.index_fill_(0, rows, 0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The counts: only needed again where `observe` changes them."""
+        return {"counts": self.counts}
+
+    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
+        """Take over saved counts, in place. Raises: UserError on any missing, unexpected or misshapen entry."""
+        load_strictly("MiniBatchAware", {"counts": self.counts}, saved)
+
+
+class CaughtUpL2:
+    """Whole-table L2 as a decoupled decay, w <- (1 - lr · strength) w for every row at every step, applied lazily.
+
+    Loshchilov & Hutter, ICLR 2019 (decoupled decay). A step is: decay the table, forward, backward, optimiser. What an
+    absent row owes is one product; each row remembers how far it has paid, so any schedule of lr comes out right:
+
+        l2.advance(lr)                 # once per optimiser step: all rows now owe one more decay
+        l2.catch_up(weight, rows)      # before the forward pass gathers these rows
+        ...
+        l2.finish(weight)              # before evaluation, export: all rows at once; the only pass over the table
+
+    A checkpoint needs no `finish`: the debt is part of the state. (Finishing changes the last bits, as products are
+    rounded at other places: a run that must be repeated bit for bit finishes at the same steps.)
+
+    strength  decay per unit of learning rate. Adam at 1e-3 with strength 1e-2 halves an idle row in 70,000 steps
+    weight    [V, D], the table: only its length and device are looked at
+    """
+
+    def __init__(self, strength: float, weight: Tensor) -> None:
+        self.strength = _strength("CaughtUpL2", strength)
+        self.owed = 0.0  # the sum over the steps of log(1 - lr · strength)
+        # float64: small differences of a sum that grows
+        self.paid = torch.zeros(
+            len(weight), dtype=torch.float64, device=weight.device
+        )  # [V], what of it each row has had
+
+    def advance(self, lr: float) -> None:
+        """One optimiser step begins, at this learning rate."""
+        if not 0 <= lr * self.strength < 1:
+            raise UserError(
+                f"CaughtUpL2: lr {lr} times strength {self.strength} is {lr * self.strength}; accepted: at least 0 and "
+                "below 1. Use a smaller strength"
+            )
+        self.owed += math.log1p(-lr * self.strength)
+
+    @torch.no_grad()
+    def catch_up(self, weight: Tensor, rows: Tensor) -> None:
+        """Pay what these rows owe, in place; a second call in the same step does nothing. rows: int64 [U], distinct."""
+        if self.strength and len(rows):
+            factor = (self.owed - take(self.paid, rows)).exp_().to(weight.dtype)  # [U]
+            put(weight, rows, take(weight, rows).mul_(factor.unsqueeze(1)))
+            self.paid.index_fill_(0, rows, self.owed)
+
+    @torch.no_grad()
+    def finish(self, weight: Tensor) -> None:
+        """Pay what all rows owe, in place, and start the account again at zero."""
+        if self.strength:
+            weight.mul_((self.owed - self.paid).exp_().to(weight.dtype).unsqueeze(1))
+            self.paid.zero_()
+            self.owed = 0.0
+
+    def reset(self, rows: Tensor) -> None:
+        """Rows that were given to a new id owe nothing."""
+        self.paid.index_fill_(0, rows, self.owed)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """`paid` (the tensor itself) and `owed` as float64 []."""
+        return {"paid": self.paid, "owed": torch.tensor(self.owed, dtype=torch.float64)}
+
+    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
+        """Take over a saved account, in place. Raises: UserError on any missing, unexpected or misshapen entry."""
+        owed = torch.tensor(0.0, dtype=torch.float64)
+        load_strictly("CaughtUpL2", {"paid": self.paid, "owed": owed}, saved)
+        self.owed = float(owed)

@@ -1,0 +1,420 @@
+"""One matrix: every registered model passes every check.
+
+A model may be exempted from a check only by its own declaration, with a reason and a check that replaces it
+(`Composition.exemptions`); docs/models.md prints them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from finerank.data.batch import Batch
+from finerank.data.builder import BatchBuilder
+from finerank.data.dataset import Dataset
+from finerank.data.order import Budget
+from finerank.layers.activation import Dice
+from finerank.layers.mlp import BatchNorm
+from finerank.models import registry
+from finerank.models.composition import Model
+from finerank.schema import OOV
+from finerank.training.checkpoint import restore
+from finerank.training.loop import Trainer
+from finerank.training.options import Adam, TrainingOptions
+from finerank.typed import plain
+
+NAMES = registry.names()
+CHECKS: dict[str, Callable[..., None]] = {}
+
+
+def check(fn: Callable[..., None]) -> Callable[..., None]:
+    CHECKS[fn.__name__.removeprefix("check_")] = fn
+    return fn
+
+
+@pytest.fixture(scope="session")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
+    folder = tmp_path_factory.mktemp("worlds")
+    return {
+        "two tasks": tiny.dataset(folder / "two", tasks=2),
+        "one task": tiny.dataset(folder / "one", tasks=1),
+    }
+
+
+def world_of(name: str, worlds: dict[str, Dataset]) -> Dataset:
+    return worlds["two tasks" if "two tasks" in registry.composition(name).requires else "one task"]
+
+
+def built(name: str, data: Dataset, seed: int = 0, spread: float = 0.3) -> Model:
+    """The model with weights large enough that every part matters."""
+    torch.manual_seed(seed)
+    model = registry.build(registry.composition(name), data.fitted)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn(parameter.shape) * spread
+        for tables in model.embeddings().values():
+            for start in tables.start.values():
+                tables.weight[start] = 0.0
+    return model
+
+
+def batch_of(model: Model, data: Dataset, requests: list[int] | np.ndarray) -> Batch:
+    return BatchBuilder(data, model.needs).batch(np.asarray(requests))
+
+
+def dense(model: Model) -> Model:
+    """The plain twin: gradients reach the whole weight of every table."""
+    for tables in model.embeddings().values():
+        tables.sparse = False
+    return model
+
+
+def frozen(model: Model) -> Model:
+    """In training, but with the statistics of evaluation."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, Dice | BatchNorm):
+            module.eval()
+    return model
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    """Equal but for the order in which float32 sums were taken."""
+    return bool(torch.allclose(a, b, rtol=1e-4, atol=1e-4))
+
+
+def total(model: Model, batch: Batch) -> Tensor:
+    return sum(model.losses(batch, model(batch)).values(), torch.zeros(()))
+
+
+def busy(data: Dataset, count: int = 12) -> np.ndarray:
+    """Requests, most of them with a history."""
+    slices = data.slices["clicks"]
+    return np.argsort(slices.start - slices.end, kind="stable")[:count]
+
+
+@check
+def check_shapes_and_start(name: str, data: Dataset, tmp: Path) -> None:
+    """One column a head, and an untrained model predicts near the base rate."""
+    torch.manual_seed(0)
+    model = registry.build(registry.composition(name), data.fitted).eval()
+    batch = batch_of(model, data, np.arange(data.requests))
+    out = model(batch)
+    assert out.logits.shape == (data.rows, len(model.heads))
+    for i, head in enumerate(model.heads):
+        if head.space == "own":
+            rate = data.fitted.base_rates[head.task]
+            assert abs(float(torch.sigmoid(out.logits[:, i]).mean().detach()) - rate) < 0.1
+
+
+@check
+def check_gradients_in_float64(name: str, data: Dataset, tmp: Path) -> None:
+    """The derivative along random directions of each parameter equals the difference quotient."""
+    model = frozen(dense(built(name, data).double()))
+    batch = batch_of(model, data, busy(data, 6))
+    batch = replace(
+        batch,
+        request=replace(batch.request, numbers=batch.request.numbers.double()),
+        candidate=replace(batch.candidate, numbers=batch.candidate.numbers.double()),
+        labels=batch.labels.double(),
+        weights=batch.weights.double(),
+    )
+    total(model, batch).backward()
+    draw = torch.Generator().manual_seed(1)
+    step, moved = 1e-6, 0
+    for key, parameter in model.named_parameters():
+        if parameter.grad is None or not parameter.numel():
+            continue
+        direction = torch.randn(parameter.shape, generator=draw, dtype=torch.float64)
+        direction /= direction.norm()  # a short way: ReLU has kinks
+        slope = float((parameter.grad * direction).sum())
+        with torch.no_grad():
+            parameter += step * direction
+            up = float(total(model, batch).detach())
+            parameter -= 2 * step * direction
+            down = float(total(model, batch).detach())
+            parameter += step * direction
+        assert slope == pytest.approx((up - down) / (2 * step), rel=1e-4, abs=1e-7), key
+        moved += slope != 0
+    assert moved >= 2
+
+
+@check
+def check_every_parameter_learns(name: str, data: Dataset, tmp: Path) -> None:
+    model = frozen(dense(built(name, data)))
+    total(model, batch_of(model, data, np.arange(data.requests))).backward()
+    idle = [k for k, p in model.named_parameters() if p.numel() and (p.grad is None or not bool((p.grad != 0).any()))]
+    assert idle == []
+
+
+@check
+def check_row_alone_equals_row_in_batch(name: str, data: Dataset, tmp: Path) -> None:
+    """Batch mates, and through them the longest history, change nothing."""
+    model = built(name, data).eval()
+    together = model(batch_of(model, data, np.arange(data.requests))).logits
+    for request in range(0, data.requests, 7):
+        alone = model(batch_of(model, data, [request])).logits
+        rows = slice(data.first[request], data.first[request + 1])
+        assert close(alone, together[rows])
+
+
+@check
+def check_row_alone_in_training_with_frozen_statistics(name: str, data: Dataset, tmp: Path) -> None:
+    model = frozen(built(name, data))
+    together = model(batch_of(model, data, np.arange(data.requests))).logits
+    for request in range(0, data.requests, 11):
+        rows = slice(data.first[request], data.first[request + 1])
+        assert close(model(batch_of(model, data, [request])).logits, together[rows])
+
+
+@check
+def check_one_candidate_of_a_request_alone(name: str, data: Dataset, tmp: Path) -> None:
+    """A request with fewer candidates gives these candidates the same logits."""
+    model = built(name, data).eval()
+    builder = BatchBuilder(data, model.needs)
+    request = int(np.argmax(np.diff(data.first)))
+    whole = model(builder.batch(np.array([request]))).logits
+    for i in range(len(whole)):
+        part = model(builder.batch(np.array([request]), chunk=(i, i + 1), rows_in_step=len(whole))).logits
+        assert close(part, whole[i : i + 1])
+
+
+@check
+def check_order_of_candidates_is_irrelevant(name: str, data: Dataset, tmp: Path) -> None:
+    model = built(name, data).eval()
+    batch = batch_of(model, data, [int(np.argmax(np.diff(data.first)))])
+    turn = torch.arange(batch.N - 1, -1, -1)
+    from finerank.data.batch import pair_up
+    from finerank.data.columns import take_block
+
+    def turned(t: Tensor) -> Tensor:
+        return t[turn]
+
+    block = take_block(batch.candidate.map(lambda t: t.numpy()), turn.numpy()).map(torch.from_numpy)
+    other = replace(
+        batch,
+        candidate=block,
+        pairs={k: pair_up(batch.request_of, batch.histories[k].lengths) for k in batch.pairs},
+    )
+    assert close(model(other).logits, turned(model(batch).logits))
+
+
+@check
+def check_empty_histories(name: str, data: Dataset, tmp: Path) -> None:
+    model = built(name, data)
+    slices = data.slices["clicks"]
+    empty = np.flatnonzero(slices.start == slices.end)
+    assert len(empty) > 2
+    for requests in (empty, empty[:1]):
+        batch = batch_of(model, data, requests)
+        model.train()
+        loss = total(model, batch)
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert torch.isfinite(model.eval()(batch).logits).all()
+
+
+@check
+def check_batch_of_one(name: str, data: Dataset, tmp: Path) -> None:
+    model = built(name, data)
+    single = np.flatnonzero(np.diff(data.first) == 1)
+    for request in single[:3]:
+        batch = batch_of(model, data, [int(request)])
+        model.train()
+        out = model(batch)
+        assert out.logits.shape == (1, len(model.heads))
+        sum(model.losses(batch, out).values(), torch.zeros(())).backward()
+        for p in model.parameters():
+            assert p.grad is None or torch.isfinite(p.grad).all()
+
+
+@check
+def check_everything_out_of_vocabulary(name: str, data: Dataset, tmp: Path) -> None:
+    model = built(name, data).eval()
+    batch = batch_of(model, data, busy(data))
+
+    def unknown(block):  # type: ignore[no-untyped-def]
+        lists = {k: replace(v, ids=torch.full_like(v.ids, OOV)) for k, v in block.lists.items()}
+        return replace(block, ids=torch.full_like(block.ids, OOV), lists=lists)
+
+    batch = replace(
+        batch,
+        request=unknown(batch.request),
+        candidate=unknown(batch.candidate),
+        histories={k: replace(h, events=unknown(h.events)) for k, h in batch.histories.items()},
+    )
+    assert torch.isfinite(model(batch).logits).all()
+
+
+@check
+def check_sparse_gradients_equal_the_dense_twin(name: str, data: Dataset, tmp: Path) -> None:
+    requests = busy(data)
+    sparse, plain_twin = frozen(built(name, data)), frozen(dense(built(name, data)))
+    batch = batch_of(sparse, data, requests)
+    total(sparse, batch).backward()
+    total(plain_twin, batch).backward()
+    for key, tables in sparse.embeddings().items():
+        found = tables.take_gradient()
+        assert found is not None
+        rows, grad = found
+        whole = torch.zeros_like(tables.weight).index_copy(0, rows, grad)
+        reference = plain_twin.embeddings()[key].weight.grad
+        assert reference is not None
+        assert torch.allclose(whole, reference, atol=1e-6), key
+        assert len(rows) == len(torch.unique(rows))
+    for (key, a), b in zip(sparse.named_parameters(), plain_twin.parameters(), strict=True):
+        if a.grad is not None:
+            assert torch.allclose(a.grad, b.grad, atol=1e-6), key  # type: ignore[arg-type]
+
+
+@check
+def check_chunks_of_a_request_give_the_gradient_of_the_whole(name: str, data: Dataset, tmp: Path) -> None:
+    model = frozen(dense(built(name, data)))
+    builder = BatchBuilder(data, model.needs)
+    request = np.array([int(np.argmax(np.diff(data.first)))])
+    total(model, builder.batch(request)).backward()
+    whole = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    (step,) = builder.steps(request, Budget(rows=2), shuffle=False)
+    assert len(step.chunks) == (int(np.diff(data.first)[request[0]]) + 1) // 2
+    for batch in builder.batches(step):
+        total(model, batch).backward()
+    parts = [p.grad for p in model.parameters() if p.grad is not None]
+    assert all(close(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+@check
+def check_nan_under_weight_zero_reaches_no_gradient(name: str, data: Dataset, tmp: Path) -> None:
+    model = dense(built(name, data)).train()
+    batch = batch_of(model, data, np.arange(data.requests))
+    weights = batch.weights.clone()
+    weights[::2] = 0.0
+    labels = batch.labels.clone()
+    labels[weights == 0] = torch.nan
+    total(model, replace(batch, labels=labels, weights=weights)).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@check
+def check_batch_without_rows_of_a_task_gives_zero(name: str, data: Dataset, tmp: Path) -> None:
+    model = built(name, data).train()
+    batch = batch_of(model, data, np.arange(data.requests))
+    out = model(batch)
+    losses = model.losses(replace(batch, weights=torch.zeros_like(batch.weights)), out)
+    assert all(float(losses[h.name].detach()) == 0.0 for h in model.heads if h.trained)
+
+
+@check
+def check_fits_a_tiny_set(name: str, data: Dataset, tmp: Path) -> None:
+    options = TrainingOptions(epochs=1, tables=Adam(lr=0.03), dense=Adam(lr=0.01), keep_memory=False, threads=1)
+    trainer = Trainer(registry.composition(name), data, options)
+    (step,) = trainer.builder.steps(busy(data, 10), Budget(rows=10_000), shuffle=False)
+    losses = [trainer.train_step(step) for _ in range(80)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@check
+def check_same_seed_same_bits_and_resume_equals_uninterrupted(name: str, data: Dataset, tmp: Path) -> None:
+    options = TrainingOptions(
+        epochs=3, patience=9, batch=Budget(rows=32), save_every=2, keep_memory=False, threads=1, seed=5
+    )
+    whole = Trainer(registry.composition(name), data, options, tmp / "whole")
+    whole.fit()
+
+    class Stopped(Exception):  # noqa: N818
+        pass
+
+    seen = 0
+
+    def stop(point: str) -> None:
+        nonlocal seen
+        seen += point == "step"
+        if seen == 5:
+            raise Stopped
+
+    cut = Trainer(registry.composition(name), data, options, tmp / "cut", at=stop)
+    with pytest.raises(Stopped):
+        cut.fit()
+    resumed = Trainer(registry.composition(name), data, options, tmp / "cut")
+    resumed.fit(resume=True)
+    for (key, a), b in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+    assert [(e.loss, e.score) for e in whole.history] == [(e.loss, e.score) for e in resumed.history]
+
+
+@check
+def check_best_weights_are_restored(name: str, data: Dataset, tmp: Path) -> None:
+    """Also when patience never runs out: the model at the end scores what the best epoch scored."""
+    from finerank.training.evaluate import metrics, monitored, predict
+
+    options = TrainingOptions(epochs=4, patience=9, batch=Budget(rows=32), tables=Adam(lr=0.05), keep_memory=False, threads=1)
+    trainer = Trainer(registry.composition(name), data, options)
+    history = trainer.fit()
+    measured = metrics(predict(trainer.model, trainer.builder, data.requests_of("validation")))
+    assert monitored(trainer.model, measured, "auc") == max(e.score for e in history)
+
+
+@check
+def check_state_loads_strictly(name: str, data: Dataset, tmp: Path) -> None:
+    model, other = built(name, data, seed=1), built(name, data, seed=2)
+    state = model.state_dict()
+    restore(other, state, "model")
+    batch = batch_of(model, data, busy(data))
+    assert torch.equal(model.eval()(batch).logits, other.eval()(batch).logits)
+    for wrong in ({**state, "more": torch.zeros(1)}, dict(list(state.items())[1:])):
+        with pytest.raises(ValueError, match=r"does not fit"):
+            restore(other, wrong, "model")
+
+
+@check
+def check_recipe_round_trip(name: str, data: Dataset, tmp: Path) -> None:
+    """The resolved options parse back to the same composition; an unknown key names the valid ones."""
+    c = registry.composition(name)
+    table = {
+        "name": name,
+        "representation": plain(c.representation),
+        "interactions": [plain(o) for o in c.interactions],
+        "heads": plain(c.heads),
+    }
+    assert registry.parse(table) == c
+    with pytest.raises(ValueError, match="model.representation.widht: unknown key"):
+        registry.parse({"name": name, "representation": {"widht": 1}})
+
+
+@check
+def check_module_and_options_are_documented(name: str, data: Dataset, tmp: Path) -> None:
+    c = registry.composition(name)
+    model = registry.build(c, data.fitted)
+    for part in (model.representation, *model.interactions, model.head):
+        assert inspect.getdoc(type(part))
+        assert inspect.getdoc(type(part).Options)  # type: ignore[union-attr]
+    assert len(c.paper) > 5
+
+
+def cases() -> list[tuple[str, str]]:
+    return [(name, check) for name in NAMES for check in CHECKS]
+
+
+@pytest.mark.parametrize(("name", "check_name"), cases())
+def test_model(name: str, check_name: str, worlds: dict[str, Dataset], tmp_path: Path) -> None:
+    exemption = registry.composition(name).exemptions.get(check_name)
+    if exemption is not None:
+        reason, replacement = exemption
+        assert len(reason) > 10
+        assert replacement in CHECKS or replacement in globals()
+        return
+    torch.set_num_threads(1)
+    CHECKS[check_name](name, world_of(name, worlds), tmp_path)
+
+
+def test_exemptions_name_real_checks() -> None:
+    for name in NAMES:
+        assert set(registry.composition(name).exemptions) <= set(CHECKS)

@@ -1,0 +1,326 @@
+"""Layers against numbers worked out by hand and against their plain twins."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from finerank.data.batch import Pairs, pair_up
+from finerank.layers.activation import Dice, PReLU
+from finerank.layers.attention import ActivationUnit, UnitOptions, attend
+from finerank.layers.embedding import Tables
+from finerank.layers.mlp import MLP, BatchNorm, SplitLinear
+from finerank.layers.recurrent import GRU
+from finerank.layers.segments import segment_max, segment_mean, segment_softmax, segment_sum
+
+
+def test_segments_by_hand() -> None:
+    values = torch.tensor([[1.0, -5.0], [3.0, -7.0], [10.0, -1.0]])
+    segments = torch.tensor([0, 0, 2])
+    assert segment_sum(values, segments, 3).tolist() == [[4.0, -12.0], [0.0, 0.0], [10.0, -1.0]]
+    assert segment_mean(values, segments, 3).tolist() == [[2.0, -6.0], [0.0, 0.0], [10.0, -1.0]]
+    assert segment_max(values, segments, 3).tolist() == [[3.0, -5.0], [0.0, 0.0], [10.0, -1.0]]
+    soft = segment_softmax(torch.tensor([0.0, float(np.log(3.0)), 80.0]), segments, 3)
+    assert soft.tolist() == pytest.approx([0.25, 0.75, 1.0])
+
+
+def test_segment_softmax_survives_large_logits_and_nothing() -> None:
+    soft = segment_softmax(torch.tensor([1e4, 1e4]), torch.tensor([1, 1]), 2)
+    assert soft.tolist() == [0.5, 0.5]
+    assert segment_softmax(torch.empty(0), torch.empty(0, dtype=torch.int64), 3).shape == (0,)
+
+
+def test_pairs_by_hand() -> None:
+    """Two requests: 2 candidates x 3 events, then 1 candidate x 1 event, then 2 candidates x nothing."""
+    pairs = pair_up(torch.tensor([0, 0, 1, 2, 2]), torch.tensor([3, 1, 0]))
+    assert pairs.candidate.tolist() == [0, 0, 0, 1, 1, 1, 2]
+    assert pairs.event is not None
+    assert pairs.event.tolist() == [0, 1, 2, 0, 1, 2, 3]
+    single = pair_up(torch.tensor([0, 1, 2]), torch.tensor([2, 0, 1]))
+    assert single.event is None
+    assert single.candidate.tolist() == [0, 0, 2]
+
+
+def test_as_many_candidates_as_requests_but_not_one_each() -> None:
+    pairs = pair_up(torch.tensor([0, 0, 2]), torch.tensor([1, 5, 2]))
+    assert pairs.event is not None
+    assert pairs.candidate.tolist() == [0, 1, 2, 2]
+    assert pairs.event.tolist() == [0, 0, 6, 7]
+
+
+# ------------------------------------------------------------------------------------------------ activations
+
+
+def numpy_dice(x: np.ndarray, slope: np.ndarray, eps: float = 1e-8) -> np.ndarray:
+    p = 1 / (1 + np.exp(-(x - x.mean(0)) / np.sqrt(x.var(0) + eps)))
+    return p * x + (1 - p) * slope * x
+
+
+def test_dice_equals_a_numpy_reference() -> None:
+    dice = Dice(3).train()
+    slope = torch.tensor([0.0, 0.3, -1.0])
+    dice.slope.data = slope
+    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 5.0, 0.1]) + 2
+    expected = numpy_dice(x.numpy().astype(np.float64), slope.numpy())
+    assert np.allclose(dice(x).detach().numpy(), expected, atol=1e-5)
+
+
+def test_dice_of_standardised_input_has_p_sigmoid_and_slope_one_is_identity() -> None:
+    x = torch.tensor([[-1.0], [1.0]])
+    dice = Dice(1).train()
+    assert torch.allclose(dice(x), x * torch.sigmoid(x), atol=1e-6)
+    dice.slope.data[:] = 1.0
+    assert torch.allclose(dice(x), x)
+
+
+def test_dice_with_zero_mean_and_vanishing_variance_is_prelu() -> None:
+    dice, prelu = Dice(2).eval(), PReLU(2)
+    dice.var[:] = 0.0
+    dice.slope.data[:] = 0.1
+    x = torch.tensor([[2.0, -3.0], [-0.5, 4.0]])
+    assert torch.allclose(dice(x), prelu(x), atol=1e-6)
+    assert prelu(x).tolist() == [[2.0, pytest.approx(-0.3)], [pytest.approx(-0.05), 4.0]]
+
+
+def test_dice_in_training_and_evaluation_agree_when_the_statistics_do() -> None:
+    dice = Dice(2).train()
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(1)) * 3 + 1
+    trained = dice(x)  # the first batch counts fully, so the moving statistics are now the batch's
+    assert torch.allclose(dice.eval()(x), trained, atol=1e-6)
+
+
+def test_dice_without_rows_keeps_its_statistics() -> None:
+    dice = Dice(2).train()
+    dice(torch.randn(10, 2))
+    mean, steps = dice.mean.clone(), int(dice.steps)
+    assert dice(torch.empty(0, 2)).shape == (0, 2)
+    assert torch.equal(dice.mean, mean)
+    assert int(dice.steps) == steps
+
+
+def test_batch_norm_lets_one_row_through() -> None:
+    norm = BatchNorm(2).train()
+    norm(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
+    before = norm.running_mean.clone()  # type: ignore[union-attr]
+    assert torch.isfinite(norm(torch.tensor([[1.0, 2.0]]))).all()
+    assert torch.equal(norm.running_mean, before)  # type: ignore[arg-type]
+
+
+def test_split_linear_equals_one_linear_layer() -> None:
+    torch.manual_seed(0)
+    split = SplitLinear(3, 2, 4)
+    split.bias.data.normal_()
+    x_R, x_N, of = torch.randn(2, 3), torch.randn(5, 2), torch.tensor([0, 0, 1, 1, 1])
+    joined = torch.cat([x_R[of], x_N], dim=1)
+    assert torch.allclose(split(x_R, x_N, of), torch.nn.functional.linear(joined, split.weight, split.bias), atol=1e-6)
+
+
+def test_mlp_by_hand() -> None:
+    mlp = MLP(2, (2,), 1)
+    first, last = mlp.layers[0], mlp.layers[2]
+    first.weight.data = torch.tensor([[1.0, -1.0], [2.0, 0.5]])  # type: ignore[union-attr]
+    last.weight.data = torch.tensor([[3.0, -1.0]])  # type: ignore[union-attr]
+    # [1, 2]: hidden relu(1 - 2), relu(2 + 1) = 0, 3 -> -3
+    assert mlp(torch.tensor([[1.0, 2.0]])).tolist() == [[-3.0]]
+
+
+# ------------------------------------------------------------------------------------------------ attention
+
+ALL = ("query", "key", "difference", "product")
+BLOCKS = [ALL, ("key",), ("query",), ("product",), ("difference",), ("query", "key"), ("key", "product"), ("difference", "product")]
+
+
+def attention_case(context: int, single: bool = False) -> tuple[Tensor, Tensor, Tensor | None, Pairs]:
+    draw = torch.Generator().manual_seed(3)
+    lengths = torch.tensor([4, 0, 2, 7])
+    of = torch.arange(4) if single else torch.tensor([0, 0, 0, 1, 2, 3, 3])
+    q = torch.randn(len(of), 6, generator=draw)
+    k = torch.randn(int(lengths.sum()), 6, generator=draw)
+    c = torch.randn(len(k), context, generator=draw) if context else None
+    return q, k, c, pair_up(of, lengths)
+
+
+@pytest.mark.parametrize("context", [0, 3])
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("inputs", BLOCKS)
+def test_factored_first_layer_equals_the_textbook(inputs: tuple[str, ...], context: int, single: bool) -> None:
+    torch.manual_seed(0)
+    unit = ActivationUnit(6, UnitOptions(inputs=inputs, hidden=(5, 3)), context)  # type: ignore[arg-type]
+    unit.first.bias.data.normal_()
+    q, k, c, pairs = attention_case(context, single)
+    factored, textbook = unit.first_layer(q, k, c, pairs), unit.plain_first_layer(q, k, c, pairs)
+    assert factored.shape == (len(pairs.candidate), 5)
+    assert torch.allclose(factored, textbook, atol=1e-5)
+    assert unit.first.weight.shape == (5, 6 * len(inputs) + context)
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize("kind", ["mlp", "dot"])
+def test_unit_equals_a_loop_over_candidates_and_events(kind: str, softmax: bool) -> None:
+    torch.manual_seed(0)
+    unit = ActivationUnit(6, UnitOptions(kind=kind, softmax=softmax, activation="sigmoid"))  # type: ignore[arg-type]
+    q, k, _, pairs = attention_case(0)
+    weights = unit(q, k, None, pairs)
+    out = attend(weights, k, pairs, len(q))
+    first_event = [0, 4, 4, 6, 13]
+    request_of = [0, 0, 0, 1, 2, 3, 3]
+    for n, r in enumerate(request_of):
+        events = range(first_event[r], first_event[r + 1])
+        scores = []
+        for t in events:
+            if kind == "dot":
+                scores.append(float(q[n] @ k[t]) / 6**0.5)
+            else:
+                x = torch.cat([q[n], k[t], q[n] - k[t], q[n] * k[t]])
+                score = float(unit.rest(unit.first(x)[None])[0, 0].detach())
+                scores.append(score / 6**0.5 if softmax else score)
+        if softmax and scores:
+            exp = np.exp(np.array(scores) - max(scores))
+            scores = list(exp / exp.sum())
+        expected = sum((s * k[t] for s, t in zip(scores, events, strict=True)), torch.zeros(6))
+        assert torch.allclose(out[n], expected, atol=1e-5)
+        assert weights[pairs.candidate == n].tolist() == pytest.approx(scores, abs=1e-5)
+
+
+def test_constant_weight_is_sum_pooling_and_softmax_of_it_the_mean() -> None:
+    q, k, _, pairs = attention_case(0)
+    for softmax, pool in ((False, segment_sum), (True, segment_mean)):
+        unit = ActivationUnit(6, UnitOptions(softmax=softmax))
+        unit.rest[-1].weight.data.zero_()  # type: ignore[union-attr]
+        unit.rest[-1].bias.data.fill_(1.0)  # type: ignore[union-attr]
+        assert pairs.event is not None
+        expected = pool(k[pairs.event], pairs.candidate, len(q))
+        assert torch.allclose(attend(unit(q, k, None, pairs), k, pairs, len(q)), expected, atol=1e-5)
+
+
+def test_duplicated_history_doubles_the_interest_only_without_softmax() -> None:
+    """The intensity of interest (section 4.3): softmax forgets it."""
+    torch.manual_seed(0)
+    q, k = torch.randn(1, 6), torch.randn(3, 6)
+    once = pair_up(torch.tensor([0]), torch.tensor([3]))
+    twice = pair_up(torch.tensor([0]), torch.tensor([6]))
+    for softmax, factor in ((False, 2.0), (True, 1.0)):
+        unit = ActivationUnit(6, UnitOptions(softmax=softmax, activation="relu"))
+        one = attend(unit(q, k, None, once), k, once, 1)
+        two = attend(unit(q, torch.cat([k, k]), None, twice), torch.cat([k, k]), twice, 1)
+        assert torch.allclose(two, factor * one, atol=1e-5)
+
+
+def test_dot_kind_has_no_parameters() -> None:
+    assert list(ActivationUnit(4, UnitOptions(kind="dot")).parameters()) == []
+
+
+# ------------------------------------------------------------------------------------------------ recurrence
+
+
+def sequences() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(5)
+    lengths = torch.tensor([3, 0, 5, 1, 3])
+    segments = torch.repeat_interleave(lengths)
+    positions = torch.arange(12) - (lengths.cumsum(0) - lengths)[segments]
+    return torch.randn(12, 4, generator=draw), torch.rand(12, generator=draw), segments, positions, lengths
+
+
+def loop(gru: GRU, x: Tensor, a: Tensor | None, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Element by element, as the equations stand in the papers."""
+    H = gru.hidden
+    W, b, U = gru.input.weight, gru.input.bias, gru.state.weight
+    states, last, at = [], [], 0
+    for n in lengths.tolist():
+        h = torch.zeros(H)
+        for t in range(at, at + n):
+            i = a[t] * x[t] if gru.cell == "aigru" and a is not None else x[t]
+            u = torch.sigmoid(W[:H] @ i + U[:H] @ h + b[:H])
+            r = torch.sigmoid(W[H : 2 * H] @ i + U[H : 2 * H] @ h + b[H : 2 * H])
+            c = torch.tanh(W[2 * H :] @ i + r * (U[2 * H :] @ h) + b[2 * H :])
+            if a is not None and gru.cell == "agru":
+                u = a[t]
+            elif a is not None and gru.cell == "augru":
+                u = a[t] * u
+            elif a is not None and gru.cell == "augru_official":
+                u = a[t] + (1 - a[t]) * u
+            h = (1 - u) * h + u * c
+            states.append(h)
+        last.append(h)
+        at += n
+    return torch.stack(states), torch.stack(last)
+
+
+@pytest.mark.parametrize("cell", ["gru", "aigru", "agru", "augru", "augru_official"])
+def test_packed_and_masked_walks_equal_the_equations(cell: str) -> None:
+    torch.manual_seed(0)
+    gru = GRU(4, 3, cell)  # type: ignore[arg-type]
+    gru.input.bias.data.normal_()
+    x, a, segments, positions, lengths = sequences()
+    attention = None if cell == "gru" else a
+    expected = loop(gru, x, attention, lengths)
+    for walk in (gru._packed, gru._masked):
+        states, last = walk(gru.project(x), attention, segments, positions, lengths, 6)
+        assert torch.allclose(states, expected[0], atol=1e-6)
+        assert torch.allclose(last, expected[1], atol=1e-6)
+
+
+def test_attention_limits_of_the_cells() -> None:
+    """a = 1: AUGRU is the GRU; a = 0: AUGRU keeps the state, the official form is a plain GRU; AGRU with a = 1 is c."""
+    torch.manual_seed(0)
+    x, _, segments, positions, lengths = sequences()
+    ones, zeros = torch.ones(12), torch.zeros(12)
+    gru = GRU(4, 3)
+
+    def last(cell: str, a: Tensor | None) -> Tensor:
+        gru.cell = cell  # type: ignore[assignment]
+        out: Tensor = gru(gru.project(x), a, segments, positions, lengths, 6)[1]
+        return out
+
+    plain = last("gru", None)
+    assert torch.allclose(last("augru", ones), plain, atol=1e-6)
+    assert torch.allclose(last("augru", zeros), torch.zeros_like(plain))
+    assert torch.allclose(last("augru_official", zeros), plain, atol=1e-6)
+    gru.cell = "agru"
+    h = torch.randn(1, 3)
+    x_r, h_r = (gru.project(x[:1]) + gru.input.bias)[:, 3:6], gru.state(h)[:, 3:6]
+    c = torch.tanh((gru.project(x[:1]) + gru.input.bias)[:, 6:] + torch.sigmoid(x_r + h_r) * gru.state(h)[:, 6:])
+    assert torch.allclose(gru.step(gru.project(x[:1]), torch.ones(1), h), c, atol=1e-6)
+
+
+def test_recurrence_without_any_element() -> None:
+    gru = GRU(4, 3)
+    none = torch.empty(0, dtype=torch.int64)
+    states, last = gru(gru.project(torch.empty(0, 4)), None, none, none, torch.zeros(2, dtype=torch.int64), 5)
+    assert states.shape == (0, 3)
+    assert last.tolist() == [[0.0] * 3] * 2
+
+
+# ------------------------------------------------------------------------------------------------ embedding
+
+
+def test_tables_gather_touches_distinct_rows_only() -> None:
+    torch.manual_seed(0)
+    tables = Tables({"a": 5, "b": 4}, 2, 0.1).train()
+    ids = torch.tensor([3, 5 + 3, 3, 1, 5 + 3])
+    out = tables(ids)
+    assert torch.equal(out, tables.weight[ids])
+    (out * torch.arange(5.0).unsqueeze(1)).sum().backward()
+    taken = tables.take_gradient()
+    assert taken is not None
+    grads = {int(r): g.tolist() for r, g in zip(*taken, strict=True)}
+    assert grads == {3: [2.0, 2.0], 8: [5.0, 5.0], 1: [3.0, 3.0]}
+    assert tables.weight.grad is None
+    assert tables.take_gradient() is None
+
+
+def test_gradients_of_two_forward_passes_are_summed_per_row() -> None:
+    tables = Tables({"a": 6}, 1, 0.1).train()
+    tables(torch.tensor([3, 4])).sum().backward()
+    tables(torch.tensor([4, 5])).sum().backward()
+    taken = tables.take_gradient()
+    assert taken is not None
+    assert {int(r): float(g) for r, g in zip(*taken, strict=True)} == {3: 1.0, 4: 2.0, 5: 1.0}
+
+
+def test_padding_rows_are_zero() -> None:
+    tables = Tables({"a": 5, "b": 4}, 3, 1.0)
+    assert tables.weight[0].tolist() == tables.weight[5].tolist() == [0.0] * 3
+    assert bool((tables.table("b")[1:] != 0).all())

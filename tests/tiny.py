@@ -1,0 +1,101 @@
+"""A small world with everything in it: users, items with categories, tags and prices, clicks and conversions within them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from finerank.data.dataset import Dataset
+from finerank.data.prepare import Keys, prepare
+from finerank.data.split import Split
+from finerank.schema import (
+    Bucketed,
+    Categorical,
+    Cross,
+    Encoding,
+    Hashed,
+    History,
+    MultiValued,
+    Numeric,
+    Ranked,
+    Schema,
+    Task,
+    Vocabulary,
+)
+
+KEYS = Keys(request="request", user="user", time="time", sequence="sequence")
+USERS, ITEMS, CATEGORIES, TAGS = 12, 30, 5, 7
+
+
+def frames(requests: int = 60, seed: int = 0) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(samples, events): the click probability depends on how often the candidate's category is in the user's past."""
+    draw = np.random.default_rng(seed)
+    category = draw.integers(0, CATEGORIES, ITEMS)
+    tags = [sorted(set(draw.integers(0, TAGS, draw.integers(0, 4)).tolist())) for _ in range(ITEMS)]
+    price = np.round(draw.lognormal(1, 1, ITEMS), 2)
+    events: list[dict[str, object]] = []
+    samples: list[dict[str, object]] = []
+    past: dict[int, list[int]] = {u: [] for u in range(USERS)}
+    sequence = 0
+    for r in range(requests):
+        time = 1_000 * (r // 2)  # two requests share each moment
+        user = int(draw.integers(0, USERS))
+        for _ in range(int(draw.integers(1, 5))):
+            item = int(draw.integers(0, ITEMS))
+            match = sum(category[i] == category[item] for i in past[user])
+            click = int(draw.random() < 0.15 + 0.6 * min(match, 2) / 2)
+            row = {"item": f"i{item}", "category": int(category[item]), "tags": [f"t{t}" for t in tags[item]]}
+            row |= {"price": float(price[item])}
+            samples.append(
+                {"request": r, "user": f"u{user}", "time": time, "sequence": sequence, "country": "AB"[user % 2]}
+                | {"age": None if user == 3 else 20.0 + user, "click": click, "position": int(draw.integers(1, 4))}
+                | {"conversion": int(click and draw.random() < 0.4), "interests": [f"t{user % TAGS}#1", "t1#2"]}
+                | row
+            )
+            if click:
+                events.append({"user": f"u{user}", "time": time, "sequence": sequence, "kind": "click"} | row)
+                past[user].append(item)
+            sequence += 1
+    return pl.DataFrame(samples), pl.DataFrame(events)
+
+
+def schema(
+    tasks: int = 2,
+    rich: bool = True,
+    encoding: Encoding = Vocabulary(),
+    max_length: int = 6,  # noqa: B008
+) -> Schema:
+    """rich: every kind of feature; else the plain ones alone."""
+    features = [
+        Categorical(name="user", level="request", encoding=encoding),
+        Categorical(name="country", level="request"),
+        Categorical(name="item", level="candidate", encoding=encoding),
+        Categorical(name="category", level="candidate"),
+    ]
+    if rich:
+        features[2:2] = [
+            Numeric(name="age", level="request"),
+            Ranked(name="interests", level="request", max_rank=3),
+        ]
+        features += [
+            MultiValued(name="tags", level="candidate"),
+            Bucketed(name="price", level="candidate", buckets=4),
+            Numeric(name="amount", level="candidate", column="price", transform="log1p"),
+            Cross(name="country_category", level="candidate", of=("country", "category"), encoding=Hashed(buckets=50)),
+            Categorical(name="position", level="candidate", use="train_only"),
+        ]
+    fields = ("item", "category", "tags", "price") if rich else ("item", "category")
+    histories = (History(name="clicks", fields=fields, where={"kind": "click"}, max_length=max_length),)
+    both = (Task(name="click"), Task(name="conversion", within="click"))
+    return Schema(features=tuple(features), histories=histories, tasks=both[:tasks])
+
+
+def dataset(
+    folder: Path, requests: int = 60, seed: int = 0, tasks: int = 2, rich: bool = True, **more: object
+) -> Dataset:
+    """The world, prepared into `folder`."""
+    samples, events = frames(requests, seed)
+    made = schema(tasks, rich, **more)  # type: ignore[arg-type]
+    return prepare(folder, made, samples.lazy(), events.lazy(), KEYS, Split(validation=0.2, test=0.2))
