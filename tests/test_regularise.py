@@ -49,7 +49,7 @@ def test_mini_batch_aware_strength_zero_is_a_no_op() -> None:
 
 
 def test_mini_batch_aware_running_counts() -> None:
-    given = torch.tensor([1, 2, 3])
+    given = torch.tensor([1.0, 2.0, 3.0])
     regulariser = MiniBatchAware(1.0, given)
     regulariser.observe(torch.tensor([2, 0]), torch.tensor([5, 1]))
     assert regulariser.counts.tolist() == [2, 2, 8]
@@ -85,7 +85,7 @@ def make_run(seed: int = 1, steps: int = 30) -> tuple[Tensor, list[float], list[
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 2e-6)])
 def test_caught_up_equals_dense_decay_under_a_schedule(dtype: torch.dtype, tolerance: float) -> None:
     start, rates, batches = make_run()
-    weight = start.to(dtype)
+    weight = start.to(dtype, copy=True)
     l2 = CaughtUpL2(0.2, weight)
     for step, (lr, (rows, target)) in enumerate(zip(rates, batches, strict=True)):
         before = weight.clone()

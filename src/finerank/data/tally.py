@@ -118,10 +118,10 @@ class Moments:
 
 
 def quantile_cuts(values: Floats, counts: Int64s, buckets: int) -> Floats:
-    """Cut points that part the occurrences of numbers into `buckets` about equal shares; distinct, ascending, finite.
+    """Cut points that part the occurrences of numbers into about equal shares; distinct, ascending, finite.
 
-    Cut i is the least value with at least i / buckets of all occurrences strictly below it, so that no bucket is empty
-    and a value that fills several shares gives one cut, not several.
+    Cut i is the value that leaves nearest to i / buckets of all occurrences strictly below it (a tie: the lower). So no
+    bucket is empty, a value that fills several shares gives one cut, and two distinct values always give one.
 
     >>> quantile_cuts(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1, 1, 1, 1]), 2).tolist()
     [3.0]
@@ -129,9 +129,13 @@ def quantile_cuts(values: Floats, counts: Int64s, buckets: int) -> Floats:
     distinct, inverse = np.unique(values, return_inverse=True)
     sums = np.zeros(len(distinct), dtype=np.int64)
     np.add.at(sums, inverse, counts)
-    below = np.cumsum(sums) - sums
-    at = np.searchsorted(below * buckets, np.arange(1, buckets) * sums.sum())  # in integers, so exactly
-    cuts: Floats = distinct[np.unique(at[at < len(distinct)])]
+    if len(distinct) < 2:
+        return np.zeros(0)
+    below = np.cumsum(sums)[:-1] * buckets  # of distinct[1:]; shares in integers, so that nothing is rounded
+    wanted = np.arange(1, buckets) * sums.sum()
+    above = np.searchsorted(below, wanted).clip(max=len(below) - 1)
+    under = (above - 1).clip(min=0)
+    cuts: Floats = distinct[1:][np.unique(np.where(wanted - below[under] <= below[above] - wanted, under, above))]
     return cuts
 
 

@@ -1,9 +1,8 @@
 """The fitted encoder and its per-request engine: raw values -> symbols and numbers.
 
 What the training rows taught (symbol tables, statistics of numbers) is held here; `data.encode` fits it and is the bulk
-engine over the same artefact. What each kind of value means is said once, in functions that both engines call:
-the functions of values.py, `Encoder.entry` and `scaled` below. Property tests prove
-the engines equal, bit for bit.
+engine over the same artefact. What each kind of value means is said once, in values.py, `Encoder.entry` and `scaled`,
+which both engines call. Property tests prove the engines equal, bit for bit.
 
 n rows · F single-id columns · C number columns · L distinct lists · M entries of all distinct lists
 """
@@ -174,20 +173,18 @@ class Encoder:
             given = _items(values[1], feature.separator)
             if len(given) != len(items):
                 raise UserError(f"got {len(items)} values but {len(given)} weights; give one weight per value")
-            numbers = [number(weight) for weight, entry in zip(given, entries, strict=True) if entry is not None]
-            weights = np.array([np.nan if w is None else w for w in numbers], dtype=np.float64)
-            return known, list_weights(weights).tobytes()
+            weights = np.array([np.nan if w is None else w for w in map(number, given)], dtype=np.float64)
+            return known, list_weights(weights[[entry is not None for entry in entries]]).tobytes()
 
         distinct: dict[tuple[tuple[tuple[int, ...], ...], bytes], int] = {}
         index = [distinct.setdefault(key, len(distinct)) for key in _each(read, zip(*columns, strict=True), place)]
         width = 2 if isinstance(feature, Ranked) else 1
         lengths = np.array([len(entries) for entries, _ in distinct], dtype=np.int64)
+        weights = np.frombuffer(b"".join(w for _, w in distinct), dtype=np.float32).copy()
         return Lists(
             index=np.array(index, dtype=np.int64),
             ids=np.array([e for entries, _ in distinct for e in entries], dtype=np.int64).reshape(-1, width),
-            weights=np.frombuffer(b"".join(w for _, w in distinct), dtype=np.float32).copy()
-            if is_weighted(feature)
-            else None,
+            weights=weights if is_weighted(feature) else None,
             segments=np.repeat(np.arange(len(lengths)), lengths),
             lengths=lengths,
         )
@@ -257,7 +254,7 @@ def scaled(feature: Numeric, stats: NumberStats, x: NDArray[np.float64], place: 
     if len(bad):
         i = int(bad[0])
         raise UserError(
-            f"{place(i)}: {x[i]!r} is beyond float32 after transform = {feature.transform!r}; "
+            f"{place(i)}: {float(x[i])!r} is beyond float32 after transform = {feature.transform!r}; "
             'clean the column or use transform = "log1p"'
         )
     return out
