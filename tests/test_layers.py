@@ -13,7 +13,15 @@ from finerank.layers.attention import ActivationUnit, UnitOptions, attend
 from finerank.layers.embedding import Tables
 from finerank.layers.mlp import MLP, BatchNorm, SplitLinear
 from finerank.layers.recurrent import GRU
-from finerank.layers.segments import segment_max, segment_mean, segment_softmax, segment_sum
+from finerank.layers.segments import (
+    gather,
+    segment_max,
+    segment_mean,
+    segment_softmax,
+    segment_sum,
+    spread,
+    weighted_sum,
+)
 
 
 def test_segments_by_hand() -> None:
@@ -24,6 +32,56 @@ def test_segments_by_hand() -> None:
     assert segment_max(values, segments, 3).tolist() == [[3.0, -5.0], [0.0, 0.0], [10.0, -1.0]]
     soft = segment_softmax(torch.tensor([0.0, float(np.log(3.0)), 80.0]), segments, 3)
     assert soft.tolist() == pytest.approx([0.25, 0.75, 1.0])
+
+
+def test_fast_segment_operators_have_the_gradients_of_the_plain_ones() -> None:
+    """The forms that exporters get are the twins: same values, same gradients; segments without values included."""
+    draw = torch.Generator().manual_seed(0)
+    segments = torch.tensor([0, 0, 0, 2, 5, 5])
+    index = torch.tensor([3, 1, 3, 0, 3, 2])
+    values, rows = torch.randn(6, 3, generator=draw), torch.randn(7, 3, generator=draw)
+    weights, events = torch.randn(6, generator=draw), torch.randn(4, 3, generator=draw)
+
+    def sums(v: Tensor) -> Tensor:
+        return v.new_zeros((7, 3)).index_add(0, segments, v)
+
+    cases = [
+        (lambda v: segment_sum(v, segments, 7), sums, (values,)),
+        (lambda r: spread(r, segments), lambda r: r.index_select(0, segments), (rows,)),
+        (lambda e: gather(e, index), lambda e: e.index_select(0, index), (events,)),
+        (
+            lambda w, e: weighted_sum(w, e, segments, index, 7),
+            lambda w, e: sums(w.unsqueeze(1) * e.index_select(0, index)),
+            (weights, events),
+        ),
+        (
+            lambda w, v: weighted_sum(w, v, segments, None, 7),
+            lambda w, v: sums(w.unsqueeze(1) * v),
+            (weights, values),
+        ),
+    ]
+    for fast, plain, inputs in cases:
+        results = []
+        for fn in (fast, plain):
+            given = [x.clone().requires_grad_() for x in inputs]
+            out = fn(*given)
+            (out * torch.arange(out.numel()).view_as(out)).sum().backward()
+            results.append([out.detach(), *(x.grad for x in given)])
+        for a, b in zip(*results, strict=True):
+            assert a is not None
+            assert b is not None
+            assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_segment_operators_without_values() -> None:
+    none = torch.empty(0, dtype=torch.int64)
+    values = torch.empty(0, 3, requires_grad=True)
+    segment_sum(values, none, 2).sum().backward()
+    rows = torch.ones(2, 3, requires_grad=True)
+    spread(rows, none).sum().backward()
+    assert rows.grad is not None
+    assert rows.grad.tolist() == [[0.0] * 3] * 2
+    assert weighted_sum(torch.empty(0), torch.ones(4, 3), none, none, 2).tolist() == [[0.0] * 3] * 2
 
 
 def test_segment_softmax_survives_large_logits_and_nothing() -> None:

@@ -169,6 +169,14 @@ def test_times_do_not_run_back_and_sizes_make_sense() -> None:
         RowMap(capacity=0)
 
 
+def test_several_evictions_at_once_take_the_oldest_in_order() -> None:
+    rows = RowMap(capacity=4)
+    for time, symbol in enumerate([13, 12, 11, 10]):
+        seen(rows, [symbol], time)
+    assert seen(rows, [20, 21, 22], 9) == ([3, 4, 5], [13, 12, 11])
+    assert rows_of(rows, 10, 20, 21, 22, 13) == [6, 3, 4, 5, OOV]
+
+
 class SlowRowMap:
     """The same rules in plain Python."""
 

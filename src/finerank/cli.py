@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -28,7 +28,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Fine ranking: learn from logs which candidates a user will click, buy or watch.",
 )
-console = Console()
+# paths and names stay as they are, and are not cut to a width where there is no terminal
+console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 1_000)
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Set a key of the recipe: --set training.epochs=3")]
 
 
@@ -70,15 +71,13 @@ class Bar(TrainingProgress):
         mark = "  *" if epoch.best else ""
         console.print(
             f"{self.name} epoch {epoch.epoch + 1}  loss {epoch.loss:.4f}  {heads}  "
-            f"{epoch.rows_per_second:,.0f} rows/s{mark}",
-            highlight=False,
-            soft_wrap=True,
+            f"{epoch.rows_per_second:,.0f} rows/s{mark}"
         )
 
 
 def _say(step: str) -> None:
     if console.is_terminal:
-        console.print(f"preparing: {step}", style="dim", highlight=False)
+        console.print(f"preparing: {step}", style="dim")
 
 
 @app.command()
@@ -94,7 +93,7 @@ def train(
     with Bar(read.model.name) as bar:
         result = run(read, out, data, resume, bar, _say)
     console.print(results_table([(read.model.name, result)]))
-    console.print(f"written to {out}", highlight=False)
+    console.print(f"written to {out}")
 
 
 @app.command()
@@ -106,14 +105,14 @@ def prepare(
     """Encode a recipe's data.  Example: finerank prepare examples/retail_din.toml -o runs/data"""
     dataset = prepared(Recipe.read(recipe, overrides or ()), out, _say)
     m = dataset.manifest
-    console.print(f"{m['requests']:,} requests, {m['rows']:,} rows, {m['users']:,} users in {out}", highlight=False)
+    console.print(f"{m['requests']:,} requests, {m['rows']:,} rows, {m['users']:,} users in {out}")
     for name, (requests, rows) in m["split"].items():
-        console.print(f"  {name}: {requests:,} requests, {rows:,} rows", highlight=False)
+        console.print(f"  {name}: {requests:,} requests, {rows:,} rows")
 
 
 @app.command()
 def models() -> None:
-    """List the models: names for [model] of a recipe."""
+    """List the models: names for [model] of a recipe.  Example: finerank models"""
     table = Table("model", "representation", "interactions", "heads", "paper", box=None)
     for name in registry.names():
         c = registry.composition(name)
@@ -147,11 +146,10 @@ def demo(
     split = dataset.manifest["split"]
     console.print(
         f"\nUCI Online Retail, task {task}: {dataset.requests:,} requests, {dataset.rows:,} rows; split by time, "
-        f"{split['test'][1]:,} test rows",
-        highlight=False,
+        f"{split['test'][1]:,} test rows"
     )
     console.print(results_table(results))
-    console.print(f"Each run is in {out}/<model>: recipe, metrics, curve, checkpoints.", highlight=False)
+    console.print(f"Each run is in {out}/<model>: recipe, metrics, curve, checkpoints.")
 
 
 def results_table(results: Iterable[tuple[str, Result]]) -> Table:
@@ -167,11 +165,18 @@ def results_table(results: Iterable[tuple[str, Result]]) -> Table:
 
 
 def main() -> None:
-    """The entry point: a user's error is one sentence and exit code 2, ctrl-C is 130."""
+    """The entry point: a user's error, or the system's (disk full, no permission), is one sentence and exit code 2.
+
+    Ctrl-C is 130: Typer sees to it.
+    """
     try:
         app()
     except UserError as error:
-        Console(stderr=True).print(f"finerank: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        _refuse(str(error))
+    except OSError as error:
+        _refuse(f"{error.filename or 'the system'}: {error.strerror or error}; nothing that was written before is lost")
+
+
+def _refuse(sentence: str) -> NoReturn:
+    Console(stderr=True).print(f"finerank: {sentence}", style="red", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(2)

@@ -10,8 +10,10 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -65,13 +67,24 @@ class _File:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A run, fully described. Build it in Python, or read it with `Recipe.read`."""
+    """A run, fully described. Build it in Python, or read it with `Recipe.read`.
+
+    folder  where relative paths start. They are made absolute, so that the recipe as resolved means the same from
+            anywhere: also from the run's folder, where it is kept
+    """
 
     data: DataOptions
     schema: Schema
     model: Composition
     training: TrainingOptions = TrainingOptions()
-    folder: Path = field(default=Path("."))
+    folder: InitVar[Path] = Path(".")
+
+    def __post_init__(self, folder: Path) -> None:
+        def anchored(name: str | None) -> str | None:
+            return None if name is None else os.path.abspath(folder / name)
+
+        data = replace(self.data, samples=anchored(self.data.samples), events=anchored(self.data.events))
+        object.__setattr__(self, "data", data)
 
     @staticmethod
     def read(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -86,6 +99,8 @@ class Recipe:
         if not isinstance(table.get("model"), Mapping):
             raise UserError(f'{where}.model: missing; accepted: a table, for example [model] with name = "din"')
         file = build(_File, rest, where)
+        if not file.feature:
+            raise UserError(f"{where}.feature: is empty; declare at least one [[feature]]")
         try:
             schema = Schema(features=file.feature, histories=file.history, tasks=file.task)
         except UserError as error:
@@ -120,6 +135,11 @@ class Recipe:
         """`resolved` as TOML text."""
         return to_toml(self.resolved())
 
+    def files(self) -> list[Path]:
+        """The files of samples and events as they are there now, patterns expanded."""
+        found = [glob.glob(name) or [name] for name in (self.data.samples, self.data.events) if name is not None]
+        return [Path(name) for names in found for name in sorted(names)]
+
     def sources(self) -> tuple[pl.LazyFrame, pl.LazyFrame | None]:
         """(samples, events), lazily."""
         data = self.data
@@ -130,8 +150,8 @@ class Recipe:
             return made.samples.lazy(), made.events.lazy()
         assert data.samples is not None
         text = self._text_columns()
-        events = scan(self.folder / data.events, text) if data.events else None
-        return scan(self.folder / data.samples, text), events
+        events = scan(data.events, text) if data.events else None
+        return scan(data.samples, text), events
 
     def _text_columns(self) -> set[str]:
         """Columns that CSV must not turn into numbers: ids, whatever they look like."""
@@ -143,4 +163,5 @@ class Recipe:
                 out.add(column_of(feature))
         for history in self.schema.histories:
             out |= set(history.columns.values()) | set(history.lists.values())
+        out |= {key for key in (self.data.keys.user, self.data.keys.request) if key is not None}
         return out - {t.column or t.name for t in self.schema.tasks}

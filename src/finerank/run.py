@@ -11,6 +11,7 @@ import csv
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -46,22 +47,30 @@ class Result:
 def prepared(recipe: Recipe, folder: Path, progress: Callable[[str], None] = lambda step: None) -> Dataset:
     """The encoded data set of a recipe in `folder`: opened if it is there, else prepared.
 
-    Raises UserError if `folder` holds a data set that another recipe prepared.
+    It is written beside its place and renamed when whole: a kill or an error leaves nothing in the way of a new attempt.
+    Raises UserError if `folder` holds something else, or a data set of another recipe or of files as they were before.
     """
     wanted = _fingerprint(recipe)
     stamp = folder / "recipe.json"
-    if (folder / "manifest.json").exists():
-        found = json.loads(stamp.read_text(encoding="utf-8")) if stamp.exists() else None
-        if found != wanted:
+    if stamp.exists():
+        if stamp.read_text(encoding="utf-8") != wanted:
             raise UserError(
                 f"{folder}: was prepared by another recipe or from files that have changed since; "
                 "remove it or name another folder"
             )
         return Dataset.open(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder}: exists and is not empty, but holds no prepared data; name another folder")
     samples, events = recipe.sources()
-    dataset = prepare(folder, recipe.schema, samples, events, recipe.data.keys, recipe.data.split, progress)
-    _write(stamp, json.dumps(wanted, indent=1))
-    return dataset
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
+    try:
+        prepare(partial, recipe.schema, samples, events, recipe.data.keys, recipe.data.split, progress)
+        _write(partial / stamp.name, wanted)
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Dataset.open(folder)
 
 
 def run(
@@ -85,9 +94,9 @@ def run(
         raise UserError(f"{folder}: holds a run of another recipe; resume with the recipe it was started with")
     folder.mkdir(parents=True, exist_ok=True)
     dataset = prepared(recipe, data or folder / "data", step)
-    _write(at, text)
     started = time.perf_counter()
     trainer = Trainer(recipe.model, dataset, recipe.training, folder, progress)
+    _write(at, text)  # from here on the folder holds a run
     _write(folder / "environment.json", json.dumps(environment(trainer.device), indent=1))
     history = trainer.fit(resume)
     rows = recipe.training.evaluate_rows
@@ -132,16 +141,14 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _fingerprint(recipe: Recipe) -> dict[str, Any]:
-    """What a prepared data set depends on: the recipe's data part, and the source files as they stand."""
-    files = {}
-    for name in (recipe.data.samples, recipe.data.events):
-        for path in sorted(recipe.folder.glob(name)) if name else []:
-            files[str(path.name)] = [path.stat().st_size, path.stat().st_mtime_ns]
+def _fingerprint(recipe: Recipe) -> str:
+    """What a prepared data set depends on, as JSON: the recipe's data part, and the source files as they stand."""
+    there = {str(path): path.stat() for path in recipe.files() if path.exists()}
+    files = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in there.items()}
     resolved = recipe.resolved()
-    parts = {key: resolved[key] for key in ("data", "feature", "history", "task")}
-    found: dict[str, Any] = json.loads(json.dumps(parts | {"files": files}))
-    return found
+    return json.dumps(
+        {key: resolved[key] for key in ("data", "feature", "history", "task")} | {"files": files}, indent=1
+    )
 
 
 def _plain(value: Any) -> Any:

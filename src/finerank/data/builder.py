@@ -52,7 +52,7 @@ class BatchBuilder:
         self, dataset: Dataset, needs: Wanted, row_maps: Mapping[str, RowMap] | None = None, seed: int = 0
     ) -> None:
         self.dataset, self.needs, self.seed = dataset, needs, seed
-        self.row_maps = dict(row_maps or {})
+        self.row_maps = {} if row_maps is None else row_maps  # not a copy: a resumed training replaces its maps
 
     def steps(self, requests: np.ndarray, budget: Budget, epoch: int = 0, shuffle: bool = True) -> list[Step]:
         """The optimiser steps of one epoch over these requests."""
@@ -134,7 +134,7 @@ class BatchBuilder:
         """An event known to the row, drawn as often as it occurs in the log, whose item is not the true one.
 
         The first field of a history is its item. A function of (seed, epoch, request, position): what comes later in
-        the log changes nothing. Where all known events are of the true item, that item stands.
+        the log changes nothing. Where `REDRAWS` draws in a row gave the true item (it may be all that is known), it stands.
         """
         data = self.dataset
         table, columns = data.events[name], data.fitted.histories[name]

@@ -96,10 +96,11 @@ class Dataset:
             raise UserError(f"{folder}: no prepared data set here (no manifest.json); prepare one first")
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: damaged ({error}); prepare again") from error
-        if manifest.get("format") != FORMAT:
-            raise UserError(f"{path}: format is {manifest.get('format')!r}, accepted: {FORMAT!r}; prepare again")
+            found, base_rates = manifest["format"], manifest["base_rates"]
+        except (ValueError, KeyError, TypeError) as error:  # no JSON, no text at all, or JSON of something else
+            raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); prepare again") from error
+        if found != FORMAT:
+            raise UserError(f"{path}: format is {found!r}, accepted: {FORMAT!r}; prepare again")
         encoder = Encoder.load(folder / "encoder")
         requests, candidates = read_columns(folder / "requests"), read_columns(folder / "candidates")
         counts = read_columns(folder / "counts")
@@ -109,7 +110,7 @@ class Dataset:
             events[history.name] = EventTable.open(at / "events")
             parts = read_columns(at / "slices")
             slices[history.name] = Slices(parts["start"], parts["end"], parts["known"])
-        fitted = fitted_schema(encoder, dict(counts), manifest["base_rates"])
+        fitted = fitted_schema(encoder, dict(counts), base_rates)
         return Dataset(
             folder,
             manifest,

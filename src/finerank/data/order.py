@@ -62,7 +62,7 @@ def steps(requests: np.ndarray, rows: np.ndarray, events: np.ndarray, budget: Bu
     pairs = rows * events
     rows_until = np.concatenate([[0], np.cumsum(rows)])
     pairs_until = np.concatenate([[0], np.cumsum(pairs)])
-    most_pairs = budget.pairs if budget.pairs is not None else int(pairs_until[-1]) + 1
+    most_pairs = budget.pairs if budget.pairs is not None else 1 << 62
     out, at = [], 0
     while at < len(requests):
         by_rows = int(np.searchsorted(rows_until, rows_until[at] + budget.rows, side="right")) - 1

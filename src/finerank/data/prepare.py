@@ -26,6 +26,7 @@ from finerank.data.source import TimeUnit, collect, microseconds
 from finerank.data.split import NAMES, TRAIN, Split, assign
 from finerank.errors import UserError
 from finerank.runtime.blocks import Block
+from finerank.runtime.values import canonical
 from finerank.schema import Cross, Feature, History, MultiValued, Schema, column_of
 
 
@@ -293,8 +294,8 @@ def _history(
     extra = [keys.user, keys.time, keys.sequence, keys.known_at]
     frame = collect(events, [*columns.values(), *weights.values(), *history.where, *(c for c in extra if c)], "events")
     keep = event_users.is_not_null()
-    for column, value in history.where.items():
-        keep &= (frame[column] == value).fill_null(False)
+    for column, value in history.where.items():  # by canonical text, as everywhere: 1, 1.0 and "1" are one value
+        keep &= (_texts(frame[column]) == canonical(value)).fill_null(False)
     kept = np.flatnonzero(keep.to_numpy())
     sequence = _integers(frame[keys.sequence], "events") if keys.sequence else np.arange(frame.height)
     frame, sequence, user = frame[kept], sequence[kept], _codes(event_users[kept], rows.users)
@@ -302,7 +303,7 @@ def _history(
     known_at = (
         microseconds(frame[keys.known_at], keys.time_unit, "events")
         if keys.known_at
-        else time + int(round(history.delay * 1_000_000))
+        else time + round(history.delay * 1_000_000)
     )
     fields = frame.select(**{name: pl.col(c) for name, c in (columns | weights).items()})
     probe = EventTable.build(None, user, time, known_at, sequence, _numbered(len(user)), users=len(rows.users))
@@ -381,9 +382,14 @@ def _labels(schema: Schema, samples: pl.LazyFrame, rows: _Rows) -> tuple[np.ndar
             raise UserError(f"samples: label column {names[k]!r} is {column.dtype}; accepted: numbers or true/false")
         labels[:, k] = column.cast(pl.Float64).to_numpy()
         if task.weight:
-            weights[:, k] = np.nan_to_num(frame[task.weight].cast(pl.Float64).to_numpy(), nan=0.0)
-            if (weights[:, k] < 0).any():
-                raise UserError(f"samples: weight column {task.weight!r} has negative values; accepted: 0 or more")
+            given = frame[task.weight]
+            if not (given.dtype.is_numeric() or given.dtype == pl.Boolean):
+                raise UserError(f"samples: weight column {task.weight!r} is {given.dtype}; accepted: numbers")
+            weights[:, k] = given.cast(pl.Float64).fill_nan(None).fill_null(0.0).to_numpy()
+            if not (np.isfinite(weights[:, k]) & (weights[:, k] >= 0)).all():
+                raise UserError(
+                    f"samples: weight column {task.weight!r} has negative or infinite values; accepted: 0 or more"
+                )
         if task.within is not None:
             parent = [t.name for t in schema.tasks].index(task.within)
             outside = ~((labels[:, parent] == 1) & (weights[:, parent] != 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from finerank.errors import UserError, nearest
 
 TimeUnit = Literal["s", "ms", "us"]
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+LAST = 253_402_300_800 * 1_000_000  # the end of the year 9999; later times come of a wrong unit
 _SUFFIXES = (".parquet", ".csv", ".tsv", ".arrow", ".feather", ".ipc")
 
 
@@ -26,7 +28,7 @@ def scan(path: Path | str, text: Collection[str] = ()) -> pl.LazyFrame:
     suffix = path.suffix.lower()
     if suffix not in _SUFFIXES:
         raise UserError(f"{path}: cannot tell what it holds from its name; accepted: {', '.join(_SUFFIXES)}")
-    if not path.exists() and not list(path.parent.glob(path.name)):
+    if not path.exists() and not glob.glob(str(path), recursive=True):
         raise UserError(f"{path}: no such file; paths in a recipe are relative to the recipe's folder")
     try:
         if suffix == ".parquet":
@@ -61,17 +63,24 @@ def microseconds(column: pl.Series, unit: TimeUnit, where: str) -> np.ndarray:
     """A time column as int64 microseconds: dates and datetimes as they are, whole numbers in `unit`, ISO texts parsed."""
     if column.null_count():
         raise UserError(f"{where}: {column.null_count()} rows have no time in column {column.name!r}; drop them first")
-    if column.dtype.is_integer():
-        return column.cast(pl.Int64).to_numpy() * MICROSECONDS[unit]
-    if column.dtype.is_float():
-        values = column.to_numpy()
-        if not np.isfinite(values).all() or (values != np.floor(values)).any():
+    if column.dtype.is_integer() or column.dtype.is_float():
+        values, most = column.to_numpy(), LAST // MICROSECONDS[unit]
+        if column.dtype.is_float() and (not np.isfinite(values).all() or (values != np.floor(values)).any()):
             raise UserError(
                 f"{where}: column {column.name!r} has times with a fraction; give whole {unit} or datetimes"
             )
+        far = values[(values > most) | (values < -most)]
+        if len(far):
+            raise UserError(
+                f"{where}: column {column.name!r} holds {far[0]}, which in {unit} is beyond the year 9999; "
+                f"is the unit right? accepted for keys.time_unit: {', '.join(MICROSECONDS)}"
+            )
         return values.astype(np.int64) * MICROSECONDS[unit]
     if column.dtype == pl.String:
-        parsed = column.str.to_datetime(time_unit="us", strict=False)
+        try:
+            parsed = column.str.to_datetime(time_unit="us", strict=False)
+        except pl.exceptions.ComputeError:  # not even the first text is a time
+            parsed = pl.Series(column.name, [None] * len(column), dtype=pl.Datetime("us"))
         if parsed.null_count():
             bad = column.filter(parsed.is_null())[0]
             raise UserError(

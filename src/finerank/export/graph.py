@@ -11,13 +11,16 @@ Train-only columns have no input, so that no graph can read them. Inputs that a 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finerank.data.batch import Batch, Jagged, Pairs, TensorBlock, TensorLists
+from finerank.data.batch import Batch, Jagged, Pairs, TensorBlock, TensorLists, pair_up
+from finerank.errors import UserError
 from finerank.models.composition import Model
 from finerank.runtime.blocks import Block
 from finerank.schema import Columns, FittedSchema
@@ -33,7 +36,10 @@ class Input:
 
 
 def inputs_of(fitted: FittedSchema) -> tuple[Input, ...]:
-    """All inputs that a graph over this schema may have, in the declared order. Columns of width 0 have none."""
+    """All inputs that a graph over this schema may have, in the declared order. Columns of width 0 have none.
+
+    Raises UserError where the schema's names would give two inputs one name.
+    """
     out: list[Input] = []
 
     def block(name: str, columns: Columns, axis: str) -> None:
@@ -60,6 +66,12 @@ def inputs_of(fitted: FittedSchema) -> tuple[Input, ...]:
         out.append(Input(f"{name}.lengths", torch.int64, ("R",)))
         for part in ("pair_candidate", "pair_event"):
             out.append(Input(f"{name}.{part}", torch.int64, (f"P {name}",)))
+    twice = [name for name, count in Counter(i.name for i in out).items() if count > 1]
+    if twice:
+        raise UserError(
+            f"export: two inputs of the graph would be named {twice[0]!r}; give the history it begins with another name "
+            "('request' and 'candidate' are taken)"
+        )
     return tuple(out)
 
 
@@ -87,6 +99,54 @@ def flatten(batch: Batch, fitted: FittedSchema) -> dict[str, Tensor]:
         found[f"{name}.pair_candidate"] = pairs.candidate
         found[f"{name}.pair_event"] = torch.arange(len(pairs.candidate)) if pairs.event is None else pairs.event
     return {i.name: found[i.name] for i in inputs_of(fitted)}
+
+
+def example_batch(fitted: FittedSchema) -> Batch:
+    """A made-up batch with several of everything, for exporters to follow: 3 requests of 2, 3 and 2 candidates.
+
+    Every id lies in its table, every history is within its length, every list has entries, and there are pairs for every
+    history, whether or not a model reads them.
+    """
+    draw = np.random.default_rng(0)
+    request_of = torch.tensor([0, 0, 1, 1, 1, 2, 2])
+    rows, requests = len(request_of), 3
+
+    def ids(count: int, tables: list[str]) -> Tensor:
+        columns = [draw.integers(0, fitted.tables[table].rows, count) for table in tables]
+        return torch.from_numpy(np.array(columns, dtype=np.int64).reshape(len(tables), count).T.copy())
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.from_numpy(draw.normal(size=shape).astype(np.float32))
+
+    def block(columns: Columns, count: int) -> TensorBlock:
+        lists = {}
+        for c in columns.lists:  # two distinct lists, of two entries and of three
+            entries = ids(5, [c.table, c.ranks] if c.ranks else [c.table])
+            weights = numbers(5) if c.weighted else None
+            segments, lengths = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([2, 3])
+            lists[c.name] = TensorLists(torch.arange(count) % 2, entries, weights, segments, lengths)
+        return Block(ids(count, [t for _, t in columns.ids]), numbers(count, len(columns.numbers)), lists)
+
+    histories, pairs = {}, {}
+    for name, columns in fitted.histories.items():
+        lengths = torch.tensor([2, 1, 3]).clamp(max=fitted.schema.history(name).max_length)
+        segments = torch.repeat_interleave(lengths)
+        events = len(segments)
+        positions = torch.arange(events) - (lengths.cumsum(0) - lengths)[segments]
+        ages = torch.zeros(events, dtype=torch.int64)
+        histories[name] = Jagged(block(columns, events), segments, positions, lengths, ages)
+        pairs[name] = pair_up(request_of, lengths)
+    tasks = len(fitted.schema.tasks)
+    return Batch(
+        request=block(fitted.request, requests),
+        candidate=block(fitted.candidate, rows),
+        request_of=request_of,
+        histories=histories,
+        labels=torch.zeros(rows, tasks),
+        weights=torch.ones(rows, tasks),
+        pairs=pairs,
+        rows_in_step=rows,
+    )
 
 
 class Graph(nn.Module):
@@ -132,7 +192,7 @@ class Graph(nn.Module):
 
     def _block(self, name: str, columns: Columns, given: Mapping[str, Tensor], like: Tensor) -> TensorBlock:
         """A block; `like`: a tensor with as many rows, for the columns of width 0."""
-        for key in (f"{name}.ids", f"{name}.numbers"):
+        for key in (*(f"{name}.{c.name}.index" for c in columns.lists), f"{name}.ids", f"{name}.numbers"):
             like = given.get(key, like)
         count = like.shape[0]
         ids = given.get(f"{name}.ids", like.new_zeros((count, 0), dtype=torch.int64))
@@ -150,14 +210,14 @@ class Graph(nn.Module):
         return Block(ids, numbers, lists)
 
 
-def exported(model: Model, fitted: FittedSchema, example: Batch) -> torch.export.ExportedProgram:
+def exported(model: Model, fitted: FittedSchema) -> torch.export.ExportedProgram:
     """torch.export of a model in evaluation mode; every lettered axis is dynamic.
 
-    example  a batch with at least two of everything (an axis of size 1 would be taken for a constant)
+    It follows `example_batch`, which has two or more of everything: an axis of size 0 or 1 would be taken for a constant.
     """
     graph = Graph(model, fitted)
     declared = inputs_of(fitted)
-    tensors = tuple(flatten(example, fitted).values())
+    tensors = tuple(flatten(example_batch(fitted), fitted).values())
     dynamic = tuple(
         {i: torch.export.Dim.DYNAMIC for i, axis in enumerate(d.axes) if isinstance(axis, str)} for d in declared
     )

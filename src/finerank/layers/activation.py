@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Activation = Literal["relu", "prelu", "dice", "sigmoid", "tanh", "identity"]
 
@@ -22,7 +23,9 @@ class PReLU(nn.Module):
 
     def forward(self, x_PH: Tensor) -> Tensor:
         """[P, H] -> [P, H]."""
-        return x_PH.clamp(min=0.0) + self.slope * x_PH.clamp(max=0.0)
+        if torch.compiler.is_exporting():  # as one operator it is slow in onnxruntime
+            return x_PH.clamp(min=0.0) + self.slope * x_PH.clamp(max=0.0)
+        return F.prelu(x_PH, self.slope)
 
 
 class Dice(nn.Module):

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from finerank.data.batch import Pairs
 from finerank.layers.activation import Activation
 from finerank.layers.mlp import Hidden, linear
-from finerank.layers.segments import segment_softmax, segment_sum
+from finerank.layers.segments import gather, segment_softmax, spread, weighted_sum
 
 UnitInput = Literal["query", "key", "difference", "product"]
 
@@ -63,7 +63,7 @@ class ActivationUnit(nn.Module):
         """Weights [P]."""
         weights: Tensor
         if self.options.kind == "dot":
-            product = _at(q_NK, pairs.candidate) * _at(k_TK, pairs.event)
+            product = spread(q_NK, pairs.candidate) * _at(k_TK, pairs.event)
             weights = product.sum(1) / self.width**0.5
         else:
             weights = self.rest(self.first_layer(q_NK, k_TK, context_TC, pairs))[:, 0]
@@ -85,23 +85,21 @@ class ActivationUnit(nn.Module):
         product = parts.get("product")
         out: Tensor | None = None
         if product is not None:
-            per_pair = _at(q_NK, pairs.candidate) * _at(k_TK, pairs.event)
-            if pairs.event is None:  # one candidate per request: pair p is event p, one multiplication serves both
-                out = _joined_linear([*once, (per_pair, product)])
-            else:
-                out = F.linear(per_pair, product)
-        if once and (product is None or pairs.event is not None):
+            once.append((spread(q_NK, pairs.candidate) * _at(k_TK, pairs.event), product))
+        if product is not None and pairs.event is not None:  # the products are per pair, the rest per event
+            out = F.linear(*once.pop())
+        if once:  # all of it per event: with one candidate per request pair p is event p, and products join in
             of_events = _at(_joined_linear(once), pairs.event)
             out = of_events if out is None else out + of_events
         per_candidate = (
             self.first.bias.expand(q_NK.shape[0], -1) if query is None else F.linear(q_NK, query, self.first.bias)
         )
-        per_candidate = per_candidate.index_select(0, pairs.candidate)
+        per_candidate = spread(per_candidate, pairs.candidate)
         return per_candidate if out is None else out + per_candidate
 
     def plain_first_layer(self, q_NK: Tensor, k_TK: Tensor, context_TC: Tensor | None, pairs: Pairs) -> Tensor:
         """[P, H] as the paper writes it: one linear layer over the joined blocks. The twin that `first_layer` must equal."""
-        q, k = _at(q_NK, pairs.candidate), _at(k_TK, pairs.event)
+        q, k = spread(q_NK, pairs.candidate), _at(k_TK, pairs.event)
         blocks = {"query": q, "key": k, "difference": q - k, "product": q * k}
         joined = [blocks[name] for name in self.options.inputs]
         if context_TC is not None:
@@ -112,11 +110,11 @@ class ActivationUnit(nn.Module):
 
 def attend(weights_P: Tensor, k_TK: Tensor, pairs: Pairs, candidates: int) -> Tensor:
     """v_NK = sum over a candidate's pairs of weight * key; a candidate without history gets 0."""
-    return segment_sum(weights_P.unsqueeze(1) * _at(k_TK, pairs.event), pairs.candidate, candidates)
+    return weighted_sum(weights_P, k_TK, pairs.candidate, pairs.event, candidates)
 
 
 def _at(x: Tensor, index: Tensor | None) -> Tensor:
-    return x if index is None else x.index_select(0, index)
+    return x if index is None else gather(x, index)
 
 
 def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from finerank.layers.activation import Activation, activation
+from finerank.layers.segments import spread
 
 
 def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
@@ -91,4 +92,4 @@ class SplitLinear(nn.Module):
         """[R, request], [N, candidate], [N] -> [N, outputs]."""
         weight_R, weight_N = self.weight[:, : self.request], self.weight[:, self.request :]
         per_request = torch.nn.functional.linear(x_R, weight_R, self.bias)
-        return per_request.index_select(0, request_of_N) + torch.nn.functional.linear(x_N, weight_N)
+        return spread(per_request, request_of_N) + torch.nn.functional.linear(x_N, weight_N)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from finerank.data.batch import Batch
 from finerank.layers.embedding import Embedding, Tables
+from finerank.layers.segments import spread
 from finerank.schema import FittedSchema, Task
 
 
@@ -78,12 +79,14 @@ class Features:
 
     def fields(self) -> Tensor:
         """[N, F_u + F_i, D]: all fields of every row, for models that need all pairs."""
-        return torch.cat([self.fields_R.index_select(0, self.batch.request_of), self.fields_N], dim=1)
+        _, fields, width = self.fields_R.shape
+        repeated = spread(self.fields_R.flatten(1), self.batch.request_of).view(-1, fields, width)
+        return torch.cat([repeated, self.fields_N], dim=1)
 
     def rows(self) -> Tensor:
         """[N, everything]: request side repeated and joined with the candidate side."""
         x_R, x_N = self.sides()
-        return torch.cat([x_R.index_select(0, self.batch.request_of), x_N], dim=1)
+        return torch.cat([spread(x_R, self.batch.request_of), x_N], dim=1)
 
 
 def _join(fields: Tensor, numbers: Tensor) -> Tensor:

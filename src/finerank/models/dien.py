@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from finerank.data.batch import Batch, Jagged
 from finerank.layers.mlp import linear
 from finerank.layers.recurrent import GRU, Cell
-from finerank.layers.segments import segment_softmax
+from finerank.layers.segments import gather, segment_softmax, spread
 from finerank.models.base import Tower
 from finerank.models.composition import Features, Needs, Representation
 from finerank.models.din import pair_up
@@ -76,7 +76,8 @@ class InterestEvolution(Representation):
             history, pairs = batch.histories[name], batch.pairs[name]
             k_TK = pair.keys(found[name])
             extract, evolve = self.extract[i], self.evolve[i]
-            assert isinstance(extract, GRU) and isinstance(evolve, GRU)
+            assert isinstance(extract, GRU)
+            assert isinstance(evolve, GRU)
             states_TK, _ = extract(
                 extract.project(k_TK), None, history.segments, history.positions, history.lengths, steps
             )
@@ -90,12 +91,12 @@ class InterestEvolution(Representation):
             q_NK = self.match[i](found["candidate"].joined(pair.names))
             event = torch.arange(pairs.candidate.shape[0]) if pairs.event is None else pairs.event
             event = event.to(pairs.candidate.device)
-            states_PK = states_TK.index_select(0, event)
-            logits = (q_NK.index_select(0, pairs.candidate) * states_PK).sum(1)
+            states_PK = gather(states_TK, event)
+            logits = (spread(q_NK, pairs.candidate) * states_PK).sum(1)
             weights = segment_softmax(logits, pairs.candidate, batch.N)
             attention[name] = weights
             _, last_NK = evolve(
-                evolve.project(states_TK).index_select(0, event),
+                gather(evolve.project(states_TK), event),
                 weights,
                 pairs.candidate,
                 history.positions.index_select(0, event),

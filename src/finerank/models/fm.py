@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from finerank.errors import UserError
+from finerank.layers.segments import spread
 from finerank.models.composition import Features, Interaction, Widths
 from finerank.models.lr import Linear
 from finerank.models.plain import Plain, TaskHeads
@@ -48,8 +49,8 @@ class FM(Interaction):
         sum_R, square_R = self._sums(features.fields_R, features.numbers_R, self.numbers_R)
         sum_N, square_N = self._sums(features.fields_N, features.numbers_N, self.numbers_N)
         of = features.batch.request_of
-        total = sum_R.index_select(0, of) + sum_N  # [N, D]
-        squares = square_R.index_select(0, of) + square_N  # [N]
+        total = spread(sum_R, of) + sum_N  # [N, D]
+        squares = spread(square_R.unsqueeze(1), of)[:, 0] + square_N  # [N]
         return 0.5 * (total.square().sum(1) - squares).unsqueeze(1)
 
     def _sums(self, fields: Tensor, numbers: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from finerank.data.batch import Batch
-from finerank.layers.segments import segment_sum
+from finerank.layers.segments import segment_sum, spread
 from finerank.models.composition import Features, FirstOrder, Interaction, Representation, Widths
 from finerank.models.plain import TaskHeads
 from finerank.models.registry import Composition, named, part
@@ -74,7 +74,7 @@ class Linear(Interaction):
             history = batch.histories[name]
             request = request + segment_sum(total(name), history.segments, batch.R)
         candidate = total("candidate") + batch.candidate.numbers @ self.numbers_N
-        return request.index_select(0, batch.request_of) + candidate
+        return spread(request, batch.request_of) + candidate
 
 
 LR = named(

@@ -74,11 +74,11 @@ def names() -> list[str]:
     return sorted(_named)
 
 
-def composition(name: str) -> Composition:
+def composition(name: str, where: str = "model") -> Composition:
     """The named composition; an unknown name is an error that lists the known ones."""
     _discover()
     if name not in _named:
-        raise UserError(f"model.name = {name!r} is not known; {nearest(name, _named)}")
+        raise UserError(f"{where}.name = {name!r} is not known; {nearest(name, _named)}")
     return _named[name]
 
 
@@ -108,7 +108,7 @@ def parse(table: Mapping[str, Any], where: str = "model") -> Composition:
         raise UserError(f"{where}.name: got {table['name']!r}; accepted: a text, one of {', '.join(names())}")
     if "name" not in table and not {"representation", "interactions"} <= set(table):
         raise UserError(f"{where}: give a name ({', '.join(names())}), or a representation and interactions")
-    base = composition(table["name"]) if "name" in table else composition("lr")
+    base = composition(table["name"], where) if "name" in table else composition("lr")
     changes: dict[str, Any] = (
         {} if "name" in table else {"name": "custom", "paper": "", "exemptions": {}, "requires": ()}
     )

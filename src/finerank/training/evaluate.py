@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from finerank.data.builder import BatchBuilder
+from finerank.data.dataset import Dataset
 from finerank.data.order import Budget
 from finerank.metrics.probability import logloss
 from finerank.metrics.ranking import auc, gauc
@@ -21,7 +22,7 @@ from finerank.models.composition import Head, Model, head_target
 
 @dataclass(frozen=True)
 class Predictions:
-    """rows int64 [N] of the data set, logits float32 [N, H], labels and weights [N, H] of each head, users int64 [N]."""
+    """rows int64 [N] of the data set, logits float32 [N, H], labels and weights [N, H] of each head, groups int64 [N]."""
 
     heads: tuple[Head, ...]
     rows: np.ndarray
@@ -29,6 +30,24 @@ class Predictions:
     labels: np.ndarray
     weights: np.ndarray
     groups: np.ndarray
+
+
+def judged(model: Model, data: Dataset, requests: np.ndarray) -> Predictions:
+    """What predictions of these requests are judged by; the logits are 0. `groups`: users, or requests of nobody known."""
+    rows = data.rows_of(requests)
+    given = torch.from_numpy(data.labels[rows]), torch.from_numpy(data.weights[rows])
+    targets = [head_target(model.tasks, head, *given) for head in model.heads]
+    user = data.user[requests]
+    return Predictions(
+        model.heads,
+        rows,
+        np.zeros((len(rows), len(model.heads)), dtype=np.float32),
+        torch.stack([labels for labels, _ in targets], dim=1).numpy(),
+        torch.stack([weights for _, weights in targets], dim=1).numpy(),
+        np.repeat(
+            np.where(user >= 0, user, -1 - np.arange(len(user))), data.first[requests + 1] - data.first[requests]
+        ),
+    )
 
 
 def predict(
@@ -42,31 +61,13 @@ def predict(
     """Logits of every row of these requests, in evaluation mode, in the requests' order."""
     model.eval()
     device = device or torch.device("cpu")
-    logits, labels, weights, rows = [], [], [], []
+    logits = [torch.empty((0, len(model.heads)))]
     with torch.inference_mode():
         for step in builder.steps(requests, Budget(rows=rows_per_batch), shuffle=False):
             for batch in builder.batches(step):
                 logits.append(model(batch.to(device)).logits.cpu())
-                targets = [head_target(model.tasks, head, batch.labels, batch.weights) for head in model.heads]
-                labels.append(torch.stack([t[0] for t in targets], dim=1))
-                weights.append(torch.stack([t[1] for t in targets], dim=1))
-                assert batch.rows is not None
-                rows.append(batch.rows)
                 advance(batch.N)
-    heads = len(model.heads)
-    empty = torch.empty((0, heads))
-    data = builder.dataset
-    lengths = data.first[requests + 1] - data.first[requests]
-    user = data.user[requests]
-    groups = np.repeat(np.where(user >= 0, user, -1 - np.arange(len(user))), lengths)  # nobody known: by request
-    return Predictions(
-        model.heads,
-        torch.cat(rows).numpy() if rows else np.empty(0, np.int64),
-        torch.cat(logits or [empty]).numpy(),
-        torch.cat(labels or [empty]).numpy(),
-        torch.cat(weights or [empty]).numpy(),
-        groups,
-    )
+    return replace(judged(model, builder.dataset, requests), logits=torch.cat(logits).numpy())
 
 
 def metrics(predictions: Predictions) -> dict[str, dict[str, float]]:

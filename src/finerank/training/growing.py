@@ -34,7 +34,7 @@ def admit(
     """Count the training occurrences of this data set, admit and evict; {table: (admitted, evicted)}.
 
     A row given to a new id starts at the out-of-vocabulary row, plus the noise of a fresh table so that equal rows part;
-    its optimiser state starts anew.
+    its optimiser state and its running count start anew. What has no row counts for the out-of-vocabulary row.
     """
     out = {}
     for name, row_map in maps.items():
@@ -43,14 +43,20 @@ def admit(
         changes = row_map.observe(symbols, counts[symbols], time)
         out[name] = (len(changes.admitted_rows), len(changes.evicted_symbols))
         rows = torch.from_numpy(changes.admitted_rows)
+        seen = np.bincount(row_map.rows_of(np.arange(len(counts))), counts, FIRST + row_map.capacity)  # [rows]
+        occurrences = torch.from_numpy(seen.astype(np.int64))
         for weight_name, tables in model.embeddings().items():
-            if name in tables.start and len(rows):
-                weight, start = tables.weight.data, tables.start[name]
+            if name not in tables.start:
+                continue
+            weight, start = tables.weight.data, tables.start[name]
+            if len(rows):
                 where = (rows + start).to(weight.device)
                 draw = torch.Generator().manual_seed(mix(seed, time, start) >> 1)
                 noise = torch.randn((len(rows), tables.width), generator=draw) * tables.std
                 weight[where] = weight[start + 1] + noise.to(weight.device)
                 optimisers.reset_rows(weight_name, where)
+            met = occurrences.nonzero().squeeze(1)
+            optimisers.observe_rows(weight_name, met + start, occurrences[met])
     return out
 
 

@@ -24,7 +24,7 @@ from finerank.models.composition import Model
 from finerank.models.registry import Composition, build
 from finerank.runtime.hashing import mix
 from finerank.training.checkpoint import Checkpoint, Checkpoints, restore
-from finerank.training.evaluate import metrics, monitored, predict
+from finerank.training.evaluate import judged, metrics, monitored, predict
 from finerank.training.growing import admit, load_maps, maps_state, row_maps
 from finerank.training.memory import keep_freed_memory
 from finerank.training.optimisers import Optimisers
@@ -109,7 +109,14 @@ class Trainer:
         requests = self.dataset.requests_of("train")
         validation = self.dataset.requests_of("validation")
         if not len(validation):
-            raise UserError("no validation requests: early stopping needs some; set split.validation above 0")
+            raise UserError("no validation requests: early stopping needs some; set data.split.validation above 0")
+        if math.isnan(
+            monitored(self.model, metrics(judged(self.model, self.dataset, validation)), self.options.monitor)
+        ):
+            raise UserError(
+                f"training.monitor = {self.options.monitor!r} is not defined on the validation rows: for some task they "
+                "are of one class only (gauc: those of every user); give more validation rows or monitor logloss"
+            )
         if not (resume and self._resume()):
             admit(self.row_maps, self.dataset.fitted, self.model, self.optimisers, 0, self.options.seed)
         while self.epoch < self.options.epochs and not self._patience_is_over():
@@ -144,23 +151,18 @@ class Trainer:
             loss = sum(self.model.losses(batch, self.model(batch)).values(), torch.zeros((), device=self.device))
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
-        self.optimisers.step()
         if not math.isfinite(total):
             raise UserError(
                 f"the loss became {total} in epoch {self.epoch + 1}, step {self.step + 1}; "
                 "try a smaller learning rate, or training.clip = 5"
             )
+        self.optimisers.step()
         return total
 
     def _end_of_epoch(self, validation: Any) -> None:
         self.optimisers.settle()
         measured = metrics(predict(self.model, self.builder, validation, self.options.evaluate_rows, self.device))
         score = monitored(self.model, measured, self.options.monitor)
-        if math.isnan(score):
-            raise UserError(
-                f"validation {self.options.monitor} is not defined: its rows are of one class only; "
-                "give more validation rows or monitor logloss"
-            )
         best = all(score > e.score for e in self.history)
         mean_loss = self.loss_sum / max(self.rows_done, 1)
         done = Epoch(self.epoch, mean_loss, self.rows_done, self.seconds, measured, score, best)

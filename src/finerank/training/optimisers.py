@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from finerank.errors import UserError
 from finerank.layers.embedding import Tables
 from finerank.models.composition import Model
-from finerank.schema import FittedSchema
+from finerank.schema import FittedSchema, Growing
 from finerank.training.options import FTRL, L2, SGD, Adagrad, Adam, DenseOptions, RowOptions, TrainingOptions
 from finerank.training.options import MiniBatchAware as MiniBatchAwareOptions
 from finerank.training.regularise import CaughtUpL2, MiniBatchAware
@@ -111,6 +111,13 @@ class Optimisers:
             self.decay[name].reset(rows)
         self.changed[name][rows.to("cpu")] = True
 
+    def observe_rows(self, name: str, rows: Tensor, times: Tensor) -> None:
+        """Rows of a growing table were met so many times more: int64 [U] each, rows distinct, on the CPU."""
+        if name in self.aware:
+            device = self.aware[name].counts.device
+            self.aware[name].observe(rows.to(device), times.to(device))
+            self.changed[name][rows] = True
+
     # -------------------------------------------------------------------------------------------- checkpoint
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
@@ -173,8 +180,11 @@ def row_counts(tables: Tables, fitted: FittedSchema) -> Tensor:
     """int64 [V]: occurrences in the training rows of what each row of a weight stands for; 0 where rows are yet to be given."""
     out = []
     for name, size in tables.sizes.items():
-        counts = torch.from_numpy(fitted.tables[name].counts.astype("int64"))
-        out.append(counts if len(counts) == size else torch.zeros(size, dtype=torch.int64))
+        table = fitted.tables[name]
+        if isinstance(table.encoding, Growing):  # counts are per symbol; `growing.admit` brings them to the rows
+            out.append(torch.zeros(size, dtype=torch.int64))
+        else:
+            out.append(torch.from_numpy(table.counts.astype("int64")))
     return torch.cat(out)
 
 

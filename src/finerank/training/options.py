@@ -77,7 +77,8 @@ class TrainingOptions:
     """A training.
 
     epochs       at most; early stopping usually ends it sooner. Models with ids over-fit after one to three
-    patience     epochs without improvement before it stops; the best weights are restored always
+    patience     epochs in a row without improvement that are borne; one more ends it. The best weights are restored
+                 always
     monitor      the validation metric that decides, averaged over the trained heads
     tables, first_order, dense   optimisers of the parameter groups; first_order: as tables unless given
     regularise   of embedding tables (first-order weights are left to FTRL's own)
