@@ -26,7 +26,6 @@ import polars as pl
 from finerank.data.dataset import Dataset
 from finerank.data.prepare import Keys, prepare
 from finerank.data.split import Split
-from finerank.layers.attention import UnitOptions
 from finerank.metrics.ranking import auc
 from finerank.models import registry
 from finerank.schema import Categorical, History, Schema, Task
@@ -116,13 +115,19 @@ def main() -> None:
                 words = "ragged,split,lazy" + (",mallopt" if keep else "")
                 found.setdefault(f"bare {words}", []).append(bare(given.bare, given.data, words, seed))
         for name, measured in found.items():
-            print(f"round {seed}  {name:40}  {measured[-1]['rows_per_s']:9,.0f} rows/s  AUC {measured[-1]['auc']:.4f}", flush=True)
+            print(
+                f"round {seed}  {name:40}  {measured[-1]['rows_per_s']:9,.0f} rows/s  AUC {measured[-1]['auc']:.4f}",
+                flush=True,
+            )
     for name, measured in found.items():
         rates = [m["rows_per_s"] for m in measured]
         aucs = [m["auc"] for m in measured]
         print(f"{name:40}  median {statistics.median(rates):9,.0f} rows/s  AUC {np.mean(aucs):.4f}")
     if given.bare:
-        for ours, theirs in (("finerank", "bare ragged,split,lazy"), ("finerank, memory kept", "bare ragged,split,lazy,mallopt")):
+        for ours, theirs in (
+            ("finerank", "bare ragged,split,lazy"),
+            ("finerank, memory kept", "bare ragged,split,lazy,mallopt"),
+        ):
             ratios = sorted(a["rows_per_s"] / b["rows_per_s"] for a, b in zip(found[ours], found[theirs], strict=True))
             print(f"{ours} / {theirs}: {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
 

@@ -44,7 +44,7 @@ from finerank.schema import (
     Vocabulary,
 )  # fmt: skip
 
-quick = settings(derandomize=True, max_examples=25, deadline=None)
+quick = settings(derandomize=True, max_examples=16, deadline=None)
 
 # ------------------------------------------------------------------------------------------------ a schema of every kind
 
@@ -407,6 +407,13 @@ def test_numeric_transforms_by_hand() -> None:
         assert encoder.candidates([{"x": 0.1}, {"x": None}]).numbers.tolist() == [[0], [0]]
 
 
+def test_a_schema_of_numbers_alone_is_saved_too(tmp_path: Path) -> None:
+    encoder, _ = one(Numeric(name="x", level="candidate"), [1.0, 2.5, None])
+    encoder.save(tmp_path / "new" / "folder")
+    again = Encoder.load(tmp_path / "new" / "folder")
+    assert (again.schema, again.numbers, again.tables) == (encoder.schema, encoder.numbers, {})
+
+
 def test_statistics_come_in_pieces_and_see_weighted_training_rows_only() -> None:
     feature = Numeric(name="x", level="candidate")
     fitter = Fitter(Schema(features=(feature,)))
@@ -455,10 +462,16 @@ def test_distinct_lists_survive_hashes_that_collide(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(module, "mix", lambda seed: seeds.append(seed) or seed)
     monkeypatch.setattr(module, "splitmix64", weak)
-    lists = distinct_lists(np.array([1, 2, 1, 1]), np.array([[3], [3], [4], [4], [3]]), None)
-    assert lists.index.tolist() == [0, 1, 2, 0]
-    assert lists.ids[:, 0].tolist() == [3, 3, 4, 4]
+    lists = distinct_lists(
+        np.array([1, 1, 1]), np.array([[3], [4], [3]]), None
+    )  # of one length: content tells them apart
+    assert lists.index.tolist() == [0, 1, 0]
+    assert lists.ids[:, 0].tolist() == [3, 4]
     assert seeds == [0, 1, 2]
+    seeds.clear()
+    lists = distinct_lists(np.array([1, 2, 0, 1]), np.array([[3], [3], [3], [3]]), None)  # of one content: length does
+    assert lists.index.tolist() == [0, 1, 2, 0]
+    assert lists.lengths.tolist() == [1, 2, 0]
 
 
 def test_ranks_have_their_own_table() -> None:
@@ -509,6 +522,12 @@ def test_event_counts_weigh_as_often_as_training_rows_see_them() -> None:
     assert encoder.tables["c"].names[FIRST:] == ["a", "b"]
     assert fitter.counts["c"].tolist() == [0, 0, 0, 5, 2]
     assert fitter.counts["h.age"].sum() == 0
+    tags = Ranked(name="r", level="candidate", max_rank=2)
+    fitter = Fitter(Schema(features=(tags,)))
+    fitter.add(tags, pl.Series([["x#1", "y"], None, ["x#2"], ["z"]]), np.array([3, 9, 2, 0]))
+    assert fitter.finish().tables["r"].names[FIRST:] == ["x", "y"]
+    assert fitter.counts["r"].tolist() == [0, 0, 0, 5, 3]
+    assert fitter.counts["r.rank"].tolist() == [0, 0, 0, 3, 3, 2]
     with pytest.raises(UserError, match="1 rows but 2 weights"):
         Fitter(encoder.schema).add("c", pl.Series(["a"]), np.array([1, 1]))
 

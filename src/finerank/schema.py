@@ -22,6 +22,13 @@ from finerank.errors import UserError, nearest
 PADDING, OOV, MISSING, FIRST = 0, 1, 2, 3
 """The first rows of every table; values start at FIRST."""
 
+
+def _at_least(least: int, **values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise UserError(f"{name} = {value}; accepted: {least} or more")
+
+
 Level = Literal["request", "candidate", "event"]
 Use = Literal["input", "train_only", "label_side"]
 
@@ -39,6 +46,9 @@ class Vocabulary:
     min_count: int = 1
     max_size: int | None = None
 
+    def __post_init__(self) -> None:
+        _at_least(1, min_count=self.min_count, max_size=self.max_size)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hashed:
@@ -46,6 +56,9 @@ class Hashed:
 
     kind: ClassVar[str] = "hashed"
     buckets: int = 100_000
+
+    def __post_init__(self) -> None:
+        _at_least(1, buckets=self.buckets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +72,9 @@ class Growing:
     kind: ClassVar[str] = "growing"
     capacity: int = 100_000
     admit_after: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least(1, capacity=self.capacity, admit_after=self.admit_after)
 
 
 Encoding = Vocabulary | Hashed | Growing
@@ -97,6 +113,12 @@ class Bucketed:
     buckets: int = 10
     table: str | None = None
     dim: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least(2, buckets=self.buckets)
+        _at_least(1, dim=self.dim)
+        if any(not a < b for a, b in zip(self.cuts, self.cuts[1:], strict=False)):
+            raise UserError(f"cuts = {list(self.cuts)}; accepted: rising numbers, or none for quantiles")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +176,9 @@ class Ranked:
     table: str | None = None
     dim: int | None = None
 
+    def __post_init__(self) -> None:
+        _at_least(1, max_rank=self.max_rank, dim=self.dim)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cross:
@@ -167,6 +192,11 @@ class Cross:
     encoding: Encoding = Hashed()
     table: str | None = None
     dim: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least(1, dim=self.dim)
+        if not 2 <= len(self.of) <= 3:
+            raise UserError(f"of = {list(self.of)}; accepted: two or three columns")
 
 
 Feature = Numeric | Bucketed | Categorical | MultiValued | Ranked | Cross
@@ -233,6 +263,15 @@ class History:
     ties: Literal["strict", "file_order"] = "strict"
     age_cuts: tuple[int, ...] = AGE_CUTS
 
+    def __post_init__(self) -> None:
+        _at_least(1, max_length=self.max_length)
+        if not self.fields:
+            raise UserError(f"history {self.name!r}: fields is empty; name what an event is described by")
+        if not 0 <= self.delay < float("inf"):
+            raise UserError(f"history {self.name!r}: delay = {self.delay}; accepted: seconds, 0 or more")
+        if any(not a < b for a, b in zip(self.age_cuts, self.age_cuts[1:], strict=False)):
+            raise UserError(f"history {self.name!r}: age_cuts = {list(self.age_cuts)}; accepted: rising seconds")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -270,11 +309,30 @@ class Schema:
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
                 raise UserError(f"schema: {what} {twice[0]!r} is declared twice; names must differ")
+            for name in names:  # histories and tables are folders on disk
+                if not name or name.startswith(".") or "/" in name or "\\" in name or "\0" in name:
+                    raise UserError(f"schema: {what} {name!r}: a name is not empty, has no slash and no dot in front")
         if not self.tasks:
             raise UserError("schema: no task; declare at least one [[task]] with a label column")
         for history in self.histories:
+            if history.name in ("request", "candidate"):
+                raise UserError(f"history {history.name!r}: the name is taken by a level; name it after its events")
             for name in history.fields:
                 feature = self.field(history, name)
+                if name == "age":
+                    raise UserError(
+                        f"history {history.name!r}: a field may not be called 'age': that is the event's age"
+                    )
+                if feature.use != "input":
+                    raise UserError(
+                        f"history {history.name!r}: field {name!r} has use {feature.use!r}; what must not reach the graph "
+                        "cannot be part of the past either; accepted: features with use = 'input'"
+                    )
+                if isinstance(feature, MultiValued) and feature.weights is not None and history.lists:
+                    raise UserError(
+                        f"history {history.name!r}: field {name!r} is weighted, which list columns cannot hold; "
+                        "use an event log, or a feature without weights"
+                    )
                 if isinstance(feature, Cross) or feature.level == "request":
                     raise UserError(
                         f"history {history.name!r}: field {name!r} is a {feature.level}-level {feature.kind}; accepted: "
@@ -297,19 +355,17 @@ class Schema:
                     f"task {task.name!r}: within = {task.within!r} must be a task declared before it; "
                     f"{nearest(task.within, names[:i])}"
                 )
-        encodings: dict[str, tuple[str, object]] = {}
+        sharers: dict[str, tuple[str, object]] = {}
         for feature in self.features:
-            table = table_of(feature)
-            if table is None:
+            if isinstance(feature, Numeric):
                 continue
-            encoding = feature.cuts if isinstance(feature, Bucketed) else feature.encoding  # type: ignore[union-attr]
-            first, known = encodings.setdefault(
-                table, (feature.name, (type(feature) is Bucketed, encoding, feature.dim))
-            )  # type: ignore[union-attr]
-            if known != (type(feature) is Bucketed, encoding, feature.dim):  # type: ignore[union-attr]
+            cuts = isinstance(feature, Bucketed)
+            meaning = (cuts, feature.cuts if isinstance(feature, Bucketed) else feature.encoding, feature.dim)
+            first, known = sharers.setdefault(feature.table or feature.name, (feature.name, meaning))
+            if known != meaning:
                 raise UserError(
-                    f"features {first!r} and {feature.name!r} share the table {table!r} but not their encoding and dim; "
-                    "make them equal or name another table"
+                    f"features {first!r} and {feature.name!r} share the table {feature.table or feature.name!r} but not "
+                    "their encoding and dim; make them equal or name another table"
                 )
 
     def feature(self, name: str) -> Feature:

@@ -83,7 +83,7 @@ class Batch:
                          for the event that truly came at position t
     train_only           candidate-level columns that never reach a served graph
     requests, rows       int64 [R], [N]: their index in the data set
-    rows_in_step         N of the whole optimiser step (more than this batch's when a request was cut into chunks)
+    rows_in_step         N of the whole optimiser step, where it is more than this batch's: a request was cut into chunks
     """
 
     request: TensorBlock

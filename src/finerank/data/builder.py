@@ -64,8 +64,8 @@ class BatchBuilder:
             events += slices.end[order] - slices.start[order]
         return steps(order, rows, events, budget)
 
-    def batches(self, step: Step, epoch: int = 0) -> Iterator[Batch]:
-        """The batches of one step: one, or as many as an oversized request was cut into."""
+    def batches(self, step: Step, epoch: int | None = 0) -> Iterator[Batch]:
+        """The batches of one step: one, or as many as an oversized request was cut into. epoch: as in `batch`."""
         if not step.chunks:
             yield self.batch(step.requests, epoch)
         for low, high in step.chunks:
@@ -74,11 +74,15 @@ class BatchBuilder:
     def batch(
         self,
         requests: np.ndarray,
-        epoch: int = 0,
+        epoch: int | None = 0,
         chunk: tuple[int, int] | None = None,
         rows_in_step: int | None = None,
     ) -> Batch:
-        """The batch of these requests; `chunk`: only this row range of the (single) request."""
+        """The batch of these requests.
+
+        epoch  whose negatives to draw; None: none, as in evaluation
+        chunk  only this row range of the (single) request
+        """
         data = self.dataset
         rows = data.rows_of(requests)
         lengths = data.first[requests + 1] - data.first[requests]
@@ -89,7 +93,7 @@ class BatchBuilder:
         histories, negatives = {}, {}
         for name in data.fitted.histories:
             histories[name], index = self._history(name, requests)
-            if name in self.needs.negatives:
+            if name in self.needs.negatives and epoch is not None:
                 negatives[name] = self._negatives(name, requests, epoch, histories[name], index)
         return Batch(
             request=self._block(data.fitted.request, take_block(data.request, requests)),
@@ -115,7 +119,10 @@ class BatchBuilder:
         slices, table, columns = data.slices[name], data.events[name], data.fitted.histories[name]
         index, segments, lengths = flatten(slices.start[requests], slices.end[requests])
         block, time = table.gather(index)
-        ages = data.time[requests][segments] - time
+        if data.fitted.schema.history(name).lists:
+            ages = np.zeros(len(index), dtype=np.int64)  # list columns do not say when
+        else:
+            ages = data.time[requests][segments] - time
         if has_age(columns):
             block = with_age(block, age_ids(data.encoder, name, ages))
         positions = np.arange(len(index)) - (np.cumsum(lengths) - lengths)[segments]
@@ -153,6 +160,9 @@ class BatchBuilder:
         block, _ = table.gather(drawn)
         if has_age(columns):
             block = with_age(block, np.full(len(drawn), PADDING, dtype=np.int64))
+        block.ids[history.positions.numpy() == 0] = (
+            PADDING  # nothing comes before a first event, so nothing predicts it
+        )
         return self._block(columns, block)
 
 

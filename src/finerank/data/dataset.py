@@ -1,10 +1,12 @@
 """The encoded data set: column files and a manifest. Opening one maps files; nothing is read until a batch asks.
 
-    schema.json, encoder/     what the columns mean and the fitted encoder (`runtime.encoder`)
+    encoder/                  the schema and the fitted encoder (`runtime.encoder`)
     requests/                 user, time, sequence, first (row of its first candidate), split; the request-level block
     candidates/               labels, weights [N, tasks]; the candidate-level block; train-only columns
     histories/<name>/         an event table (`data.events`), and the slice of every request beside it
-    manifest.json             counts, base rates, the law of ties, hashes
+    counts/                   per table, occurrences of each symbol in the training rows
+    users.parquet             the users' names, by code
+    manifest.json             counts, base rates, the law of ties; each folder has one of its own with content hashes
 
 Everything holds symbols; the map from symbol to embedding row is applied when a batch is built.
 R requests · N candidates · K tasks · E events
@@ -19,14 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
-from finerank.data.columns import block_of, read_columns
+from finerank.data.columns import block_of, read_columns, verify
 from finerank.data.events import EventTable
 from finerank.data.split import NAMES
 from finerank.errors import UserError, nearest
 from finerank.runtime.blocks import Block
 from finerank.runtime.encoder import Encoder
-from finerank.schema import FittedSchema
+from finerank.schema import FittedSchema, Schema
+from finerank.typed import plain
 
 FORMAT = "finerank data set 1"
 
@@ -85,7 +89,17 @@ class Dataset:
         """int64: the rows of these requests, request after request."""
         lengths = self.first[requests + 1] - self.first[requests]
         ends = np.cumsum(lengths)
-        return np.arange(ends[-1] if len(ends) else 0) + np.repeat(self.first[requests] - (ends - lengths), lengths)
+        shift: np.ndarray = np.repeat(self.first[requests] - (ends - lengths), lengths)
+        rows: np.ndarray = np.arange(len(shift)) + shift
+        return rows
+
+    def verify(self) -> None:
+        """Read every file and compare it with its hash: UserError naming the first that differs. Opening does not."""
+        for manifest in sorted(self.folder.rglob("manifest.json")):
+            if manifest.parent != self.folder:
+                verify(manifest.parent)
+        if content_hash(self.folder) != self.manifest["content"]:
+            raise UserError(f"{self.folder}: its parts do not belong together; prepare again")
 
     @staticmethod
     def open(folder: Path | str) -> Dataset:
@@ -96,35 +110,57 @@ class Dataset:
             raise UserError(f"{folder}: no prepared data set here (no manifest.json); prepare one first")
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
-            found, base_rates = manifest["format"], manifest["base_rates"]
+            found, _ = manifest["format"], manifest["base_rates"]
         except (ValueError, KeyError, TypeError) as error:  # no JSON, no text at all, or JSON of something else
             raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); prepare again") from error
         if found != FORMAT:
             raise UserError(f"{path}: format is {found!r}, accepted: {FORMAT!r}; prepare again")
-        encoder = Encoder.load(folder / "encoder")
-        requests, candidates = read_columns(folder / "requests"), read_columns(folder / "candidates")
-        counts = read_columns(folder / "counts")
-        events, slices = {}, {}
-        for history in encoder.schema.histories:
-            at = folder / "histories" / history.name
-            events[history.name] = EventTable.open(at / "events")
-            parts = read_columns(at / "slices")
-            slices[history.name] = Slices(parts["start"], parts["end"], parts["known"])
-        fitted = fitted_schema(encoder, dict(counts), base_rates)
-        return Dataset(
-            folder,
-            manifest,
-            encoder,
-            fitted,
-            *(np.asarray(requests[name]) for name in ("user", "time", "sequence", "split", "first")),
-            block_of(requests, "block."),
-            block_of(candidates, "block."),
-            block_of(candidates, "train_only."),
-            np.asarray(candidates["labels"]),
-            np.asarray(candidates["weights"]),
-            events,
-            slices,
-        )
+        try:
+            return _opened(folder, manifest)
+        except KeyError as error:
+            raise UserError(f"{folder}: damaged, it has no column {error}; prepare again") from error
+
+
+def _opened(folder: Path, manifest: Mapping[str, Any]) -> Dataset:
+    encoder = Encoder.load(folder / "encoder")
+    requests, candidates = read_columns(folder / "requests"), read_columns(folder / "candidates")
+    counts = read_columns(folder / "counts")
+    events, slices = {}, {}
+    for history in encoder.schema.histories:
+        at = folder / "histories" / history.name
+        events[history.name] = EventTable.open(at / "events")
+        parts = read_columns(at / "slices")
+        slices[history.name] = Slices(parts["start"], parts["end"], parts["known"])
+    fitted = fitted_schema(encoder, dict(counts), manifest["base_rates"])
+    return Dataset(
+        folder=folder,
+        manifest=manifest,
+        encoder=encoder,
+        fitted=fitted,
+        user=np.asarray(requests["user"]),
+        time=np.asarray(requests["time"]),
+        sequence=np.asarray(requests["sequence"]),
+        split=np.asarray(requests["split"]),
+        first=np.asarray(requests["first"]),
+        request=block_of(requests, "block."),
+        candidate=block_of(candidates, "block."),
+        train_only=block_of(candidates, "train_only."),
+        labels=np.asarray(candidates["labels"]),
+        weights=np.asarray(candidates["weights"]),
+        events=events,
+        slices=slices,
+    )
+
+
+def schema_hash(schema: Schema) -> str:
+    """A hash of everything a schema declares."""
+    return xxhash.xxh3_64_hexdigest(json.dumps(plain(schema), sort_keys=True).encode())
+
+
+def content_hash(folder: Path) -> str:
+    """One hash over the content hashes of all column folders of a data set."""
+    manifests = sorted(p for p in folder.rglob("manifest.json") if p.parent != folder)
+    return xxhash.xxh3_64_hexdigest(b"".join(p.read_bytes() for p in manifests))
 
 
 def fitted_schema(encoder: Encoder, counts: Mapping[str, np.ndarray], base_rates: Mapping[str, float]) -> FittedSchema:

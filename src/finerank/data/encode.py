@@ -239,13 +239,11 @@ def _distinct_texts(feature: Feature, columns: Sequence[pl.Series]) -> tuple[lis
 
 
 def _simple(series: pl.Series, place: str) -> pl.Series:
-    """A column of integers, floats (NaN as null), bools or text."""
+    """A column of integers, floats, bools or text."""
     dtype = series.dtype
     if dtype in (pl.Categorical, pl.Enum, pl.Null):
         return series.cast(pl.String)
-    if dtype.is_float():
-        return series.fill_nan(None)
-    if dtype.is_integer() or dtype in (pl.String, pl.Boolean):
+    if dtype.is_integer() or dtype.is_float() or dtype in (pl.String, pl.Boolean):
         return series
     raise UserError(
         f"{place}: got a column of {dtype}; accepted: integers, floats, bool or text; cast it to one of these"

@@ -70,7 +70,7 @@ def steps(requests: np.ndarray, rows: np.ndarray, events: np.ndarray, budget: Bu
         end = max(at + 1, min(by_rows, by_pairs))
         chunks: tuple[tuple[int, int], ...] = ()
         if end == at + 1 and (rows[at] > budget.rows or pairs[at] > most_pairs):
-            most = max(1, min(budget.rows, most_pairs // max(1, int(events[at]))))
+            most = min(budget.rows, max(1, most_pairs // int(events[at]))) if events[at] else budget.rows
             chunks = tuple((low, min(low + most, int(rows[at]))) for low in range(0, int(rows[at]), most))
         out.append(Step(requests[at:end], int(rows_until[end] - rows_until[at]), chunks))
         at = end

@@ -19,14 +19,16 @@ import numpy as np
 import polars as pl
 
 from finerank.data.columns import ColumnWriter, block_arrays
-from finerank.data.dataset import FORMAT, Dataset, Slices
+from finerank.data.dataset import FORMAT, Dataset, Slices, content_hash
 from finerank.data.encode import Fitter, encode_block
-from finerank.data.events import EventTable, coverage
+from finerank.data.events import EventTable, coverage, flatten
 from finerank.data.source import TimeUnit, collect, microseconds
 from finerank.data.split import NAMES, TRAIN, Split, assign
 from finerank.errors import UserError
 from finerank.runtime.blocks import Block
-from finerank.runtime.values import canonical
+from finerank.runtime.encoder import Encoder, age_ids
+from finerank.runtime.hashing import hash_texts
+from finerank.runtime.values import canonical, shown
 from finerank.schema import Cross, Feature, History, MultiValued, Schema, column_of
 
 
@@ -64,12 +66,14 @@ class _Rows:
     @property
     def heads(self) -> np.ndarray:
         """[R] source rows that stand for their requests."""
-        return self.order[self.first[:-1]]
+        heads: np.ndarray = self.order[self.first[:-1]]
+        return heads
 
     @property
     def sizes(self) -> np.ndarray:
         """[R] rows of each request."""
-        return np.diff(self.first)
+        sizes: np.ndarray = np.diff(self.first)
+        return sizes
 
 
 def prepare(
@@ -118,6 +122,7 @@ def prepare(
             continue
         frame = collect(samples, _columns(feature), "samples")
         if feature.level == "request":
+            _same_within_requests(frame, rows)
             frame, counts = frame[rows.heads], weight
         else:
             frame, counts = frame[rows.order], in_training.astype(np.int64)
@@ -145,6 +150,7 @@ def prepare(
         EventTable.build(at / "events", made.user, made.time, made.known_at, made.sequence, block, users=made.users)
         with ColumnWriter(at / "slices") as out:
             out.append({"start": made.slices.start, "end": made.slices.end, "known": made.slices.known})
+        _count_ages(fitter.counts, encoder, name, made, rows.time, weight)
     with ColumnWriter(folder / "counts") as out:
         out.append(dict(fitter.counts))
     encoder.save(folder / "encoder")
@@ -161,6 +167,7 @@ def prepare(
         "ties": {h.name: h.ties for h in schema.histories},
         "events": {name: len(made.order) for name, made in histories.items()},
         "base_rates": base_rates,
+        "content": content_hash(folder),
     }
     _write_json(folder / "manifest.json", manifest)  # last: without it the folder is no data set
     return Dataset.open(folder)
@@ -182,6 +189,12 @@ def _rows(
         count = int(samples.select(pl.len()).collect().item())
     if not count:
         raise UserError("samples: no rows; is this the right file?")
+    by_position = [h.name for h in schema.histories if h.ties == "file_order" and not h.lists]
+    if by_position and keys.sequence is None:
+        raise UserError(
+            f'history {by_position[0]!r}: ties = "file_order" compares positions in one common log; name the column that '
+            "holds them in samples and events: keys.sequence"
+        )
     number = np.arange(count)
     time = microseconds(frame[keys.time], keys.time_unit, "samples") if keys.time else number
     sequence = _integers(frame[keys.sequence], "samples") if keys.sequence else number
@@ -193,14 +206,18 @@ def _rows(
             f"samples: {frame[keys.request].null_count()} rows have no {keys.request!r}; name their request"
         )
 
+    names = frame[keys.request] if keys.request else pl.Series(number)
     head = _first_of_group(request)  # [N] the first source row of each row's request
     if keys.time and (time != time[head]).any():
         bad = int(np.flatnonzero(time != time[head])[0])
         raise UserError(
-            f"samples: request {frame[keys.request][bad]!r} has rows of different times ({keys.time!r}); "  # type: ignore[index]
+            f"samples: request {names[bad]!r} has rows of different times ({keys.time!r}); "
             "a request is one user at one moment"
         )
-    order = np.lexsort((number, head, sequence[head], time[head]))
+    earliest = np.full(count, np.iinfo(np.int64).max)
+    np.minimum.at(earliest, head, sequence)  # a request stands at the first of its rows' positions in the log
+    sequence = earliest[head]
+    order = np.lexsort((number, head, sequence, time))
     starts = np.flatnonzero(np.diff(head[order], prepend=-1))
     first = np.append(starts, count)
     heads = order[starts]
@@ -213,14 +230,17 @@ def _rows(
             raise UserError("an event log needs keys.user: the column that says whose events they are")
         event_users = _texts(collect(events, [keys.user], "events")[keys.user])
         everyone = pl.concat([texts, event_users])
+        if not event_users.is_in(texts.drop_nulls().implode()).any():
+            raise UserError(
+                f"events: none of their users ({keys.user!r}) is in the samples, so every history would be empty; "
+                f"samples hold {texts.drop_nulls().head(2).to_list()}, events {event_users.drop_nulls().head(2).to_list()}"
+            )
     users = everyone.drop_nulls().unique().sort()
     if keys.user:
         user = _codes(texts, users)
         if (user != user[head]).any():
             bad = int(np.flatnonzero(user != user[head])[0])
-            raise UserError(
-                f"samples: request {frame[keys.request][bad]!r} has rows of different users ({keys.user!r})"
-            )  # type: ignore[index]
+            raise UserError(f"samples: request {names[bad]!r} has rows of different users ({keys.user!r})")
         user = user[heads]
     else:
         user = np.full(len(heads), -1)
@@ -297,6 +317,10 @@ def _history(
     for column, value in history.where.items():  # by canonical text, as everywhere: 1, 1.0 and "1" are one value
         keep &= (_texts(frame[column]) == canonical(value)).fill_null(False)
     kept = np.flatnonzero(keep.to_numpy())
+    if not len(kept):
+        raise UserError(
+            f"history {history.name!r}: no event matches where = {dict(history.where)}, so every history would be empty"
+        )
     sequence = _integers(frame[keys.sequence], "events") if keys.sequence else np.arange(frame.height)
     frame, sequence, user = frame[kept], sequence[kept], _codes(event_users[kept], rows.users)
     time = microseconds(frame[keys.time], keys.time_unit, "events")
@@ -315,11 +339,15 @@ def _history(
 
 def _from_lists(history: History, samples: pl.LazyFrame, rows: _Rows) -> _Made:
     """List columns: every request's list is its own slice. Their events have no time; what is known grows by request."""
-    frame = collect(samples, history.lists.values(), "samples")[rows.heads]
+    frame = collect(samples, history.lists.values(), "samples")
+    _same_within_requests(frame, rows)
+    frame = frame[rows.heads]
     fields = {}
     lengths: np.ndarray | None = None
     for name, column in history.lists.items():
         lists = frame[column]
+        if lists.dtype == pl.Null:  # nobody has a past
+            lists = lists.cast(pl.List(pl.String))
         if lists.dtype == pl.String:
             if history.separator is None:
                 raise UserError(f"history {history.name!r}: column {column!r} is text; say how it is joined: separator")
@@ -333,7 +361,7 @@ def _from_lists(history: History, samples: pl.LazyFrame, rows: _Rows) -> _Made:
         if lengths is not None and (these != lengths).any():
             bad = int(np.flatnonzero(these != lengths)[0])
             raise UserError(
-                f"history {history.name!r}: column {column!r} differs in length from the others in row {bad}"
+                f"history {history.name!r}: column {column!r} differs in length from the others in row {rows.heads[bad]}"
             )
         lengths = these
         fields[name] = lists.filter(pl.Series(these > 0)).explode()
@@ -347,8 +375,40 @@ def _from_lists(history: History, samples: pl.LazyFrame, rows: _Rows) -> _Made:
     return _Made(made, request, len(lengths), request, request, position, np.arange(len(request)), slices)
 
 
+def _count_ages(
+    counts: dict[str, np.ndarray], encoder: Encoder, name: str, made: _Made, time: np.ndarray, weight: np.ndarray
+) -> None:
+    """How often each bucket of age occurs in the training rows: the one id that belongs to a row and an event together."""
+    table = f"{name}.age"
+    if table not in counts:
+        return
+    out, event_time = counts[table], made.time[made.order]
+    training = np.flatnonzero(weight)
+    for chunk in np.array_split(training, max(1, len(training) // 100_000)):
+        index, segments, _ = flatten(made.slices.start[chunk], made.slices.end[chunk])
+        ages = age_ids(encoder, name, time[chunk][segments] - event_time[index])
+        out += np.bincount(ages, weight[chunk][segments], len(out)).astype(np.int64)
+
+
 def _numbered(count: int) -> Block[np.ndarray]:
     return Block(np.arange(count, dtype=np.int64)[:, None], np.empty((count, 0), np.float32))
+
+
+def _same_within_requests(frame: pl.DataFrame, rows: _Rows) -> None:
+    """A request-level column has one value per request; taking the first of several would be a silent choice."""
+    if len(rows.first) == len(rows.order) + 1:
+        return
+    stands_for = np.empty(len(rows.order), dtype=np.int64)  # [N] the source row that stands for each row's request
+    stands_for[rows.order] = np.repeat(rows.heads, rows.sizes)
+    for column in frame.get_columns():
+        differs = ~column.eq_missing(column.gather(stands_for))
+        if differs.any():
+            i = int(differs.arg_true()[0])
+            one, other = column.gather([i, int(stands_for[i])]).to_list()
+            raise UserError(
+                f"samples: column {column.name!r} belongs to the request, but differs within one: {shown(one)} and "
+                f"{shown(other)}; is it a candidate-level feature?"
+            )
 
 
 # ------------------------------------------------------------------------------------------------ split and labels
@@ -358,13 +418,14 @@ def _split(rows: _Rows, samples: pl.LazyFrame, split: Split) -> np.ndarray:
     if split.by != "column":
         if split.by == "user" and (rows.user < 0).all():
             raise UserError('split by "user" needs keys.user')
-        return assign(split, rows.time, rows.user)
+        by_user = split.by == "user"
+        return assign(split, rows.time, rows.user, hash_texts("split", rows.users.to_list()) if by_user else None)
     column = collect(samples, [split.column], "samples")[split.column]
     bad = column.filter(~column.cast(pl.String).is_in(list(NAMES)).fill_null(False))
     if len(bad):
         raise UserError(f"samples: column {split.column!r} holds {bad[0]!r}; accepted: {', '.join(NAMES)}")
     codes = column.replace_strict(NAMES, return_dtype=pl.Int8).to_numpy()[rows.order]
-    of_request = codes[rows.first[:-1]]
+    of_request: np.ndarray = codes[rows.first[:-1]]
     if (np.repeat(of_request, rows.sizes) != codes).any():
         raise UserError(f"samples: rows of one request have different values of {split.column!r}; split whole requests")
     return of_request

@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 
 from finerank.errors import UserError
-from finerank.runtime.hashing import hash_integers
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 NAMES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
@@ -19,7 +18,7 @@ class Split:
     """How requests are split.
 
     by                time: the last requests are for test, those before for validation (the honest choice for logs)
-                      user: whole users, by a hash of their code · column: a column that says train, validation or test
+                      user: whole users, by a hash of their name · column: a column that says train, validation or test
     validation, test  shares of the requests (of the users, for `user`)
     column            for by = "column"
     """
@@ -37,9 +36,11 @@ class Split:
             )
 
 
-def assign(split: Split, time: np.ndarray, user: np.ndarray) -> np.ndarray:
+def assign(split: Split, time: np.ndarray, user: np.ndarray, names: np.ndarray | None = None) -> np.ndarray:
     """int8 [R] for requests in time order: TRAIN, VALIDATION or TEST (`by` time or user).
 
+    user    codes [R]; names: uint64 [U], the hash of each user's name, for by = "user": so that a user stays in its part
+            when others come
     Requests of one moment stay together: a cut moves back to the first request of its time.
     """
     count = len(time)
@@ -51,8 +52,8 @@ def assign(split: Split, time: np.ndarray, user: np.ndarray) -> np.ndarray:
                 cut = int(np.searchsorted(time, time[cut], side="left"))
             if share:
                 out[cut:] = code
-    else:
-        u = hash_integers("split", user.astype(np.int64)) / 2.0**64
+    elif names is not None and len(names):
+        u = np.where(user >= 0, (names / 2.0**64)[user], 1.0)  # rows of nobody are for training
         out[u < split.test + split.validation] = VALIDATION
         out[u < split.test] = TEST
     return out

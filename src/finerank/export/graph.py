@@ -1,115 +1,57 @@
-"""A model as a graph of plain tensors: fixed names, fixed order, no structures, segment ids and never offsets.
+"""A model as a graph of plain tensors: the inputs of `runtime.inputs` in; logits [N, H] and attention out.
 
-    inputs   request.ids [R, F_u] · request.numbers [R, C_u] · candidate.ids [N, F_i] · candidate.numbers [N, C_i]
-             request_of [N] · per history h: h.ids [T, F] · h.numbers [T, C] · h.segments [T] · h.positions [T] ·
-             h.lengths [R] · h.pair_candidate [P] · h.pair_event [P]; per list column c of a block b: b.c.index [n] ·
-             b.c.ids [M, 1 or 2] · b.c.weights [M] · b.c.segments [M] · b.c.lengths [L]
     outputs  logits [N, H] · per attended history h: h.attention [P]
 
-Train-only columns have no input, so that no graph can read them. Inputs that a graph does not use are dropped from it.
+R requests · N candidates · T events · P (candidate, event) pairs · H heads. Inputs that a graph does not use are dropped.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from finerank.data.batch import Batch, Jagged, Pairs, TensorBlock, TensorLists, pair_up
-from finerank.errors import UserError
 from finerank.models.composition import Model
 from finerank.runtime.blocks import Block
+from finerank.runtime.inputs import Input, inputs_of, named_arrays
 from finerank.schema import Columns, FittedSchema
 
 
-@dataclass(frozen=True)
-class Input:
-    """One input: its name, its dtype, and a letter or a number for each axis (letters vary from call to call)."""
-
-    name: str
-    dtype: torch.dtype
-    axes: tuple[str | int, ...]
-
-
-def inputs_of(fitted: FittedSchema) -> tuple[Input, ...]:
-    """All inputs that a graph over this schema may have, in the declared order. Columns of width 0 have none.
-
-    Raises UserError where the schema's names would give two inputs one name.
-    """
-    out: list[Input] = []
-
-    def block(name: str, columns: Columns, axis: str) -> None:
-        if columns.ids:
-            out.append(Input(f"{name}.ids", torch.int64, (axis, len(columns.ids))))
-        if columns.numbers:
-            out.append(Input(f"{name}.numbers", torch.float32, (axis, len(columns.numbers))))
-        for c in columns.lists:
-            entries, lists = f"M {name}.{c.name}", f"L {name}.{c.name}"
-            out.append(Input(f"{name}.{c.name}.index", torch.int64, (axis,)))
-            out.append(Input(f"{name}.{c.name}.ids", torch.int64, (entries, 2 if c.ranks else 1)))
-            if c.weighted:
-                out.append(Input(f"{name}.{c.name}.weights", torch.float32, (entries,)))
-            out.append(Input(f"{name}.{c.name}.segments", torch.int64, (entries,)))
-            out.append(Input(f"{name}.{c.name}.lengths", torch.int64, (lists,)))
-
-    block("request", fitted.request, "R")
-    block("candidate", fitted.candidate, "N")
-    out.append(Input("request_of", torch.int64, ("N",)))
-    for name, columns in fitted.histories.items():
-        block(name, columns, f"T {name}")
-        for part in ("segments", "positions"):
-            out.append(Input(f"{name}.{part}", torch.int64, (f"T {name}",)))
-        out.append(Input(f"{name}.lengths", torch.int64, ("R",)))
-        for part in ("pair_candidate", "pair_event"):
-            out.append(Input(f"{name}.{part}", torch.int64, (f"P {name}",)))
-    twice = [name for name, count in Counter(i.name for i in out).items() if count > 1]
-    if twice:
-        raise UserError(
-            f"export: two inputs of the graph would be named {twice[0]!r}; give the history it begins with another name "
-            "('request' and 'candidate' are taken)"
-        )
-    return tuple(out)
+def graph_inputs(fitted: FittedSchema) -> tuple[Input, ...]:
+    """All inputs that a graph over this schema may have (`runtime.inputs`)."""
+    return inputs_of(fitted.request, fitted.candidate, fitted.histories)
 
 
 def flatten(batch: Batch, fitted: FittedSchema) -> dict[str, Tensor]:
     """The inputs of a graph from a batch, by name, in the declared order."""
-    found: dict[str, Tensor] = {"request_of": batch.request_of}
-
-    def block(name: str, columns: Columns, values: TensorBlock) -> None:
-        found[f"{name}.ids"], found[f"{name}.numbers"] = values.ids, values.numbers
-        for c in columns.lists:
-            lists = values.lists[c.name]
-            found[f"{name}.{c.name}.index"], found[f"{name}.{c.name}.ids"] = lists.index, lists.ids
-            if lists.weights is not None:
-                found[f"{name}.{c.name}.weights"] = lists.weights
-            found[f"{name}.{c.name}.segments"], found[f"{name}.{c.name}.lengths"] = lists.segments, lists.lengths
-
-    block("request", fitted.request, batch.request)
-    block("candidate", fitted.candidate, batch.candidate)
-    for name, columns in fitted.histories.items():
+    found = named_arrays("request", batch.request) | named_arrays("candidate", batch.candidate)
+    found["request_of"] = batch.request_of
+    for name in fitted.histories:
         history = batch.histories[name]
-        block(name, columns, history.events)
+        found |= named_arrays(name, history.events)
         found[f"{name}.segments"], found[f"{name}.positions"] = history.segments, history.positions
         found[f"{name}.lengths"] = history.lengths
         pairs = batch.pairs.get(name, Pairs(torch.empty(0, dtype=torch.int64), None))
         found[f"{name}.pair_candidate"] = pairs.candidate
         found[f"{name}.pair_event"] = torch.arange(len(pairs.candidate)) if pairs.event is None else pairs.event
-    return {i.name: found[i.name] for i in inputs_of(fitted)}
+    return {i.name: found[i.name] for i in graph_inputs(fitted)}
 
 
-def example_batch(fitted: FittedSchema) -> Batch:
-    """A made-up batch with several of everything, for exporters to follow: 3 requests of 2, 3 and 2 candidates.
+def example_batch(
+    fitted: FittedSchema, candidates: Sequence[int] = (2, 3, 2), events: Sequence[int] = (2, 1, 3), seed: int = 0
+) -> Batch:
+    """A made-up batch, for exporters to follow: by default with several of everything.
 
-    Every id lies in its table, every history is within its length, every list has entries, and there are pairs for every
-    history, whether or not a model reads them.
+    candidates, events  of each request; histories are cut to their length
+    Every id lies in its table, every list has entries, and there are pairs for every history, whether or not a model
+    reads them.
     """
-    draw = np.random.default_rng(0)
-    request_of = torch.tensor([0, 0, 1, 1, 1, 2, 2])
-    rows, requests = len(request_of), 3
+    draw = np.random.default_rng(seed)
+    request_of = torch.repeat_interleave(torch.tensor(candidates))
+    rows, requests = len(request_of), len(candidates)
 
     def ids(count: int, tables: list[str]) -> Tensor:
         columns = [draw.integers(0, fitted.tables[table].rows, count) for table in tables]
@@ -129,12 +71,11 @@ def example_batch(fitted: FittedSchema) -> Batch:
 
     histories, pairs = {}, {}
     for name, columns in fitted.histories.items():
-        lengths = torch.tensor([2, 1, 3]).clamp(max=fitted.schema.history(name).max_length)
+        lengths = torch.tensor(events).clamp(max=fitted.schema.history(name).max_length)
         segments = torch.repeat_interleave(lengths)
-        events = len(segments)
-        positions = torch.arange(events) - (lengths.cumsum(0) - lengths)[segments]
-        ages = torch.zeros(events, dtype=torch.int64)
-        histories[name] = Jagged(block(columns, events), segments, positions, lengths, ages)
+        positions = torch.arange(len(segments)) - (lengths.cumsum(0) - lengths)[segments]
+        ages = torch.zeros(len(segments), dtype=torch.int64)
+        histories[name] = Jagged(block(columns, len(segments)), segments, positions, lengths, ages)
         pairs[name] = pair_up(request_of, lengths)
     tasks = len(fitted.schema.tasks)
     return Batch(
@@ -150,17 +91,17 @@ def example_batch(fitted: FittedSchema) -> Batch:
 
 
 class Graph(nn.Module):
-    """The module that is exported: tensors in the declared order in, (logits, attention weights ...) out."""
+    """What is exported: tensors in the declared order in, (logits, attention ...) out. Puts the model into eval mode."""
 
     def __init__(self, model: Model, fitted: FittedSchema) -> None:
         super().__init__()
         self.model, self.fitted = model.eval(), fitted
-        self.names = [i.name for i in inputs_of(fitted)]
+        self.names = [i.name for i in graph_inputs(fitted)]
 
-    @property
-    def outputs(self) -> list[str]:
+    @staticmethod
+    def outputs_of(model: Model) -> list[str]:
         """Names of the outputs."""
-        return ["logits", *(f"{name}.attention" for name in sorted(self.model.needs.pairs))]
+        return ["logits", *(f"{name}.attention" for name in sorted(model.needs.pairs))]
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """See the module's docstring."""
@@ -216,7 +157,7 @@ def exported(model: Model, fitted: FittedSchema) -> torch.export.ExportedProgram
     It follows `example_batch`, which has two or more of everything: an axis of size 0 or 1 would be taken for a constant.
     """
     graph = Graph(model, fitted)
-    declared = inputs_of(fitted)
+    declared = graph_inputs(fitted)
     tensors = tuple(flatten(example_batch(fitted), fitted).values())
     dynamic = tuple(
         {i: torch.export.Dim.DYNAMIC for i, axis in enumerate(d.axes) if isinstance(axis, str)} for d in declared

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from finerank.data.batch import Pairs
+from finerank.errors import UserError
 from finerank.layers.activation import Activation
 from finerank.layers.mlp import Hidden, linear
 from finerank.layers.segments import gather, segment_softmax, spread, weighted_sum
@@ -30,7 +31,7 @@ class UnitOptions:
     """The activation unit.
 
     kind        mlp: the paper's small network · dot: <q, k> / sqrt(K), no parameters, a quick start
-    inputs      blocks of the network's input; the authors' code takes all four (MODELS K2)
+    inputs      blocks of the network's input; the authors' code takes all four
     hidden      80-40 in the authors' code
     activation  sigmoid in the authors' code, PReLU or Dice in the paper
     softmax     off in the paper (section 4.3: intensity of interest is kept), on in both official repositories
@@ -42,6 +43,12 @@ class UnitOptions:
     activation: Activation = "prelu"
     softmax: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.hidden or min(self.hidden) < 1:
+            raise UserError(f"hidden = {list(self.hidden)}; accepted: one layer or more, each of at least 1 neuron")
+        if not self.inputs or len(set(self.inputs)) < len(self.inputs):
+            raise UserError(f"inputs = {list(self.inputs)}; accepted: one block or more, each once")
+
 
 class ActivationUnit(nn.Module):
     """The weight of every pair. `context`: width of what only events have (the embedding of their age), 0 for none."""
@@ -51,8 +58,6 @@ class ActivationUnit(nn.Module):
         self.width, self.options = width, options
         if options.kind == "dot":
             return
-        if not options.hidden or not options.inputs:
-            raise ValueError("the mlp unit needs at least one hidden layer and one input block")
         self.first = linear(len(options.inputs) * width + context, options.hidden[0])
         after: list[nn.Module] = [Hidden(options.hidden[0], options.activation, 0.0, False)]
         for inputs, outputs in zip(options.hidden, options.hidden[1:], strict=False):

@@ -11,7 +11,7 @@ into a small leaf tensor first, so that backward fills [rows of the batch, D] an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -133,6 +133,7 @@ class Embedding(nn.Module):
     std      initial standard deviation; 0.01 is the usual choice, a wrong one costs more than most architectures give
     blocks   which blocks to embed ("request", "candidate", history names); default all
     forced   give every table this width, whatever its feature declares (first-order weights)
+    ages     embed the age of past events; False for models that do not read it, so that nothing idle is touched
     """
 
     def __init__(
@@ -143,9 +144,12 @@ class Embedding(nn.Module):
         blocks: Sequence[str] | None = None,
         forced: bool = False,
         sparse: bool = True,
+        ages: bool = True,
     ) -> None:
         super().__init__()
         chosen = {name: cols for name, cols in fitted.blocks() if blocks is None or name in blocks}
+        if not ages:
+            chosen = {name: _without_age(cols) for name, cols in chosen.items()}
         self.columns: dict[str, Columns] = chosen
         self.order = {name: _schema_order(fitted, cols) for name, cols in chosen.items()}
         used: dict[str, int] = {}
@@ -159,22 +163,11 @@ class Embedding(nn.Module):
             by_width.setdefault(used[table], {})[table] = fitted.tables[table].rows
         self.tables = nn.ModuleDict({str(w): Tables(sizes, w, std, sparse) for w, sizes in sorted(by_width.items())})
 
-    def column_widths(self, block: str) -> dict[str, int]:
-        """Width of each column of a block, in schema order."""
-        cols = self.columns[block]
-        widths = {name: self.widths[table] for name, table in cols.ids}
-        widths |= {c.name: self.widths[c.table] for c in cols.lists}
-        return {name: widths[name] for name in self.order[block]}
-
     def of(self, width: int) -> Tables:
         """The tables of one width."""
         tables = self.tables[str(width)]
         assert isinstance(tables, Tables)
         return tables
-
-    def all_tables(self) -> list[Tables]:
-        """Every `Tables` module, by width."""
-        return [t for t in self.tables.values() if isinstance(t, Tables)]
 
     def forward(
         self, batch: Batch, extra: Mapping[str, tuple[str, TensorBlock]] | None = None
@@ -214,7 +207,8 @@ class Embedding(nn.Module):
         """(width, positions in the weight) of every lookup of a block, in the order `_assemble` consumes them."""
         out = []
         for width, columns, starts in self._id_groups(like):
-            ids = block.ids if len(columns) == block.ids.shape[1] else block.ids[:, columns]
+            every = columns == list(range(block.ids.shape[1]))
+            ids = block.ids if every else block.ids[:, columns]
             out.append((width, ids + torch.tensor(starts, dtype=torch.int64, device=ids.device)))
         for column in self.columns[like].lists:
             lists = block.lists[column.name]
@@ -275,6 +269,10 @@ def _tables(cols: Columns) -> list[str]:
     for column in cols.lists:
         names += [column.table] + ([column.ranks] if column.ranks else [])
     return names
+
+
+def _without_age(cols: Columns) -> Columns:
+    return replace(cols, ids=cols.ids[:-1]) if cols.ids and cols.ids[-1][0] == "age" else cols
 
 
 def _schema_order(fitted: FittedSchema, cols: Columns) -> tuple[str, ...]:

@@ -4,7 +4,8 @@ B sequences · T elements of all sequences together, in sequence order · H hidd
 
 Sequences are walked longest first: at step t only those still running take part, so the work is that of the real
 elements and a result cannot depend on padding or on batch mates. Exporters cannot follow a loop whose length depends on
-the data, so while exporting, the same cell runs over a fixed number of steps under a mask; a test keeps the two equal.
+the data, so while exporting, the same cell runs over a fixed number of steps under a mask, as one loop of the graph whose
+body is there once: the size of the graph does not depend on the length of a history. Tests keep the two equal.
 
 GRU: Cho et al., EMNLP 2014, in the form of Zhou et al. (DIEN), AAAI 2019, equations 2-5; AIGRU, AGRU, AUGRU: section 4.3.
 """
@@ -16,6 +17,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
 
 from finerank.layers.mlp import linear
 
@@ -120,19 +122,36 @@ class GRU(nn.Module):
         max_steps: int,
     ) -> tuple[Tensor, Tensor]:
         count = lengths.shape[0]
-        cell = segments * max_steps + positions
+        cell = positions * count + segments
 
         def padded(values: Tensor) -> Tensor:
-            grid = values.new_zeros((count * max_steps, values.shape[1]))
-            return grid.index_add(0, cell, values).view(count, max_steps, values.shape[1])
+            grid = values.new_zeros((max_steps * count, values.shape[1]))
+            return grid.index_add(0, cell, values).view(max_steps, count, values.shape[1])
 
-        x = padded(projected)
-        a = None if attention is None else padded(attention.unsqueeze(1)).squeeze(2)
-        h = projected.new_zeros((count, self.hidden))
-        states = []
-        for t in range(max_steps):
-            running = (lengths > t).to(h.dtype).unsqueeze(1)
-            h = h + running * (self.step(x[:, t], None if a is None else a[:, t], h) - h)
-            states.append(h)
-        grid = torch.stack(states, dim=1).view(count * max_steps, self.hidden)
-        return grid.index_select(0, cell), h
+        steps = torch.arange(max_steps, device=lengths.device).unsqueeze(1)
+        running = (steps < lengths.unsqueeze(0)).to(projected.dtype).unsqueeze(2)
+        columns = [padded(projected), running]
+        if attention is not None:
+            columns.append(padded(attention.unsqueeze(1)))
+
+        def advance(h: Tensor, at: list[Tensor]) -> tuple[Tensor, Tensor]:
+            x, on, *a = at
+            h = h + on * (self.step(x, a[0].squeeze(1) if a else None, h) - h)
+            return h, h.clone()
+
+        last, states = _walk(advance, projected.new_zeros((count, self.hidden)), columns)
+        return states.view(max_steps * count, self.hidden).index_select(0, cell), last
+
+
+def _walk(
+    advance: Callable[[Tensor, list[Tensor]], tuple[Tensor, Tensor]], h: Tensor, columns: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """(last state, [steps, ...] what each step gave). In a graph it is one loop, whose body is there once."""
+    if torch.compiler.is_exporting():
+        last, states = scan(advance, h, columns)
+        return last, states
+    out = []
+    for at in zip(*columns, strict=True):
+        h, state = advance(h, list(at))
+        out.append(state)
+    return h, torch.stack(out)

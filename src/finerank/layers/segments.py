@@ -146,5 +146,5 @@ def segment_softmax(logits_P: Tensor, segments_P: Tensor, count: int) -> Tensor:
         .scatter_reduce(0, segments_P, logits_P.detach(), reduce="amax", include_self=False)
     )
     exp = (logits_P - peak.index_select(0, segments_P)).exp()
-    total = exp.new_zeros(count).index_add(0, segments_P, exp)
+    total = segment_sum(exp.unsqueeze(1), segments_P, count).squeeze(1)
     return exp / total.index_select(0, segments_P)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from finerank.data.batch import Batch
+from finerank.errors import UserError
 from finerank.layers.activation import Activation
 from finerank.layers.mlp import MLP, Hidden, SplitLinear, linear
 from finerank.layers.segments import segment_mean, segment_sum
@@ -32,7 +33,11 @@ class Pooled(Representation):
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
-        """pooling: the paper takes the sum; the mean forgets how much a user did."""
+        """How fields are embedded and histories pooled.
+
+        embedding  width and initial spread of the fields
+        pooling    sum as in the paper; the mean forgets how much a user did
+        """
 
         kind: ClassVar[str] = "pooled"
         embedding: EmbeddingOptions = EmbeddingOptions()
@@ -40,7 +45,7 @@ class Pooled(Representation):
 
     def __init__(self, fitted: FittedSchema, options: Options) -> None:
         super().__init__()
-        self.embed = FieldEmbedding(fitted, options.embedding)
+        self.embed = FieldEmbedding(fitted, options.embedding, ages=False)
         self.pooling = options.pooling
         self.histories = {name: attributes(self.embed, name) for name in fitted.histories}
         widths = plain_widths(fitted, self.embed)
@@ -75,6 +80,12 @@ class Tower(Interaction):
         activation: Activation = "prelu"
         dropout: float = 0.0
         batch_norm: bool = False
+
+        def __post_init__(self) -> None:
+            if min(self.hidden, default=1) < 1:
+                raise UserError(f"hidden = {list(self.hidden)}; accepted: layers of at least 1 neuron each")
+            if not 0 <= self.dropout < 1:
+                raise UserError(f"dropout = {self.dropout}; accepted: from 0 (none) to below 1")
 
     def __init__(self, fitted: FittedSchema, widths: Widths, outputs: int, options: Options) -> None:
         super().__init__()

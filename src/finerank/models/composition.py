@@ -194,7 +194,7 @@ class Model(nn.Module):
             if head.trained:
                 labels, weights = self.target(batch, head)
                 loss = head_loss(head, out.logits[:, i], labels)
-                terms[head.name] = (weights * loss).sum() / max(batch.rows_in_step, 1)
+                terms[head.name] = (weights * loss).sum() / max(batch.rows_in_step or batch.N, 1)
         return terms | dict(out.losses)
 
     def target(self, batch: Batch, head: Head) -> tuple[Tensor, Tensor]:
@@ -218,7 +218,7 @@ class FirstOrder(Embedding):
     """The first-order weights of a linear part: one number (per output) for each value, 0 at the start."""
 
     def __init__(self, fitted: FittedSchema, outputs: int, blocks: Sequence[str]) -> None:
-        super().__init__(fitted, width=outputs, std=0.0, blocks=blocks, forced=True)
+        super().__init__(fitted, width=outputs, std=0.0, blocks=blocks, forced=True, ages=False)
 
 
 def head_loss(head: Head, logits: Tensor, labels: Tensor) -> Tensor:
@@ -244,9 +244,10 @@ def head_target(tasks: Sequence[Task], head: Head, labels: Tensor, weights: Tens
         chain.append(names.index(tasks[chain[-1]].within or ""))
     label = torch.ones_like(weights[:, i])
     weight = weights[:, chain[-1]]
-    for j in reversed(chain):
-        # within the space so far (label still 1) a row without weight is unknown: it leaves the head's space
-        known = weights[:, j] != 0
-        weight = torch.where((label != 0) & ~known, 0.0, weight)
-        label = label * torch.where(known, labels[:, j], 0.0)
+    for j in reversed(chain[:-1]):
+        above = chain[chain.index(j) + 1]
+        label = label * torch.where(weights[:, above] != 0, labels[:, above], 0.0)
+        # within the space so far (label still 1) the next task's own weight counts; 0 is unknown: the row leaves the space
+        weight = torch.where(label != 0, weight * weights[:, j], weight)
+    label = label * torch.where(weights[:, i] != 0, labels[:, i], 0.0)
     return torch.where(weight != 0, label, 0.0), weight

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from finerank.errors import UserError
 from finerank.layers.mlp import linear
 from finerank.models.base import Tower
 from finerank.models.composition import Features, Interaction, Widths
@@ -30,6 +31,10 @@ class Cross(Interaction):
 
         kind: ClassVar[str] = "cross"
         layers: int = 3
+
+        def __post_init__(self) -> None:
+            if self.layers < 0:
+                raise UserError(f"layers = {self.layers}; accepted: 0 (a linear layer alone) or more, usually 2 to 4")
 
     def __init__(self, fitted: FittedSchema, widths: Widths, outputs: int, options: Options) -> None:
         super().__init__()

@@ -6,7 +6,8 @@ Interest extractor: a GRU over the events, once per request, helped by an auxili
 sampled one. Interest evolution: a second GRU per candidate over the extractor's states, steered by attention (AUGRU).
 Stated choices, where paper and code differ: attention is the paper's softmax of h W e (equation 8); the auxiliary loss is
 the paper's inner product (equation 6), averaged over all predicted events, so that it does not depend on their number;
-negatives are events that were known to the row, drawn anew in every epoch, never the true next item.
+negatives are events that were known to the row, drawn anew in every epoch, never the true next item (unless little
+else was known yet). What only the event has (its age, its own numbers) is left out: the paper's events have none.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from finerank.data.batch import Batch, Jagged
+from finerank.errors import UserError
 from finerank.layers.mlp import linear
 from finerank.layers.recurrent import GRU, Cell
 from finerank.layers.segments import gather, segment_softmax, spread
@@ -38,6 +40,7 @@ class InterestEvolution(Representation):
     class Options:
         """The evolution cell and the auxiliary loss.
 
+        embedding  width and initial spread of the fields
         cell       augru: the paper's equation 15 · augru_official: what the authors' code computes · agru, aigru, gru
         auxiliary  weight of the auxiliary loss (1 in the paper's code); 0 switches it and its negatives off
         """
@@ -47,10 +50,14 @@ class InterestEvolution(Representation):
         cell: Cell = "augru"
         auxiliary: float = 1.0
 
+        def __post_init__(self) -> None:
+            if self.auxiliary < 0:
+                raise UserError(f"auxiliary = {self.auxiliary}; accepted: 0 (off) or more, 1 in the paper's code")
+
     def __init__(self, fitted: FittedSchema, options: Options) -> None:
         super().__init__()
         self.options = options
-        self.embed = FieldEmbedding(fitted, options.embedding)
+        self.embed = FieldEmbedding(fitted, options.embedding, ages=False)
         self.pairs = pair_up(fitted, self.embed, age=False)
         names = frozenset(p.history for p in self.pairs)
         self.needs = Needs(pairs=names, negatives=names if options.auxiliary else frozenset())
@@ -83,7 +90,7 @@ class InterestEvolution(Representation):
             )
             if f"{name} sampled" in found:
                 negatives_TK = found[f"{name} sampled"].joined(pair.names)
-                share = batch.N / max(batch.rows_in_step, 1)
+                share = batch.N / max(batch.rows_in_step or batch.N, 1)
                 losses[f"{name} next event"] = (
                     self.options.auxiliary * share * next_event_loss(states_TK, k_TK, negatives_TK, history)
                 )

@@ -50,6 +50,8 @@ class Paired:
 
 def pair_up(fitted: FittedSchema, embed: FieldEmbedding, age: bool = True) -> list[Paired]:
     """The pairing of every history: attribute by attribute with the candidate's column of the same name."""
+    if not fitted.histories:
+        raise UserError("the schema has no history, so there is nothing to attend to; declare a [[history]]")
     out = []
     candidate = embed.columns("candidate")
     for history in fitted.histories:
@@ -73,9 +75,11 @@ class TargetInterest(Representation):
     class Options:
         """What the unit looks at and what enters the tower beside its result.
 
-        unit   the activation unit
-        age    whether the unit sees how long ago an event was
-        also   sum: the pooled history on the request's side · product: candidate * its interest (authors' code has both)
+        embedding  width and initial spread of the fields
+        unit       the activation unit
+        age        whether the unit sees how long ago an event was (the unit `dot` never does)
+        also       sum: the pooled history on the request's side · product: candidate * its interest (authors' code
+                   has both)
         """
 
         kind: ClassVar[str] = "target_interest"
@@ -87,7 +91,7 @@ class TargetInterest(Representation):
     def __init__(self, fitted: FittedSchema, options: Options) -> None:
         super().__init__()
         self.options = options
-        self.embed = FieldEmbedding(fitted, options.embedding)
+        self.embed = FieldEmbedding(fitted, options.embedding, ages=options.age)
         self.pairs = pair_up(fitted, self.embed, options.age)
         self.needs = Needs(pairs=frozenset(p.history for p in self.pairs))
         self.units = nn.ModuleList()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from finerank.errors import UserError
 from finerank.models.base import Pooled, Tower
 from finerank.models.composition import Head, Heads
 from finerank.models.din import TargetInterest
@@ -34,12 +35,18 @@ def _chain(tasks: tuple[Task, ...], i: int) -> list[int]:
 
 
 def product_logit(logits: list[Tensor]) -> Tensor:
-    """Logit of the product of the probabilities of these logits."""
-    log_p, log_not = F.logsigmoid(logits[0]), -F.softplus(logits[0])
+    """Logit of the product of the probabilities of these logits.
+
+    log sigmoid(a) is written -softplus(-a): exporters make log(sigmoid(a)) of the other form, and a small sigmoid has
+    few digits in onnxruntime.
+    """
+    if len(logits) == 1:
+        return logits[0]
+    log_p, log_not = -F.softplus(-logits[0]), -F.softplus(logits[0])
     for logit in logits[1:]:
         also = log_p - F.softplus(logit)
         log_not = also + F.softplus(log_not - also)  # logaddexp(log_not, also)
-        log_p = log_p + F.logsigmoid(logit)
+        log_p = log_p - F.softplus(-logit)
     return log_p - log_not
 
 
@@ -65,6 +72,11 @@ class EntireSpace(Heads):
         heads = []
         for i, task in enumerate(tasks):
             chain = _chain(tasks, i)
+            if task.kind != "binary":
+                raise UserError(
+                    f"heads 'entire_space' multiply probabilities, and task {task.name!r} is a {task.kind}; "
+                    'accepted: binary tasks, or heads = "tasks"'
+                )
             heads.append(Head(task.name, task.name, trained=len(chain) == 1))
             self.chains.append([i])
             if len(chain) > 1:

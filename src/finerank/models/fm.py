@@ -35,6 +35,10 @@ class FM(Interaction):
         kind: ClassVar[str] = "fm"
         std: float = 0.01
 
+        def __post_init__(self) -> None:
+            if not self.std >= 0:
+                raise UserError(f"std = {self.std}; accepted: at least 0, usually 0.01")
+
     def __init__(self, fitted: FittedSchema, widths: Widths, outputs: int, options: Options) -> None:
         super().__init__()
         if outputs != 1:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from finerank.data.batch import Batch, TensorBlock
+from finerank.errors import UserError
 from finerank.layers.embedding import BlockVectors, Embedding
 from finerank.layers.mlp import linear
 from finerank.models.composition import Features, Head, Heads, Representation, Widths
@@ -27,17 +28,29 @@ class EmbeddingOptions:
     width: int = 16
     std: float = 0.01
 
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise UserError(f"width = {self.width}; accepted: at least 1, usually 8 to 64")
+        if not self.std >= 0:
+            raise UserError(f"std = {self.std}; accepted: at least 0, usually 0.01")
+
 
 class FieldEmbedding(nn.Module):
     """Embeds a batch and gives every field the same width D; a table of another width is projected, per table."""
 
-    def __init__(self, fitted: FittedSchema, options: EmbeddingOptions, blocks: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        fitted: FittedSchema,
+        options: EmbeddingOptions,
+        blocks: Sequence[str] | None = None,
+        ages: bool = True,
+    ) -> None:
         super().__init__()
-        self.embedding = Embedding(fitted, options.width, options.std, blocks)
+        self.embedding = Embedding(fitted, options.width, options.std, blocks, ages=ages)
         self.dim = options.width
         self.table_of = {name: _table_of(cols) for name, cols in fitted.blocks()}
         unequal = {t: w for t, w in self.embedding.widths.items() if w != options.width}
-        # tables may have any name; a module's name may not contain a dot
+        # tables may have any name; a module's name may not contain a dot, nor be one of ModuleDict's methods
         self.project = nn.ModuleDict(
             {_safe(t): linear(w, options.width, bias=False) for t, w in sorted(unequal.items())}
         )
@@ -77,7 +90,7 @@ class FieldEmbedding(nn.Module):
 
 
 def _safe(name: str) -> str:
-    return name.replace(".", "·")
+    return "of " + name.replace(".", "·")
 
 
 def _table_of(cols: Columns) -> dict[str, str]:

@@ -113,18 +113,17 @@ def parse(table: Mapping[str, Any], where: str = "model") -> Composition:
         {} if "name" in table else {"name": "custom", "paper": "", "exemptions": {}, "requires": ()}
     )
     if "representation" in table:
-        changes["representation"] = _amend(
-            base.representation, table["representation"], Representation, f"{where}.representation"
-        )
+        before = base.representation if "name" in table else None
+        changes["representation"] = _amend(before, table["representation"], Representation, f"{where}.representation")
     if "heads" in table:
         changes["heads"] = _amend(base.heads, table["heads"], Heads, f"{where}.heads")
     if "interactions" in table:
         given = table["interactions"]
         if not isinstance(given, list | tuple) or not given:
             raise UserError(f"{where}.interactions: got {given!r}; accepted: a list of at least one interaction")
-        before = {o.kind: o for o in base.interactions}
+        known_kinds = {o.kind: o for o in base.interactions}
         changes["interactions"] = tuple(
-            _amend(before.get(_kind(g)), g, Interaction, f"{where}.interactions[{i}]") for i, g in enumerate(given)
+            _amend(known_kinds.get(_kind(g)), g, Interaction, f"{where}.interactions[{i}]") for i, g in enumerate(given)
         )
     return replace(base, **changes)
 
@@ -157,9 +156,14 @@ def _merge(start: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
 
 def build(model: Composition, fitted: FittedSchema) -> Model:
     """The composition's parts for a fitted schema. Draws initial values from torch's generator: seed it before."""
+    original = _named.get(model.name, model)
     for needed in model.requires:
-        if not _requirements[needed](fitted):
-            raise UserError(f"model {model.name!r} needs {needed} in the schema, and this schema has none")
+        of = _needed_by[needed]
+        replaced = getattr(model, of).kind != getattr(original, of).kind  # then what it needed is needed no more
+        if not replaced and not _requirements[needed](fitted):
+            raise UserError(
+                f"model {model.name!r} needs {needed} in the schema, and this schema has none; {_remedies[needed]}"
+            )
     make: Any = part_class(Heads, model.heads)
     heads: Heads = make(fitted, model.heads)
     make = part_class(Representation, model.representation)
@@ -175,3 +179,9 @@ _requirements: dict[str, Callable[[FittedSchema], bool]] = {
     "history": lambda fitted: bool(fitted.histories),
     "two tasks": lambda fitted: any(t.within is not None for t in fitted.schema.tasks),
 }
+
+_remedies = {
+    "history": "declare a [[history]] of the user's past events",
+    "two tasks": "declare a [[task]] that lives within another (within = its name)",
+}
+_needed_by = {"history": "representation", "two tasks": "heads"}

@@ -165,12 +165,12 @@ class Encoder:
     def _lists(self, feature: ListFeature, columns: list[list[object]], place: Place) -> Lists[NDArray[Any]]:
         def read(values: tuple[object, ...]) -> tuple[tuple[tuple[int, ...], ...], bytes]:
             """The symbols of each entry that is not null, and the bytes of the weights."""
-            items = _items(values[0], feature.separator)
+            items = list_items(values[0], feature.separator)
             entries = [self.entry(feature, canonical(item)) for item in items]
             known = tuple(entry for entry in entries if entry is not None)
             if len(values) == 1:
                 return known, b""
-            given = _items(values[1], feature.separator)
+            given = list_items(values[1], feature.separator)
             if len(given) != len(items):
                 raise UserError(f"got {len(items)} values but {len(given)} weights; give one weight per value")
             weights = np.array([np.nan if w is None else w for w in map(number, given)], dtype=np.float64)
@@ -218,6 +218,7 @@ class Encoder:
 
     def save(self, folder: Path) -> None:
         """Write `encoder.json` and one folder per symbol table."""
+        folder.mkdir(parents=True, exist_ok=True)
         for i, table in enumerate(self.tables.values()):  # by number: a table's name need not be a file's name
             table.save(folder / "tables" / f"{i:03d}")
         content = {"schema": plain(self.schema), "numbers": plain(self.numbers), "tables": list(self.tables)}
@@ -291,8 +292,8 @@ def _floats(values: Sequence[object], place: Place) -> NDArray[np.float64]:
     return np.array([np.nan if x is None else x for x in found], dtype=np.float64)
 
 
-def _items(value: object, separator: str | None) -> list[object]:
-    """The entries of a list column's value."""
+def list_items(value: object, separator: str | None) -> list[object]:
+    """The entries of a list column's value: a list, a numpy array, or text joined by `separator`; null has none."""
     if isinstance(value, (list, tuple)):
         return list(value)
     if isinstance(value, np.ndarray) and value.ndim == 1:

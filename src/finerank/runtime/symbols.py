@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -102,10 +103,14 @@ class VocabularyTable(_Loadable):
 
     def __init__(self, table: str, texts: Iterable[str]) -> None:
         super().__init__(table)
-        self._texts = list(texts)
-        self._symbols = {text: FIRST + i for i, text in enumerate(self._texts)}
-        if len(self._symbols) < len(self._texts):
+        self._texts: Sequence[str] = texts if isinstance(texts, _Texts) else list(texts)
+        if isinstance(self._texts, list) and len(self._symbols) < len(self._texts):
             raise UserError(f"table {table!r}: a value is listed twice; each may have one symbol only")
+
+    @cached_property
+    def _symbols(self) -> dict[str, int]:
+        """Made at the first lookup: training never asks, so opening a data set stays cheap."""
+        return {text: FIRST + i for i, text in enumerate(self._texts)}
 
     @classmethod
     def fit(cls, table: str, counts: Mapping[str, int], encoding: Vocabulary) -> VocabularyTable:
@@ -140,6 +145,8 @@ class GrowingTable(VocabularyTable):
 
     def extend(self, texts: Iterable[str | None]) -> Int64s:
         """The symbol of each text (int64), new texts appended in order of first occurrence; None is missing."""
+        if not isinstance(self._texts, list):
+            self._texts = list(self._texts)
         found = []
         for text in texts:
             symbol = self.lookup(text)
@@ -248,7 +255,7 @@ class _Texts(Sequence[str]):
     """Many texts as one UTF-8 blob and the offset of each, decoded when asked for."""
 
     def __init__(self, blob: NDArray[np.uint8], offsets: Int64s) -> None:
-        self._blob, self._offsets = blob.tobytes(), offsets.tolist()
+        self._blob, self._offsets = blob, offsets
 
     @staticmethod
     def pack(texts: Iterable[str]) -> dict[str, NDArray[Any]]:
@@ -267,7 +274,7 @@ class _Texts(Sequence[str]):
         if isinstance(i, slice):
             return [self[j] for j in range(*i.indices(len(self)))]
         i = range(len(self))[i]
-        return self._blob[self._offsets[i] : self._offsets[i + 1]].decode()
+        return self._blob[self._offsets[i] : self._offsets[i + 1]].tobytes().decode()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -260,7 +260,11 @@ class Checkpoints:
             kept = self._verified(name)
         except UserError as error:
             intact = next((g for g in reversed(self.generations()) if g != name and self._is_intact(g)), None)
-            remedy = f"load(generation={intact!r}) is intact" if intact else "no other generation is intact: start anew in another folder"
+            remedy = (
+                f"load(generation={intact!r}) is intact"
+                if intact
+                else "no other generation is intact: start anew in another folder"
+            )
             raise UserError(f"{error}; {remedy}") from error
         manifest = kept["manifest"]
         folder = self.folder / name

@@ -64,7 +64,7 @@ def predict(
     logits = [torch.empty((0, len(model.heads)))]
     with torch.inference_mode():
         for step in builder.steps(requests, Budget(rows=rows_per_batch), shuffle=False):
-            for batch in builder.batches(step):
+            for batch in builder.batches(step, epoch=None):
                 logits.append(model(batch.to(device)).logits.cpu())
                 advance(batch.N)
     return replace(judged(model, builder.dataset, requests), logits=torch.cat(logits).numpy())
@@ -97,13 +97,9 @@ def metrics(predictions: Predictions) -> dict[str, dict[str, float]]:
 
 
 def monitored(model: Model, measured: dict[str, dict[str, float]], name: str) -> float:
-    """The number that early stopping watches, larger is better: the metric's mean over the trained heads."""
-    values = []
-    for head in model.heads:
-        if head.trained:
-            found = measured[head.name]
-            if "rmse" in found:
-                values.append(-found["rmse"])
-            else:
-                values.append(-found[name] if name == "logloss" else found[name])
-    return float(np.mean(values))
+    """The number that early stopping watches, larger is better (see `TrainingOptions.monitor`)."""
+    trained = [measured[head.name] for head in model.heads if head.trained]
+    binary = [found[name] for found in trained if name in found]
+    if binary:
+        return float(np.mean(binary)) * (-1.0 if name == "logloss" else 1.0)
+    return -float(np.mean([found["rmse"] for found in trained]))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from finerank.errors import UserError
 from finerank.models.composition import Model
 from finerank.runtime.hashing import mix
 from finerank.runtime.rows import RowMap
@@ -71,6 +72,9 @@ def maps_state(maps: Mapping[str, RowMap]) -> dict[str, Tensor]:
 
 def load_maps(maps: dict[str, RowMap], tensors: Mapping[str, Tensor]) -> None:
     """Take over saved maps, in place."""
+    known = {key for key in tensors if key.rpartition(".")[0] in maps}
+    if unexpected := sorted(set(tensors) - known):
+        raise UserError(f"checkpoint: unexpected row maps {unexpected[:3]}; growing tables here: {sorted(maps)}")
     for name in maps:
         split = {key: key.rpartition(".") for key in tensors}
         maps[name] = RowMap.from_state(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from finerank.data.builder import BatchBuilder
-from finerank.data.dataset import Dataset
+from finerank.data.dataset import Dataset, schema_hash
 from finerank.data.order import Step
 from finerank.errors import UserError
 from finerank.models.composition import Model
@@ -29,6 +29,7 @@ from finerank.training.growing import admit, load_maps, maps_state, row_maps
 from finerank.training.memory import keep_freed_memory
 from finerank.training.optimisers import Optimisers
 from finerank.training.options import TrainingOptions
+from finerank.typed import plain
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Trainer:
             torch.set_num_threads(options.threads)
         if options.keep_memory:
             keep_freed_memory()
-        self.options, self.dataset = options, dataset
+        self.options, self.dataset, self.composition = options, dataset, composition
         self.device = choose_device(options.device)
         torch.manual_seed(options.seed)
         self.model: Model = build(composition, dataset.fitted).to(self.device)
@@ -172,7 +173,10 @@ class Trainer:
         if best:
             self.best_weights = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
             if self.best_checkpoints:
-                self.best_checkpoints.save(self.best_weights, {"epoch": done.epoch, "score": score}, self.total_steps)
+                tensors = {f"model.{name}": t for name, t in self.best_weights.items()}
+                tensors |= {f"map.{name}": t for name, t in maps_state(self.row_maps).items()}
+                state = {"epoch": done.epoch, "score": score, "identity": self._identity()}
+                self.best_checkpoints.save(tensors, state, self.total_steps)
         self._save()
         self.progress.validated(done)
 
@@ -181,6 +185,15 @@ class Trainer:
         for epoch in self.history:
             since = 0 if epoch.best else since + 1
         return since > self.options.patience
+
+    def load_best(self) -> None:
+        """Take over the best weights (and row maps) of a run from its folder, to score with. Raises UserError if none."""
+        found = self.best_checkpoints.load() if self.best_checkpoints else None
+        if found is None:
+            raise UserError("no best weights here: the run has not finished its first epoch; train it first")
+        parts = _by_prefix(found, ("model", "map"))
+        restore(self.model, parts["model"], str(found.path))
+        load_maps(self.row_maps, parts["map"])
 
     def _restore_best(self) -> None:
         restore(self.model, self.best_weights, "best weights")
@@ -203,20 +216,36 @@ class Trainer:
             "loss_sum": self.loss_sum,
             "rows_done": self.rows_done,
             "seconds": self.seconds,
-            "seed": self.options.seed,
+            "identity": self._identity(),
             "history": [vars(e) for e in self.history],
         }
         self.checkpoints.save(tensors, state, self.total_steps, rows)
         self.optimisers.saved()
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be equal for a resumed run to be the same run. More epochs may be asked for."""
+        options = {k: v for k, v in plain(self.options).items() if k not in ("epochs", "patience", "threads", "device")}
+        manifest = self.dataset.manifest
+        return {
+            "schema": schema_hash(self.dataset.fitted.schema),
+            "data": {key: manifest[key] for key in ("requests", "rows", "split", "events", "content")},
+            "model": [
+                plain(o)
+                for o in (self.composition.representation, *self.composition.interactions, self.composition.heads)
+            ],
+            "options": options,
+        }
 
     def _resume(self) -> bool:
         """Take over the newest checkpoint; False when there is none."""
         found = self.checkpoints.load() if self.checkpoints else None
         if found is None:
             return False
-        if found.state["seed"] != self.options.seed:
+        mine, saved = self._identity(), found.state["identity"]
+        if differing := [key for key in mine if saved.get(key) != mine[key]]:
             raise UserError(
-                f"{found.path}: was trained with seed {found.state['seed']}, this recipe has {self.options.seed}"
+                f"{found.path}: belongs to another run: {', '.join(differing)} differ; resume with the recipe and the data "
+                "it was started with, or start a new run"
             )
         parts = _by_prefix(found, ("model", "map"))
         restore(self.model, parts["model"], str(found.path))
@@ -230,7 +259,7 @@ class Trainer:
             best = self.best_checkpoints.load()
             if best is None:
                 raise UserError(f"{self.best_checkpoints.folder}: the best weights are gone; start the run anew")
-            self.best_weights = best.tensors
+            self.best_weights = _by_prefix(best, ("model", "map"))["model"]
         return True
 
 

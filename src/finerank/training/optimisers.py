@@ -140,6 +140,9 @@ class Optimisers:
         for name, p in self.dense_parameters.items():
             for key, value in self.dense.state.get(p, {}).items():
                 tensors[f"dense.{name}.{key}"] = value
+        # a parameter that no batch has reached yet (a GRU, where no history was met) has none
+        begun = [bool(self.dense.state.get(p)) for p in self.dense_parameters.values()]
+        tensors["dense"] = torch.tensor(begun, dtype=torch.bool)
         return tensors, rows
 
     def saved(self) -> None:
@@ -161,6 +164,7 @@ class Optimisers:
             if name in self.decay:
                 self.decay[name].load_state_dict(take(f"decay.{name}."))
         dense: dict[int, dict[str, Tensor]] = {}
+        begun = left.pop("dense", torch.empty(0)).tolist()
         for i, (name, p) in enumerate(self.dense_parameters.items()):
             state = take(f"dense.{name}.")
             if state:
@@ -169,9 +173,11 @@ class Optimisers:
             raise UserError(
                 f"checkpoint: unexpected optimiser state {sorted(left)[:5]}; was it saved by another recipe?"
             )
-        if dense and len(dense) != len(self.dense_parameters):
-            missing = [n for i, n in enumerate(self.dense_parameters) if i not in dense]
-            raise UserError(f"checkpoint: no optimiser state for {missing[:5]}; was it saved by another recipe?")
+        wrong = [n for i, n in enumerate(self.dense_parameters) if begun[i : i + 1] != [i in dense]]
+        if wrong or len(begun) != len(self.dense_parameters):
+            raise UserError(
+                f"checkpoint: the optimiser state does not fit {wrong[:5]}; was it saved by another recipe?"
+            )
         groups = self.dense.state_dict()["param_groups"]
         self.dense.load_state_dict({"state": dense, "param_groups": groups})
 

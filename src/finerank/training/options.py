@@ -9,6 +9,12 @@ from finerank.data.order import Budget
 from finerank.errors import UserError
 
 
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < float("inf"):
+            raise UserError(f"{name} = {value}; accepted: a number above 0")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Adam:
     """Adam; on tables its lazy form, which moves only touched rows (`row_optim.LazyAdam`).
@@ -22,6 +28,13 @@ class Adam:
     eps: float = 1e-8
     correction: Literal["global", "row"] = "global"
 
+    def __post_init__(self) -> None:
+        _positive(lr=self.lr)
+        if not (0 <= self.betas[0] < 1 and 0 <= self.betas[1] < 1 and self.eps >= 0):
+            raise UserError(
+                f"betas = {list(self.betas)}, eps = {self.eps}; accepted: betas in [0, 1), eps of at least 0"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class FTRL:
@@ -33,6 +46,11 @@ class FTRL:
     l1: float = 0.0
     l2: float = 0.0
 
+    def __post_init__(self) -> None:
+        _positive(alpha=self.alpha, beta=self.beta)
+        if not (self.l1 >= 0 and self.l2 >= 0):
+            raise UserError(f"l1 = {self.l1}, l2 = {self.l2}; accepted: 0 or more")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Adagrad:
@@ -42,6 +60,11 @@ class Adagrad:
     lr: float = 0.05
     initial_accumulator: float = 0.0
 
+    def __post_init__(self) -> None:
+        _positive(lr=self.lr)
+        if not self.initial_accumulator >= 0:
+            raise UserError(f"initial_accumulator = {self.initial_accumulator}; accepted: 0 or more")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SGD:
@@ -49,6 +72,9 @@ class SGD:
 
     kind: ClassVar[str] = "sgd"
     lr: float = 0.1
+
+    def __post_init__(self) -> None:
+        _positive(lr=self.lr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +105,9 @@ class TrainingOptions:
     epochs       at most; early stopping usually ends it sooner. Models with ids over-fit after one to three
     patience     epochs in a row without improvement that are borne; one more ends it. The best weights are restored
                  always
-    monitor      the validation metric that decides, averaged over the trained heads
+    monitor      the validation metric that decides: its mean over the trained heads of binary tasks; a model without
+                 any watches the RMSE of its heads
+    seed         0 ... 2^63 - 1
     tables, first_order, dense   optimisers of the parameter groups; first_order: as tables unless given
     regularise   of embedding tables (first-order weights are left to FTRL's own)
     clip         greatest norm of the dense gradient; None: no clipping
@@ -111,6 +139,13 @@ class TrainingOptions:
             value = getattr(self, name)
             if value < least:
                 raise UserError(f"{name}: got {value}; accepted: whole numbers of at least {least}")
+        if self.seed >= 2**63:
+            raise UserError(f"seed: got {self.seed}; accepted: 0 to 2^63 - 1")
+        if isinstance(self.tables, FTRL) and isinstance(self.regularise, L2):
+            raise UserError(
+                "regularise = l2 does not go with tables = ftrl, which computes weights anew from its state; "
+                "use ftrl's own l2"
+            )
         if self.threads is not None and self.threads < 1:
             raise UserError(f"threads: got {self.threads}; accepted: at least 1")
         if self.clip is not None and not self.clip > 0:

@@ -1,0 +1,204 @@
+"""Sources: what each kind of file gives, how times are read, and the sentence of every error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import date, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from finerank.data.prepare import Keys
+from finerank.data.source import collect, microseconds, scan
+from finerank.errors import UserError
+from finerank.models import registry
+from finerank.recipe import DataOptions, Recipe
+from finerank.schema import Categorical, Cross, History, Numeric, Schema, Task
+
+FRAME = pl.DataFrame({"id": ["007", "7", "x"], "n": [1, 2, 3], "tags": ["a|b", "", None]})
+SECOND = 1_000_000
+Y2020 = 1_577_836_800 * SECOND
+"""Microseconds until 2020-01-01 UTC."""
+
+
+def write_tsv(frame: pl.DataFrame, path: Path) -> None:
+    frame.write_csv(path, separator="\t")
+
+
+WRITERS: dict[str, Callable[[pl.DataFrame, Path], Any]] = {
+    "parquet": pl.DataFrame.write_parquet,
+    "csv": pl.DataFrame.write_csv,
+    "tsv": write_tsv,
+    "arrow": pl.DataFrame.write_ipc,
+    "feather": pl.DataFrame.write_ipc,
+    "ipc": pl.DataFrame.write_ipc,
+}
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_kind_of_file_gives_the_same_rows(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"log.{kind}"
+    WRITERS[kind](FRAME, path)
+    got = collect(scan(path, text=["id"]), ["n", "id", "n"], "samples")
+    assert got.columns == ["n", "id"]  # asked for twice, given once
+    assert got.rows() == [(1, "007"), (2, "7"), (3, "x")]
+    assert scan(str(path)).collect_schema().names() == FRAME.columns
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_pattern_reads_all_its_files_in_the_order_of_their_names(kind: str, tmp_path: Path) -> None:
+    for day in (3, 1, 2):
+        (tmp_path / f"day={day}").mkdir()
+        for hour in (1, 0):
+            WRITERS[kind](pl.DataFrame({"hour": [10 * day + hour]}), tmp_path / f"day={day}" / f"h{hour}.{kind}")
+    one = scan(tmp_path / "day=2" / f"h*.{kind}").collect()
+    assert one["hour"].to_list() == [20, 21]
+    every = scan(tmp_path / "day=*" / f"h*.{kind}").collect()  # a pattern in the folder's name too
+    assert every["hour"].to_list() == [10, 11, 20, 21, 30, 31]
+
+
+def test_ids_of_csv_are_text_only_where_asked(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("id,n\n007,007\n7,7\n", encoding="utf-8")
+    got = scan(path, text={"id", "not there"}).collect()
+    assert got["id"].to_list() == ["007", "7"]
+    assert got["n"].to_list() == [7, 7]
+
+
+def test_a_recipe_asks_for_text_where_ids_are_and_for_numbers_where_numbers_are(tmp_path: Path) -> None:
+    """The user "007" of the events is the user "007" of the samples, whatever else their columns hold."""
+    samples, events = tmp_path / "samples.csv", tmp_path / "events.csv"
+    samples.write_text("request,user,time,item,a,price,label\n00,007,5,01,1,2.5,1\n", encoding="utf-8")
+    events.write_text("user,time,thing,kind\n007,3,01,1\nbob,4,02,2\n", encoding="utf-8")
+    declared = Schema(
+        features=(
+            Categorical(name="item", level="candidate"),
+            Cross(name="ab", level="candidate", of=("a", "item")),
+            Numeric(name="price", level="candidate"),
+        ),
+        histories=(History(name="past", fields=("item",), columns={"item": "thing"}),),
+        tasks=(Task(name="label"),),
+    )
+    keys = Keys(request="request", user="user", time="time")
+    options = DataOptions(samples=str(samples), events=str(events), keys=keys)
+    recipe = Recipe(data=options, schema=declared, model=registry.composition("lr"))
+    got, past = recipe.sources()
+    assert past is not None
+    row = got.collect().row(0, named=True)
+    assert row == {"request": "00", "user": "007", "time": 5, "item": "01", "a": "1", "price": 2.5, "label": 1}
+    assert past.collect().rows() == [("007", 3, "01", 1), ("bob", 4, "02", 2)]
+
+
+def test_reading_is_lazy(tmp_path: Path) -> None:
+    """Opening looks at the head of a file; a bad row is told when it is read."""
+    path = tmp_path / "log.csv"
+    path.write_text("n\n" + "1\n" * 10_000 + "one\n", encoding="utf-8")
+    frame = scan(path)
+    with pytest.raises(UserError, match=r"samples: reading \['n'\] failed: .*is the file whole\?"):
+        collect(frame, ["n"], "samples")
+
+
+def damaged(kind: str, path: Path) -> None:
+    WRITERS[kind](FRAME, path)
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize("kind", ["parquet", "ipc", "arrow"])
+def test_a_truncated_file_is_named(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"log.{kind}"
+    damaged(kind, path)
+    with pytest.raises(UserError, match=rf"log\.{kind}: not readable as {kind}: .*; is the file whole\?$"):
+        scan(path)
+
+
+def test_an_empty_file_is_named(tmp_path: Path) -> None:
+    for kind in WRITERS:
+        path = tmp_path / f"log.{kind}"
+        path.write_bytes(b"")
+        with pytest.raises(UserError, match=rf"log\.{kind}: not readable as {kind}"):
+            scan(path)
+
+
+def test_a_file_that_is_not_there_or_of_no_known_kind(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no\.csv: no such file; paths in a recipe are relative"):
+        scan(tmp_path / "no.csv")
+    with pytest.raises(UserError, match=r"\*\.csv: no such file"):
+        scan(tmp_path / "*.csv")
+    with pytest.raises(
+        UserError, match=r"log\.xlsx: cannot tell what it holds from its name; accepted: \.parquet, \.csv"
+    ):
+        scan(tmp_path / "log.xlsx")
+
+
+def test_a_missing_column_is_named_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"events: no column 'itme'; did you mean 'item'\? accepted: item, user"):
+        collect(pl.LazyFrame({"user": [1], "item": [2]}), ["user", "itme"], "events")
+
+
+# ------------------------------------------------------------------------------------------------ times
+
+ZONE = timezone(timedelta(hours=2))
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "unit", "expected"),
+    [
+        ([5, -1], pl.Int64, "s", [5 * SECOND, -SECOND]),
+        ([5], pl.Int32, "ms", [5_000]),
+        ([5], pl.UInt64, "us", [5]),
+        ([Y2020 + 1, 2**53 + 1], pl.Int64, "us", [Y2020 + 1, 2**53 + 1]),  # never through a float
+        ([1e9, 2.0], pl.Float64, "s", [10**9 * SECOND, 2 * SECOND]),
+        ([date(2020, 1, 1), date(2020, 1, 2)], pl.Date, "s", [Y2020, Y2020 + 86_400 * SECOND]),
+        ([datetime(2020, 1, 1, 0, 0, 0, 7)], pl.Datetime("us"), "s", [Y2020 + 7]),
+        ([datetime(2020, 1, 1)], pl.Datetime("ms"), "us", [Y2020]),
+        ([datetime(2020, 1, 1)], pl.Datetime("ns"), "s", [Y2020]),
+        ([datetime(2020, 1, 1, 2, tzinfo=ZONE)], None, "s", [Y2020]),  # the moment, not the clock on the wall
+        (["2020-01-01", "2020-01-02"], pl.String, "s", [Y2020, Y2020 + 86_400 * SECOND]),
+        (["2020-01-01 00:00:00", "2020-01-01 00:00:01.5"], pl.String, "s", [Y2020, Y2020 + 1_500_000]),
+        (["2020-01-01T00:00:00.000007"], pl.String, "s", [Y2020 + 7]),
+        (["2020-01-01T02:00:00+02:00"], pl.String, "s", [Y2020]),
+        (["2020-01-01T00:00:00Z"], pl.String, "s", [Y2020]),
+        ([253_402_300_799], pl.Int64, "s", [253_402_300_799 * SECOND]),
+    ],
+)
+def test_times_are_microseconds(values: list[Any], dtype: Any, unit: Any, expected: list[int]) -> None:
+    got = microseconds(pl.Series("t", values, dtype=dtype), unit, "samples")
+    assert got.dtype == "int64"
+    assert got.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("series", "unit", "sentence"),
+    [
+        (pl.Series("t", [1, None]), "s", r"samples: 1 rows have no time in column 't'; drop them first"),
+        (pl.Series("t", [1.5]), "s", r"samples: column 't' has times with a fraction; give whole s or datetimes"),
+        (pl.Series("t", [float("nan")]), "ms", r"times with a fraction; give whole ms"),
+        (pl.Series("t", [float("inf")]), "ms", r"times with a fraction"),
+        (
+            pl.Series("t", ["2020-01-01", "yesterday"]),
+            "s",
+            r"column 't' holds 'yesterday'; accepted: numbers, datetimes",
+        ),
+        (pl.Series("t", ["soon", "2020-01-01"]), "s", r"column 't' holds 'soon'; accepted: numbers, datetimes, ISO"),
+        (pl.Series("t", [True]), "s", r"column 't' is Boolean; accepted for times: integers, dates, datetimes"),
+        (pl.Series("t", [[1]]), "s", r"column 't' is List\(Int64\); accepted for times"),
+        # a wrong unit: microseconds taken for seconds would wrap around in silence
+        (
+            pl.Series("t", [Y2020]),
+            "s",
+            rf"column 't' holds {Y2020}, which in s is beyond the year 9999; is the unit right",
+        ),
+        (pl.Series("t", [253_402_300_801]), "s", r"holds 253402300801, which in s is beyond the year 9999"),
+        (pl.Series("t", [-Y2020]), "ms", r"which in ms is beyond the year 9999"),
+        (pl.Series("t", [1e30]), "us", r"which in us is beyond the year 9999"),
+        (pl.Series("t", [2**64 - 1], dtype=pl.UInt64), "us", r"beyond the year 9999"),
+    ],
+)
+def test_bad_times_are_told(series: pl.Series, unit: Any, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        microseconds(series, unit, "samples")
