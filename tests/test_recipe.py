@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_typed import drawn, exact, schemas
+from test_typed import drawn, exact
 
 from finerank import schema
 from finerank.data.order import Budget
@@ -257,6 +257,47 @@ def compositions(draw: st.DrawFn) -> Composition:
     if name is None:
         changes |= {"name": "custom", "paper": "", "exemptions": {}, "requires": ()}
     return replace(base, **changes)
+
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+counts = st.integers(1, 10**6)
+dims = st.none() | st.integers(1, 64)
+encodings = (
+    drawn(schema.Vocabulary, min_count=counts, max_size=st.none() | counts)
+    | drawn(schema.Hashed, buckets=counts)
+    | drawn(schema.Growing, capacity=counts, admit_after=counts)
+)
+
+
+@st.composite
+def schemas(draw: st.DrawFn) -> schema.Schema:
+    """The full recipe's schema with every number, word and choice drawn anew, and parts of it left out."""
+    full_schema = Recipe.parse(full()).schema
+    features: list[Any] = []
+    for f in full_schema.features:
+        given: dict[str, Any] = {"column": st.none() | st.text(min_size=1, max_size=6)}
+        given |= {"encoding": encodings, "dim": dims, "max_rank": counts, "buckets": st.integers(2, 99)}
+        given |= {"transform": st.sampled_from(["none", "log1p", "standard", "minmax"])}
+        given |= {"pooling": st.sampled_from(["sum", "mean", "max"]), "separator": st.none() | st.text(max_size=2)}
+        given |= {"cuts": st.lists(numbers, max_size=4, unique=True).map(sorted).map(tuple)}
+        features.append(replace(f, **{name: draw(s) for name, s in given.items() if hasattr(f, name)}))
+    used = {"item", "price", "user"}  # by the history and the cross
+    kept = [f for f in features if f.name in used or draw(st.booleans())]
+    history = replace(
+        full_schema.histories[0],
+        where=draw(
+            st.dictionaries(st.text(max_size=4), st.text(max_size=4) | st.integers() | st.booleans(), max_size=3)
+        ),
+        max_length=draw(counts),
+        delay=draw(st.floats(0, 1e9)),
+        ties=draw(st.sampled_from(["strict", "file_order"])),
+        age_cuts=tuple(sorted(draw(st.sets(st.integers(1, 10**9), max_size=4)))),
+    )
+    return schema.Schema(
+        features=tuple(draw(st.permutations(kept))),
+        histories=draw(st.sampled_from([(), (history,), (history, replace(history, name="again"))])),
+        tasks=draw(st.sampled_from([full_schema.tasks, full_schema.tasks[:1]])),
+    )
 
 
 above = st.floats(0, 1e300, exclude_min=True)

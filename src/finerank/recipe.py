@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 
 import polars as pl
 
+from finerank.data.asof import AsOf, add_as_of
 from finerank.data.prepare import Keys
 from finerank.data.source import scan
 from finerank.data.split import Split
@@ -41,17 +42,23 @@ class OnlineRetail:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """Where the rows come from, who is who in them, and how they are split. Paths are relative to the recipe."""
+    """Where the rows come from, who is who in them, and how they are split. Paths are relative to the recipe.
+
+    tables  attributes that change, added to the samples as they were known before each row (`data.asof`)
+    """
 
     samples: str | None = None
     events: str | None = None
     dataset: OnlineRetail | None = None
+    tables: tuple[AsOf, ...] = ()
     keys: Keys = Keys()
     split: Split = Split()
 
     def __post_init__(self) -> None:
         if (self.samples is None) == (self.dataset is None):
             raise UserError("give either samples (a file) or dataset (a known one), one of the two")
+        if self.tables and self.keys.time is None:
+            raise UserError("tables are joined as of the row's time, so they need keys.time")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +90,8 @@ class Recipe:
         def anchored(name: str | None) -> str | None:
             return None if name is None else os.path.abspath(folder / name)
 
-        data = replace(self.data, samples=anchored(self.data.samples), events=anchored(self.data.events))
+        tables = tuple(replace(t, file=os.path.abspath(folder / t.file)) for t in self.data.tables)
+        data = replace(self.data, samples=anchored(self.data.samples), events=anchored(self.data.events), tables=tables)
         object.__setattr__(self, "data", data)
 
     @staticmethod
@@ -136,8 +144,9 @@ class Recipe:
         return to_toml(self.resolved())
 
     def files(self) -> list[Path]:
-        """The files of samples and events as they are there now, patterns expanded."""
-        found = [glob.glob(name) or [name] for name in (self.data.samples, self.data.events) if name is not None]
+        """The files of samples, events and tables as they are there now, patterns expanded."""
+        given = (self.data.samples, self.data.events, *(t.file for t in self.data.tables))
+        found = [glob.glob(name) or [name] for name in given if name is not None]
         return [Path(name) for names in found for name in sorted(names)]
 
     def sources(self) -> tuple[pl.LazyFrame, pl.LazyFrame | None]:
@@ -147,11 +156,18 @@ class Recipe:
             from finerank.datasets.online_retail import online_retail
 
             made = online_retail(data.dataset.task, data.dataset.negatives, data.dataset.seed)
-            return made.samples.lazy(), made.events.lazy()
+            return self._with_tables(made.samples.lazy()), made.events.lazy()
         assert data.samples is not None
         text = self._text_columns()
         events = scan(data.events, text) if data.events else None
-        return scan(data.samples, text), events
+        return self._with_tables(scan(data.samples, text)), events
+
+    def _with_tables(self, samples: pl.LazyFrame) -> pl.LazyFrame:
+        for table in self.data.tables:
+            assert self.data.keys.time is not None
+            versions = scan(table.file, self._text_columns())
+            samples = add_as_of(samples, versions, table, self.data.keys.time, self.data.keys.time_unit)
+        return samples
 
     def _text_columns(self) -> set[str]:
         """Columns that CSV must not turn into numbers: ids, whatever they look like."""
@@ -164,4 +180,5 @@ class Recipe:
         for history in self.schema.histories:
             out |= set(history.columns.values()) | set(history.lists.values())
         out |= {key for key in (self.data.keys.user, self.data.keys.request) if key is not None}
+        out |= {t.key for t in self.data.tables}
         return out - {t.column or t.name for t in self.schema.tasks}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from finerank.data.encode import canonical_series
 from finerank.data.source import TimeUnit, collect, microseconds
 from finerank.errors import UserError
 
@@ -20,7 +21,7 @@ class AsOf:
     """Columns that a table of versions adds to the samples.
 
     file      one row per version
-    key       the column of samples and table that says whose version it is
+    key       the column of samples and table that says whose version it is; 1, 1.0 and "1" are one key
     known_at  the column of the table that says when a version was known (a nightly profile: when the night's run was done)
     columns   what to add; null where no version was known yet
     """
@@ -46,20 +47,16 @@ def add_as_of(
             raise UserError(f"table {spec.file}: column {column!r} is in the samples already; rename one of the two")
     keys = collect(samples, [spec.key, time], "samples")
     versions = collect(table, [spec.key, spec.known_at, *spec.columns], f"table {spec.file}")
-    if keys[spec.key].dtype != versions[spec.key].dtype:
-        raise UserError(
-            f"table {spec.file}: key {spec.key!r} is {versions[spec.key].dtype}, in the samples {keys[spec.key].dtype}; "
-            "make them the same type"
-        )
     left = pl.DataFrame(
         {
             "·row": pl.Series(range(keys.height), dtype=pl.UInt32),
-            spec.key: keys[spec.key],
+            spec.key: canonical_series(keys[spec.key]),
             "·time": microseconds(keys[time], time_unit, "samples"),
         }
     )
     right = versions.drop(spec.known_at).with_columns(
-        pl.Series("·time", microseconds(versions[spec.known_at], time_unit, f"table {spec.file}"))
+        canonical_series(versions[spec.key]).alias(spec.key),
+        pl.Series("·time", microseconds(versions[spec.known_at], time_unit, f"table {spec.file}")),
     )
     found = left.sort("·time", maintain_order=True).join_asof(
         right.sort("·time", maintain_order=True),
