@@ -370,7 +370,11 @@ WRONG: dict[str, Wrong] = {
         ("prepare", "r.toml", "-o", "data"),
         "data: exists and is not empty, but holds no prepared",
     ),
-    "out is a file": (nothing, ("train", "r.toml", "-o", "events.parquet"), "events.parquet: is a file; name a folder for the run"),
+    "out is a file": (
+        nothing,
+        ("train", "r.toml", "-o", "events.parquet"),
+        "events.parquet: is a file; name a folder for the run",
+    ),
     "out is in a file": (
         nothing,
         ("train", "r.toml", "-o", "events.parquet/run"),

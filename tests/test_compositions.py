@@ -130,14 +130,14 @@ def test_tables_of_other_widths_are_projected_each_by_its_own_matrix(kind: str) 
     p = {name: t.detach().numpy() for name, t in model.state_dict().items()}
     at = "representation.embed"
     assert sorted(name for name in p if name.startswith(f"{at}.project")) == [
-        f"{at}.project.{t}.weight" for t in ("category", "item", "user")
+        f"{at}.project.of {t}.weight" for t in ("category", "item", "user")
     ]
     four = p[f"{at}.embedding.tables.4.weight"]
     v = {"user": p[f"{at}.embedding.tables.3.weight"], "category": four[:6], "item": four[6:]}
     found = model.representation(batch_of())
 
     def field(table: str, raw: np.ndarray) -> np.ndarray:
-        return np.asarray(p[f"{at}.project.{table}.weight"] @ raw)
+        return np.asarray(p[f"{at}.project.of {table}.weight"] @ raw)
 
     assert same(found.fields_R[:, 0], [field("user", v["user"][u]) for u in USERS])
     assert same(found.fields_N[:, 0], [field("item", v["item"][i]) for i in ITEMS])

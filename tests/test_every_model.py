@@ -355,7 +355,9 @@ def check_best_weights_are_restored(name: str, data: Dataset, tmp: Path) -> None
     """Also when patience never runs out: the model at the end scores what the best epoch scored."""
     from finerank.training.evaluate import metrics, monitored, predict
 
-    options = TrainingOptions(epochs=4, patience=9, batch=Budget(rows=32), tables=Adam(lr=0.05), keep_memory=False, threads=1)
+    options = TrainingOptions(
+        epochs=4, patience=9, batch=Budget(rows=32), tables=Adam(lr=0.05), keep_memory=False, threads=1
+    )
     trainer = Trainer(registry.composition(name), data, options)
     history = trainer.fit()
     measured = metrics(predict(trainer.model, trainer.builder, data.requests_of("validation")))

@@ -187,7 +187,16 @@ def test_mlp_by_hand() -> None:
 # ------------------------------------------------------------------------------------------------ attention
 
 ALL = ("query", "key", "difference", "product")
-BLOCKS = [ALL, ("key",), ("query",), ("product",), ("difference",), ("query", "key"), ("key", "product"), ("difference", "product")]
+BLOCKS = [
+    ALL,
+    ("key",),
+    ("query",),
+    ("product",),
+    ("difference",),
+    ("query", "key"),
+    ("key", "product"),
+    ("difference", "product"),
+]
 
 
 def attention_case(context: int, single: bool = False) -> tuple[Tensor, Tensor, Tensor | None, Pairs]:

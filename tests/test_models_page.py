@@ -68,13 +68,13 @@ def test_an_exemption_is_printed_with_its_reason_and_replacement(
 
 
 def test_sizes_by_hand(maker: ModuleType) -> None:
-    """lr: one weight a value (three reserved rows a table), two numbers and the bias; base: five tables of width 16."""
+    """lr: one weight a value (three reserved rows a table), two numbers and the bias; base: four tables of width 16, none for the age it does not read."""
     lr = registry.build(registry.composition("lr"), maker.reference(1))
     assert maker._sizes(lr) == (0, 10_003 + 53 + 5_003 + 103, 3)
     base = registry.build(registry.composition("base"), maker.reference(1))
     fields, numbers = 2 + 2 + 2, 2  # request, candidate, pooled
     tower = (fields * 16 + numbers) * 200 + 200 + 200 + 200 * 80 + 80 + 80 + 80 + 1  # weights, biases, slopes
-    assert maker._sizes(base) == (16 * (10_003 + 53 + 5_003 + 103 + 17), 0, tower + 1)
+    assert maker._sizes(base) == (16 * (10_003 + 53 + 5_003 + 103), 0, tower + 1)
 
 
 def test_meanings_are_read_from_docstrings_and_must_be_there(maker: ModuleType) -> None:

@@ -65,7 +65,7 @@ def schema(
     tasks: int = 2,
     rich: bool = True,
     encoding: Encoding = Vocabulary(),
-    max_length: int = 6,  # noqa: B008
+    max_length: int = 6,
 ) -> Schema:
     """rich: every kind of feature; else the plain ones alone."""
     features = [

@@ -29,8 +29,7 @@ from finerank.data.split import NAMES
 from finerank.errors import UserError, nearest
 from finerank.runtime.blocks import Block
 from finerank.runtime.encoder import Encoder
-from finerank.schema import FittedSchema, Schema
-from finerank.typed import plain
+from finerank.schema import FittedSchema
 
 FORMAT = "finerank data set 1"
 
@@ -150,11 +149,6 @@ def _opened(folder: Path, manifest: Mapping[str, Any]) -> Dataset:
         events=events,
         slices=slices,
     )
-
-
-def schema_hash(schema: Schema) -> str:
-    """A hash of everything a schema declares."""
-    return xxhash.xxh3_64_hexdigest(json.dumps(plain(schema), sort_keys=True).encode())
 
 
 def content_hash(folder: Path) -> str:

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from finerank.data.builder import BatchBuilder
-from finerank.data.dataset import Dataset, schema_hash
+from finerank.data.dataset import Dataset
 from finerank.data.order import Step
 from finerank.errors import UserError
 from finerank.models.composition import Model
 from finerank.models.registry import Composition, build
 from finerank.runtime.hashing import mix
+from finerank.runtime.manifest import schema_hash
 from finerank.training.checkpoint import Checkpoint, Checkpoints, restore
 from finerank.training.evaluate import judged, metrics, monitored, predict
 from finerank.training.growing import admit, load_maps, maps_state, row_maps
