@@ -387,7 +387,7 @@ def check_recipe_round_trip(name: str, data: Dataset, tmp: Path) -> None:
         "heads": plain(c.heads),
     }
     assert registry.parse(table) == c
-    with pytest.raises(ValueError, match="model.representation.widht: unknown key"):
+    with pytest.raises(ValueError, match=r"model\.representation\.widht: unknown key"):
         registry.parse({"name": name, "representation": {"widht": 1}})
 
 

@@ -68,7 +68,7 @@ def test_an_exemption_is_printed_with_its_reason_and_replacement(
 
 
 def test_sizes_by_hand(maker: ModuleType) -> None:
-    """lr: one weight a value (three reserved rows a table), two numbers and the bias; base: four tables of width 16, none for the age it does not read."""
+    """lr: one weight a value (three reserved rows a table), two numbers and the bias; base: four tables, none for ages."""
     lr = registry.build(registry.composition("lr"), maker.reference(1))
     assert maker._sizes(lr) == (0, 10_003 + 53 + 5_003 + 103, 3)
     base = registry.build(registry.composition("base"), maker.reference(1))

@@ -88,7 +88,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Prepare, train and test one model.  Example: finerank train examples/retail_din.toml -o runs/din"""
+    """Prepare, train and test one model.  Example: finerank train examples/retail_din_cross.toml -o runs/din"""
     read = Recipe.read(recipe, overrides or ())
     with Bar(read.model.name) as bar:
         result = run(read, out, data, resume, bar, _say)
@@ -102,7 +102,7 @@ def prepare(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the encoded data.")],
     overrides: Overrides = None,
 ) -> None:
-    """Encode a recipe's data.  Example: finerank prepare examples/retail_din.toml -o runs/data"""
+    """Encode a recipe's data.  Example: finerank prepare examples/retail_din_cross.toml -o runs/data"""
     dataset = prepared(Recipe.read(recipe, overrides or ()), out, _say)
     m = dataset.manifest
     console.print(f"{m['requests']:,} requests, {m['rows']:,} rows, {m['users']:,} users in {out}")
