@@ -256,7 +256,19 @@ def drawn(cls: Any, **given: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.builds(cls, **({f.name: ... for f in dataclasses.fields(cls)} | given))  # type: ignore[arg-type]
 
 
-encodings = drawn(schema.Vocabulary) | drawn(schema.Hashed) | drawn(schema.Growing)
+counts = st.integers(min_value=1)
+encodings = (
+    drawn(schema.Vocabulary, min_count=counts, max_size=st.none() | counts)
+    | drawn(schema.Hashed, buckets=counts)
+    | drawn(schema.Growing, capacity=counts, admit_after=counts)
+)
+words = st.text(st.characters(exclude_characters="/\\.\0", exclude_categories=("Cs",)), min_size=1, max_size=6).filter(
+    lambda word: word not in ("request", "candidate", "age")
+)
+
+
+def rising(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.lists(values, max_size=4, unique=True).map(lambda found: tuple(sorted(found)))
 
 
 FEATURES = get_args(schema.Feature)
@@ -265,7 +277,7 @@ FEATURES = get_args(schema.Feature)
 @st.composite
 def schemas(draw: st.DrawFn) -> schema.Schema:
     """A valid schema with every kind of feature, histories and tasks; names are any text."""
-    word = st.text(min_size=1, max_size=6)
+    word = words
     features = []
     for i, name in enumerate(draw(st.lists(word, min_size=1, max_size=7, unique=True))):
         cls: Any = draw(st.sampled_from(FEATURES))
@@ -275,17 +287,22 @@ def schemas(draw: st.DrawFn) -> schema.Schema:
             given["encoding"] = encodings
         if "table" in fields:
             given["table"] = st.just(f"table {i}")
-        if "cuts" in fields:
-            given["cuts"] = tuples(numbers)
+        valid = {"cuts": rising(st.floats(allow_nan=False)), "buckets": st.integers(min_value=2), "max_rank": counts}
+        valid |= {"dim": st.none() | counts, "of": st.lists(word, min_size=2, max_size=3).map(tuple)}
+        given |= {key: strategy for key, strategy in valid.items() if key in fields}
         features.append(draw(drawn(cls, **given)))
-    usable = [f.name for f in features if f.level != "request" and not isinstance(f, schema.Cross)]
+    usable = [f.name for f in features if f.level != "request" and f.use == "input" and not isinstance(f, schema.Cross)]
+    weighted = {f.name for f in features if isinstance(f, schema.MultiValued) and f.weights is not None}
     histories = []
     for name in draw(st.lists(word, max_size=2, unique=True)) if usable else []:
         fields_of = draw(st.lists(st.sampled_from(usable), min_size=1, unique=True))
         columns = st.dictionaries(st.sampled_from(fields_of), word)
-        lists = st.just({}) | st.fixed_dictionaries(dict.fromkeys(fields_of, word))
+        lists = st.just({})
+        if not weighted & set(fields_of):
+            lists |= st.fixed_dictionaries(dict.fromkeys(fields_of, word))
         given = {"name": st.just(name), "fields": st.just(tuple(fields_of)), "columns": columns, "lists": lists}
-        given |= {"where": mapping(names | st.integers() | st.booleans()), "delay": numbers}
+        given |= {"where": mapping(names | st.integers() | st.booleans()), "delay": st.floats(0, 1e9)}
+        given |= {"max_length": counts, "age_cuts": rising(st.integers())}
         histories.append(draw(drawn(schema.History, **given)))
     tasks: list[schema.Task] = []
     for name in draw(st.lists(word, min_size=1, max_size=3, unique=True)):
