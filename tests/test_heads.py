@@ -1,0 +1,71 @@
+"""Links, losses and spaces of heads, worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+import tiny
+import torch
+
+from finerank.data.prepare import prepare
+from finerank.data.split import Split
+from finerank.models import registry
+from finerank.models.composition import Head, head_loss, head_target
+from finerank.schema import Categorical, Schema, Task
+from finerank.training.loop import Trainer
+from finerank.training.options import Adam, TrainingOptions
+
+CHAIN = (Task(name="click"), Task(name="buy", within="click"))
+
+
+def test_losses_of_the_links_by_hand() -> None:
+    logits, labels = torch.tensor([0.0, 2.0]), torch.tensor([1.0, 3.0])
+    assert head_loss(Head("h", "t", "sigmoid"), logits[:1], labels[:1]).tolist() == pytest.approx([0.693147], abs=1e-5)
+    assert head_loss(Head("h", "t", "identity"), logits, labels).tolist() == [1.0, 1.0]
+    exp = head_loss(Head("h", "t", "exp"), logits, labels)  # exp(l) - y l
+    assert exp.tolist() == pytest.approx([1.0, 7.389056 - 6.0], abs=1e-5)
+
+
+def test_exponential_link_is_least_where_its_mean_is_the_label() -> None:
+    labels = torch.tensor([1.0, 2.0, 6.0])
+    logit = torch.zeros((), requires_grad=True)
+    head_loss(Head("h", "t", "exp"), logit.expand(3), labels).sum().backward()
+    assert float(logit.grad) == 3 - 9  # type: ignore[arg-type]
+    logit = torch.log(labels.mean()).requires_grad_()
+    head_loss(Head("h", "t", "exp"), logit.expand(3), labels).sum().backward()
+    assert float(logit.grad) == pytest.approx(0.0, abs=1e-5)  # type: ignore[arg-type]
+
+
+def test_entire_space_by_hand() -> None:
+    """Rows: no click; click and buy; click, no buy; click with buy unknown; outside of clicks' own space."""
+    labels = torch.tensor([[0.0, torch.nan], [1.0, 1.0], [1.0, 0.0], [1.0, torch.nan], [torch.nan, torch.nan]])
+    weights = torch.tensor([[1.0, 0.0], [2.0, 3.0], [1.0, 5.0], [1.0, 0.0], [0.0, 0.0]])
+    label, weight = head_target(CHAIN, Head("both", "buy", space="entire"), labels, weights)
+    assert label.tolist() == [0.0, 1.0, 0.0, 0.0, 0.0]
+    assert weight.tolist() == [1.0, 6.0, 5.0, 0.0, 0.0]
+    own, own_weight = head_target(CHAIN, Head("buy", "buy"), labels, weights)
+    assert own.tolist() == [0.0, 1.0, 0.0, 0.0, 0.0]
+    assert own_weight.tolist() == [0.0, 3.0, 5.0, 0.0, 0.0]
+
+
+def test_a_regression_head_learns_the_mean_of_each_item(tmp_path: Path) -> None:
+    samples, _ = tiny.frames(60)
+    value = pl.col("item").str.slice(1).cast(pl.Float64) / 10
+    schema = Schema(
+        features=(Categorical(name="item", level="candidate"),),
+        tasks=(Task(name="watched", kind="regression"), Task(name="click")),
+    )
+    data = prepare(tmp_path / "data", schema, samples.with_columns(watched=value).lazy(), None, tiny.KEYS, Split())
+    options = TrainingOptions(epochs=1, tables=Adam(lr=0.1), dense=Adam(lr=0.05), keep_memory=False, threads=1)
+    trainer = Trainer(registry.composition("lr"), data, options)
+    start = float(trainer.model.head.bias[0].detach())  # type: ignore[index,union-attr]
+    assert start == pytest.approx(data.fitted.base_rates["watched"], rel=1e-5)
+    requests = data.requests_of("train")
+    (step,) = trainer.builder.steps(requests, options.batch, shuffle=False)
+    for _ in range(150):
+        trainer.train_step(step)
+    (batch,) = trainer.builder.batches(step)
+    found = trainer.model.eval()(batch).logits[:, 0].detach()
+    assert torch.allclose(found, batch.labels[:, 0], atol=0.05)
