@@ -28,7 +28,8 @@ def test_vocabulary_orders_by_count_then_text_and_drops_the_rare() -> None:
     assert [table.lookup(t) for t in ("z", "a", "é", "rare", "never", None)] == [3, 4, 7, OOV, OOV, MISSING]
     assert table.size == 8
     assert VocabularyTable.fit("t", counts, Vocabulary(max_size=2)).names[FIRST:] == ["z", "a"]
-    assert VocabularyTable.fit("t", counts, Vocabulary(max_size=0)).size == FIRST
+    with pytest.raises(UserError, match="max_size = 0; accepted: 1 or more"):
+        Vocabulary(max_size=0)
     with pytest.raises(UserError, match="twice"):
         VocabularyTable("t", ["a", "a"])
 
