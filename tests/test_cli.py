@@ -19,7 +19,8 @@ import tiny
 import torch
 from rich.console import Console
 
-from finerank import cli
+from finerank.cli import app as cli
+from finerank.cli import screen
 from finerank.models import registry
 from finerank.training.checkpoint import Checkpoints
 from finerank.typed import to_toml
@@ -77,7 +78,7 @@ def write(folder: Path, table: dict[str, Any]) -> None:
 def test_help_shows_the_verbs_and_each_an_example(finerank: Call) -> None:
     whole = finerank("--help")
     assert whole.code == 0
-    assert {command.callback.__name__ for command in cli.app.registered_commands if command.callback} == set(VERBS)
+    assert {command.callback.__name__ for command in cli.verbs().registered_commands if command.callback} == set(VERBS)
     for verb in VERBS:
         assert verb in whole.out
         told = finerank(verb, "--help")
@@ -110,11 +111,11 @@ def test_train_end_to_end(finerank: Call, shop: Path) -> None:
 
 
 def test_on_a_terminal_there_is_a_bar(finerank: Call, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = io.StringIO()
-    monkeypatch.setattr(cli, "console", Console(file=screen, force_terminal=True, width=100))
+    terminal = io.StringIO()
+    monkeypatch.setattr(screen, "console", Console(file=terminal, force_terminal=True, width=100))
     assert finerank("train", "r.toml", "-o", "run").code == 0
-    assert "━" in screen.getvalue()
-    assert "preparing: fit" in screen.getvalue()
+    assert "━" in terminal.getvalue()
+    assert "preparing: fit" in terminal.getvalue()
 
 
 def test_set_and_resume(finerank: Call, shop: Path) -> None:
@@ -480,7 +481,7 @@ def test_as_a_process(shop: Path) -> None:
 
 def test_ctrl_c_is_130_and_what_was_saved_stays(finerank: Call, shop: Path) -> None:
     endless = ["--set", "training.epochs=1000000", "--set", "training.patience=1000000"]
-    code = "from finerank.cli import main; main()"
+    code = "from finerank.cli.app import main; main()"
     command = [sys.executable, "-c", code, *TRAIN, *endless]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -24,8 +24,9 @@ from finerank.metrics.probability import logloss
 from finerank.metrics.ranking import auc, gauc
 from finerank.models import registry
 from finerank.recipe import Recipe
-from finerank.run import Result, environment, prepared, run
+from finerank.run import SCORED, Result, Run, environment, prepared, run
 from finerank.training.checkpoint import Checkpoints, restore
+from finerank.training.evaluate import predict
 from finerank.typed import plain
 
 
@@ -77,7 +78,17 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_the_folder_holds_what_it_promises(shop: Path) -> None:
     found = {p.name for p in (shop / "run").iterdir()}
-    assert found == {"recipe.toml", "environment.json", "data", "curve.csv", "checkpoints", "best", "metrics.json"}
+    assert found == {
+        "recipe.toml",
+        "environment.json",
+        "data",
+        "curve.csv",
+        "checkpoints",
+        "best",
+        "scores",
+        "metrics.json",
+        "run.json",
+    }
     resolved = Recipe.read(shop / "run" / "recipe.toml")
     assert resolved == Recipe.parse(table(), shop)
     assert 'kind = "adam"' in resolved.toml()  # defaults included
@@ -363,3 +374,35 @@ def test_no_validation_and_no_test(shop: Path, tmp_path: Path) -> None:
     there["model"] = {"name": "lr"}
     assert run(Recipe.parse(there, shop), tmp_path / "run").test == {}
     assert read(tmp_path / "run" / "metrics.json")["test"] == {}
+
+
+def test_a_finished_run_is_read_back(shop: Path) -> None:
+    again = Run.open(shop / "run")
+    trainer = again.trainer()
+    assert again.heads == trainer.model.heads
+    for split in SCORED:
+        stored = again.predictions(split)
+        fresh = predict(trainer.model, trainer.builder, again.dataset.requests_of(split))
+        np.testing.assert_array_equal(stored.logits, fresh.logits)
+        np.testing.assert_array_equal(stored.labels, fresh.labels)
+        np.testing.assert_array_equal(stored.rows, fresh.rows)
+    assert again.metrics() == read(shop / "run" / "metrics.json")
+
+
+def test_a_folder_without_a_finished_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no finished run here .*finerank train"):
+        Run.open(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=r"run.json: damaged"):
+        Run.open(tmp_path)
+
+
+def test_scores_of_other_data_are_refused(shop: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(shop / "run", copy)
+    shutil.rmtree(copy / "scores" / "test")
+    with pytest.raises(UserError, match="no scores of 'test'"):
+        Run.open(copy).predictions("test")
+    shutil.copytree(copy / "scores" / "validation", copy / "scores" / "test")
+    with pytest.raises(UserError, match="is of another data set"):
+        Run.open(copy).predictions("test")

@@ -3,6 +3,10 @@
 recipe.toml       as resolved, defaults included          environment.json  versions, threads, device
 data/             the encoded data set (or elsewhere)     curve.csv         a line per epoch
 checkpoints/      to go on from     best/ best weights    metrics.json      validation and test, per head
+scores/<split>/   logits of every validation and test row, so that evaluating and comparing need no second pass
+run.json          where the data set is; written when the run is whole
+
+`Run.open` reads such a folder back.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,12 +27,13 @@ import numpy as np
 import torch
 
 import finerank
+from finerank.data.columns import ColumnWriter, read_columns
 from finerank.data.dataset import Dataset
 from finerank.data.prepare import prepare
 from finerank.errors import UserError
-from finerank.models.composition import Model
+from finerank.models.composition import Head, Model
 from finerank.recipe import Recipe
-from finerank.training.evaluate import metrics, predict
+from finerank.training.evaluate import Predictions, judged, metrics, predict
 from finerank.training.loop import Epoch, Progress, Trainer
 
 
@@ -42,6 +47,56 @@ class Result:
     test: Mapping[str, Mapping[str, float]]
     rows_per_second: float
     seconds: float
+
+
+SCORED = ("validation", "test")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, read back from its folder."""
+
+    folder: Path
+    recipe: Recipe
+    dataset: Dataset
+    heads: tuple[Head, ...]
+
+    @staticmethod
+    def open(folder: Path | str) -> Run:
+        """Raises UserError when the folder holds no finished run, or its data set is gone."""
+        folder = Path(folder)
+        stamp = folder / "run.json"
+        if not stamp.exists():
+            raise UserError(f"{folder}: no finished run here (no run.json); train one with `finerank train`")
+        try:
+            found = json.loads(stamp.read_text(encoding="utf-8"))
+            data, heads = folder / found["data"], tuple(Head(**head) for head in found["heads"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{stamp}: damaged ({type(error).__name__}: {error}); train the run again") from error
+        return Run(folder, Recipe.read(folder / "recipe.toml"), Dataset.open(data), heads)
+
+    def trainer(self) -> Trainer:
+        """A trainer that holds the best model, its row maps and its batch builder: to score, explain or go on with."""
+        trainer = Trainer(self.recipe.model, self.dataset, self.recipe.training, self.folder)
+        trainer.load_best()
+        return trainer
+
+    def metrics(self) -> dict[str, Any]:
+        """metrics.json as `run` wrote it: model, best_epoch, epochs, validation, test, training_rows_per_second, ..."""
+        found: dict[str, Any] = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+        return found
+
+    def predictions(self, split: str) -> Predictions:
+        """The stored scores of "validation" or "test", with what they are judged by."""
+        requests = self.dataset.requests_of(split)
+        at = self.folder / "scores" / split
+        if not at.exists():
+            raise UserError(f"{self.folder}: no scores of {split!r}; the split has no rows, or the run is not whole")
+        stored = read_columns(at)
+        wanted = judged(self.heads, self.dataset, requests)
+        if not np.array_equal(stored["rows"], wanted.rows):
+            raise UserError(f"{at}: is of another data set; train the run again")
+        return replace(wanted, logits=np.asarray(stored["logits"]))
 
 
 def prepared(recipe: Recipe, folder: Path, progress: Callable[[str], None] = lambda step: None) -> Dataset:
@@ -102,17 +157,24 @@ def run(
     _write(folder / "environment.json", json.dumps(environment(trainer.device), indent=1))
     history = trainer.fit(resume)
     rows = recipe.training.evaluate_rows
-    test = dataset.requests_of("test")
-    measured = metrics(predict(trainer.model, trainer.builder, test, rows, trainer.device)) if len(test) else {}
+    shutil.rmtree(folder / "scores", ignore_errors=True)
+    predicted = {}
+    for split in SCORED:
+        requests = dataset.requests_of(split)
+        if len(requests):
+            predicted[split] = predict(trainer.model, trainer.builder, requests, rows, trainer.device)
+            with ColumnWriter(folder / "scores" / split) as out:
+                out.append({"rows": predicted[split].rows, "logits": predicted[split].logits})
+    measured = metrics(predicted["test"]) if "test" in predicted else {}
     seconds = time.perf_counter() - started
     best = max(history, key=lambda e: e.score)
     speed = sum(e.rows for e in history) / max(sum(e.seconds for e in history), 1e-9)
     with (folder / "curve.csv").open("w", newline="", encoding="utf-8") as file:
-        out = csv.writer(file)
+        lines = csv.writer(file)
         names = [(head, metric) for head, found in history[0].validation.items() for metric in found]
-        out.writerow(["epoch", "loss", "rows_per_second", *(f"{h}.{m}" for h, m in names)])
+        lines.writerow(["epoch", "loss", "rows_per_second", *(f"{h}.{m}" for h, m in names)])
         for e in history:
-            out.writerow([e.epoch + 1, e.loss, e.rows_per_second, *(e.validation[h][m] for h, m in names)])
+            lines.writerow([e.epoch + 1, e.loss, e.rows_per_second, *(e.validation[h][m] for h, m in names)])
     result = {
         "model": recipe.model.name,
         "best_epoch": best.epoch + 1,
@@ -124,6 +186,10 @@ def run(
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
     }
     _write(folder / "metrics.json", json.dumps(_plain(result), indent=1))
+    _write(
+        folder / "run.json",
+        json.dumps({"data": os.path.relpath(dataset.folder, folder), "heads": [vars(h) for h in trainer.model.heads]}),
+    )
     return Result(trainer.model, dataset, history, measured, speed, seconds)
 
 

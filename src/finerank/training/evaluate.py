@@ -32,16 +32,16 @@ class Predictions:
     groups: np.ndarray
 
 
-def judged(model: Model, data: Dataset, requests: np.ndarray) -> Predictions:
+def judged(heads: tuple[Head, ...], data: Dataset, requests: np.ndarray) -> Predictions:
     """What predictions of these requests are judged by; the logits are 0. `groups`: users, or requests of nobody known."""
     rows = data.rows_of(requests)
     given = torch.from_numpy(data.labels[rows]), torch.from_numpy(data.weights[rows])
-    targets = [head_target(model.tasks, head, *given) for head in model.heads]
+    targets = [head_target(data.fitted.schema.tasks, head, *given) for head in heads]
     user = data.user[requests]
     return Predictions(
-        model.heads,
+        heads,
         rows,
-        np.zeros((len(rows), len(model.heads)), dtype=np.float32),
+        np.zeros((len(rows), len(heads)), dtype=np.float32),
         torch.stack([labels for labels, _ in targets], dim=1).numpy(),
         torch.stack([weights for _, weights in targets], dim=1).numpy(),
         np.repeat(
@@ -67,7 +67,7 @@ def predict(
             for batch in builder.batches(step, epoch=None):
                 logits.append(model(batch.to(device)).logits.cpu())
                 advance(batch.N)
-    return replace(judged(model, builder.dataset, requests), logits=torch.cat(logits).numpy())
+    return replace(judged(model.heads, builder.dataset, requests), logits=torch.cat(logits).numpy())
 
 
 def metrics(predictions: Predictions) -> dict[str, dict[str, float]]:

@@ -113,7 +113,7 @@ class Trainer:
         if not len(validation):
             raise UserError("no validation requests: early stopping needs some; set data.split.validation above 0")
         if math.isnan(
-            monitored(self.model, metrics(judged(self.model, self.dataset, validation)), self.options.monitor)
+            monitored(self.model, metrics(judged(self.model.heads, self.dataset, validation)), self.options.monitor)
         ):
             raise UserError(
                 f"training.monitor = {self.options.monitor!r} is not defined on the validation rows: for some task they "

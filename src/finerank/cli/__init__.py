@@ -1,0 +1,1 @@
+"""finerank <verb>: a file a verb, found by its being there."""

@@ -1,0 +1,28 @@
+"""finerank prepare: a recipe's data, encoded once for several runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finerank.cli import screen
+from finerank.cli.app import app
+from finerank.cli.screen import Overrides, say
+from finerank.recipe import Recipe
+from finerank.run import prepared
+
+
+@app.command()
+def prepare(
+    recipe: Annotated[Path, typer.Argument(help="The recipe (TOML).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the encoded data.")],
+    overrides: Overrides = None,
+) -> None:
+    """Encode a recipe's data.  Example: finerank prepare examples/retail_din_cross.toml -o runs/data"""
+    dataset = prepared(Recipe.read(recipe, overrides or ()), out, say)
+    m = dataset.manifest
+    screen.console.print(f"{m['requests']:,} requests, {m['rows']:,} rows, {m['users']:,} users in {out}")
+    for name, (requests, rows) in m["split"].items():
+        screen.console.print(f"  {name}: {requests:,} requests, {rows:,} rows")

@@ -1,0 +1,30 @@
+"""finerank train: a recipe's run, from its logs to its metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finerank.cli import screen
+from finerank.cli.app import app
+from finerank.cli.screen import Bar, Overrides, results_table, say
+from finerank.recipe import Recipe
+from finerank.run import run
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="The recipe (TOML).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder.")] = Path("runs/latest"),
+    data: Annotated[Path | None, typer.Option(help="Folder of the encoded data (default: inside the run).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Prepare, train and test one model.  Example: finerank train examples/retail_din_cross.toml -o runs/din"""
+    read = Recipe.read(recipe, overrides or ())
+    with Bar(read.model.name) as bar:
+        result = run(read, out, data, resume, bar, say)
+    screen.console.print(results_table([(read.model.name, result)]))
+    screen.console.print(f"written to {out}")

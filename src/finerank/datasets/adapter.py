@@ -1,0 +1,101 @@
+"""A public data set: raw files as published -> samples, events and a recipe. One module of `finerank.datasets` each.
+
+An adapter reads a folder of raw files and writes, with `Converted.write`, a folder that `finerank train` takes as it is:
+
+    samples.parquet   one row per candidate          recipe.toml    a sensible recipe for the data set's usual protocol
+    events.parquet    one row per event, if any      counts.json    lines read, kept, and dropped by reason; the protocol
+
+Lines that are unknown, malformed or cut are counted by reason, never passed over in silence.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+import finerank.datasets
+from finerank.errors import UserError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """What an adapter made of the raw files.
+
+    recipe    TOML text; its samples and events are "samples.parquet" and "events.parquet"
+    counts    lines by what became of them: {"read": 100, "kept": 98, "malformed": 2, ...}
+    notes     sentences for the reader: the protocol, and any oddity (a reproduction mode that looks into the future)
+    """
+
+    samples: pl.DataFrame | pl.LazyFrame
+    recipe: str
+    events: pl.DataFrame | pl.LazyFrame | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def write(self, folder: Path) -> None:
+        """Write the folder; raises UserError if it exists and is not empty."""
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder}: exists already and is not empty; remove it or name another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, frame in (("samples", self.samples), ("events", self.events)):
+            if frame is not None:
+                frame.lazy().sink_parquet(folder / f"{name}.parquet")
+        told = {"counts": dict(self.counts), "notes": list(self.notes)}
+        (folder / "counts.json").write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
+        (folder / "recipe.toml").write_text(self.recipe, encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A public data set by name.
+
+    options   a frozen dataclass of its protocol's choices, all with defaults; `--set key=value` amends it
+    files     the raw files it looks for in the folder, as published: shown in help and in errors
+    convert   (folder of raw files, options) -> Converted; raises UserError for a missing or damaged file
+    about     one sentence: what it is, where it comes from, its licence
+    """
+
+    name: str
+    options: type[Any]
+    files: tuple[str, ...]
+    convert: Callable[[Path, Any], Converted]
+    about: str
+
+
+_adapters: dict[str, Adapter] = {}
+
+
+def register(adapter: Adapter) -> Adapter:
+    """Registers an adapter under its name."""
+    if adapter.name in _adapters:
+        raise ValueError(f"data set {adapter.name!r} is registered twice")
+    _adapters[adapter.name] = adapter
+    return adapter
+
+
+@cache
+def _discover() -> None:
+    for module in pkgutil.iter_modules(finerank.datasets.__path__):
+        importlib.import_module(f"finerank.datasets.{module.name}")
+
+
+def names() -> list[str]:
+    """All data sets."""
+    _discover()
+    return sorted(_adapters)
+
+
+def adapter(name: str) -> Adapter:
+    """The adapter of this name; an unknown name is an error that lists the known ones."""
+    _discover()
+    if name not in _adapters:
+        raise UserError(f"no data set {name!r}; {nearest(name, _adapters)}")
+    return _adapters[name]
