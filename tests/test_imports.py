@@ -23,7 +23,7 @@ MODELS = {*DATA, "layers", "models"}
 TRAINING = {*MODELS, "metrics", "training"}
 RECIPE = {*TRAINING, "datasets", "recipe"}
 RUN = {*RECIPE, "run"}
-ABOVE = {*RUN, "report", "search", "export", "serving", "cli"}
+ABOVE = {*RUN, "explain", "report", "search", "export", "serving", "cli"}
 MAY_IMPORT = {
     "errors": BASE,
     "typed": BASE,
@@ -39,7 +39,8 @@ MAY_IMPORT = {
     "recipe": RECIPE,
     "run": RUN,
     "export": {*RUN, "export"},
-    "report": {*RUN, "report"},
+    "explain": {*TRAINING, "explain"},
+    "report": {*RUN, "explain", "report"},
     "search": {*RUN, "search"},
     "cli": ABOVE,
     "__main__": ABOVE,
