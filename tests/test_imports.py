@@ -23,7 +23,8 @@ MODELS = {*DATA, "layers", "models"}
 TRAINING = {*MODELS, "metrics", "training"}
 RECIPE = {*TRAINING, "datasets", "recipe"}
 RUN = {*RECIPE, "run"}
-ABOVE = {*RUN, "report", "search", "export", "serving", "cli"}
+EVALUATION = {*RUN, "evaluation"}
+ABOVE = {*EVALUATION, "report", "search", "export", "serving", "cli"}
 MAY_IMPORT = {
     "errors": BASE,
     "typed": BASE,
@@ -39,7 +40,8 @@ MAY_IMPORT = {
     "recipe": RECIPE,
     "run": RUN,
     "export": {*RUN, "export"},
-    "report": {*RUN, "report"},
+    "evaluation": EVALUATION,
+    "report": {*EVALUATION, "report"},
     "search": {*RUN, "search"},
     "cli": ABOVE,
     "__main__": ABOVE,
