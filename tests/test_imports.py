@@ -23,7 +23,8 @@ MODELS = {*DATA, "layers", "models"}
 TRAINING = {*MODELS, "metrics", "training"}
 RECIPE = {*TRAINING, "datasets", "recipe"}
 RUN = {*RECIPE, "run"}
-ABOVE = {*RUN, "explain", "report", "search", "export", "serving", "cli"}
+EVALUATION = {*RUN, "evaluation"}
+ABOVE = {*EVALUATION, "explain", "report", "search", "export", "serving", "cli"}
 MAY_IMPORT = {
     "errors": BASE,
     "typed": BASE,
@@ -39,8 +40,9 @@ MAY_IMPORT = {
     "recipe": RECIPE,
     "run": RUN,
     "export": {*RUN, "export"},
+    "evaluation": EVALUATION,
     "explain": {*TRAINING, "explain"},
-    "report": {*RUN, "explain", "report"},
+    "report": {*EVALUATION, "explain", "search", "report"},
     "search": {*RUN, "search"},
     "cli": ABOVE,
     "__main__": ABOVE,
