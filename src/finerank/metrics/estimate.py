@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-
 FEW = 30
 """Below this many users an interval is known to be too narrow, and says so."""
 

@@ -51,7 +51,7 @@ def svg(spec: Spec, describe: str) -> Markup:
     whole = {"$schema": "https://vega.github.io/schema/vega-lite/v6.json", "config": CONFIG, **spec}
     drawn = vl_convert.vegalite_to_svg(whole)
     label = str(Markup.escape(describe))
-    return Markup(drawn.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))  # noqa: S704 - our own SVG
+    return Markup(drawn.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))
 
 
 def _x(field: str, title: str, **more: object) -> Spec:
@@ -152,7 +152,9 @@ def intervals(
     layers: list[Spec] = []
     if line is not None:
         mark = {"type": "rule", "color": QUIET, "strokeDash": [4, 4]}
-        layers.append({"data": {"values": [{"at": line}]}, "mark": mark, "encoding": {"x": _x("at", title, scale=scale)}})
+        layers.append(
+            {"data": {"values": [{"at": line}]}, "mark": mark, "encoding": {"x": _x("at", title, scale=scale)}}
+        )
     data = {"values": rows}
     layers.append(
         {
@@ -177,7 +179,11 @@ def bars(values: Values, title: str, describe: str) -> Markup:
     color = {"condition": {"test": "datum.value < 0", "value": RED}, "value": BLUE}
     data = {"values": list(values)}
     layers: list[Spec] = [
-        {"data": data, "mark": {"type": "bar", "height": 13}, "encoding": {"y": y, "x": _x("value", title), "color": color}},
+        {
+            "data": data,
+            "mark": {"type": "bar", "height": 13},
+            "encoding": {"y": y, "x": _x("value", title), "color": color},
+        },
         {
             "data": data,
             "mark": {"type": "rule", "color": INK, "opacity": 0.6},
@@ -192,9 +198,10 @@ def lit(values: Values, describe: str, events: int, unit: str) -> Markup:
 
     values: {candidate, event, position, strength}; `event` is what a reader sees below, `unit` what strength is
     """
-    size = max(16, min(38, 1_000 // max(events, 1)))
+    size = max(14, min(34, 740 // max(events, 1)))  # a page wide, as far as names stay apart
     return svg(
         {
+            "padding": {"left": 40, "top": 5, "right": 5, "bottom": 40},  # room where a browser's letters are wider
             "width": {"step": size},
             "height": {"step": 26},
             "data": {"values": list(values)},
@@ -204,16 +211,22 @@ def lit(values: Values, describe: str, events: int, unit: str) -> Markup:
                     "field": "event",
                     "type": "nominal",
                     "sort": {"field": "position"},
-                    "title": "past events, oldest first",
-                    "axis": {"labelAngle": -60, "labelLimit": 190, "labelOverlap": False},
+                    "title": None,
+                    "axis": {"labelAngle": -60, "labelLimit": 210, "labelOverlap": False},
                 },
-                "y": {"field": "candidate", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 320}},
+                "y": {
+                    "field": "candidate",
+                    "type": "nominal",
+                    "sort": None,
+                    "title": None,
+                    "axis": {"labelLimit": 320},
+                },
                 "color": {
                     "field": "strength",
                     "type": "quantitative",
                     "title": unit,
                     "scale": {"scheme": "redblue", "domainMid": 0},
-                    "legend": {"gradientLength": 120, "orient": "right", "symbolType": "square"},
+                    "legend": {"gradientLength": 160, "gradientThickness": 10, "orient": "top", "offset": 4},
                 },
             },
         },
