@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from finerank.metrics import precision
 from finerank.metrics.estimate import Floats, Influence
-from finerank.metrics.runs import Runs
+from finerank.metrics.runs import Runs, sums
 
 Codes = NDArray[np.int64]
 
@@ -37,12 +37,12 @@ def auc_influence(sorted_: Runs, clusters: Codes, count: int) -> Influence:
     positive, w = sorted_.positive, sorted_.weights
     of_up = np.where(positive, w * (beaten[sorted_.run] - value) / up, 0.0)
     of_down = np.where(positive, 0.0, w * (beating[sorted_.run] - value) / down)
-    with_up, with_down = (np.count_nonzero(np.bincount(clusters, of, count)) for of in (positive, ~positive))
+    with_up, with_down = (len(np.unique(clusters[of])) for of in (positive, ~positive))
     if with_up < 2 or with_down < 2:
-        return Influence(value, none.of, 0, none.method)
-    total = _corrected(np.bincount(clusters, of_up, count), with_up)
-    total += _corrected(np.bincount(clusters, of_down, count), with_down)
-    return Influence(value, total, int(min(with_up, with_down)), none.method)
+        return Influence(value, none.of, min(with_up, with_down), none.method)
+    total = _corrected(sums(clusters, of_up, count), with_up)
+    total += _corrected(sums(clusters, of_down, count), with_down)
+    return Influence(value, total, min(with_up, with_down), none.method)
 
 
 def pr_auc_influence(sorted_: Runs, clusters: Codes, count: int) -> Influence:
@@ -65,15 +65,17 @@ def pr_auc_influence(sorted_: Runs, clusters: Codes, count: int) -> Influence:
 def ratio_influence(above: Floats, below: Floats, clusters: Codes, count: int) -> Influence:
     """Σ above / Σ below over rows or groups: the mean of a loss (below: weights), GAUC, calibration, ...
 
-    A cluster's part is (its above - value · its below) / Σ below. Entries that are NaN in `above` or 0 in `below` are out.
+    A cluster's part is (its above - value · its below) / Σ below. Entries that are NaN in `above` are out; clusters that
+    give nothing to either sum do not count.
     """
-    used = ~np.isnan(above) & (below != 0)
-    total = float(below[used].sum())
+    out = np.isnan(above)
+    if out.any():
+        above, below = np.where(out, 0.0, above), np.where(out, 0.0, below)
+    total = float(below.sum())
     if not total > 0:
         return Influence(math.nan, np.full(count, math.nan), 0)
-    value = float(above[used].sum() / total)
-    each = np.where(used, (np.where(used, above, 0.0) - value * below) / total, 0.0)
-    return _influence(value, each, clusters, count, used)
+    value = float(above.sum() / total)
+    return _influence(value, (above - value * below) / total, clusters, count, (above != 0) | (below != 0))
 
 
 def mean_influence_of(values: Floats, weights: Floats, clusters: Codes, count: int) -> Influence:
@@ -103,7 +105,7 @@ def _influence(
     present = int(np.count_nonzero(np.bincount(clusters if used is None else clusters[used], minlength=count)))
     if present < 2:
         return Influence(value, np.full(count, math.nan), present)
-    return Influence(value, _corrected(np.bincount(clusters, each, count), present), present)
+    return Influence(value, _corrected(sums(clusters, each, count), present), present)
 
 
 def _corrected(of: Floats, clusters: int) -> Floats:

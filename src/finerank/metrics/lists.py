@@ -15,6 +15,7 @@ G lists · K runs of equal scores in a list
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +112,7 @@ def average_precision(ranked: Rankings, k: int | None = 10) -> Floats:
     more = np.divide(ranked.up - 1, ranked.size - 1, out=np.zeros(len(span)), where=ranked.size > 1)
     along = (low - high) - (ranked.above + 1) * span  # Σ j/i
     found = ranked.up / ranked.size * ((ranked.after(ranked.up) + 1) * span + more * along)
-    return _over(ranked.sums(found), np.minimum(ranked.sums(ranked.up), top).astype(np.float64))
+    return _over(ranked.sums(found), np.minimum(ranked.sums(ranked.up), top))
 
 
 def sampled_recall(ranked: Rankings, negatives: int = 99) -> Floats:
@@ -138,7 +139,7 @@ def sampled_recall(ranked: Rankings, negatives: int = 99) -> Floats:
     either = np.exp(_log_choose(down + below + 1, drawn + 1) - log_all)
     chance = (either - np.exp(_log_choose(below, drawn + 1) - log_all)) / (down + 1)
     found = ranked.sums(ranked.up * chance)
-    return _over(found, np.where(others > 0, ranked.sums(ranked.up), 0).astype(np.float64))
+    return _over(found, np.where(others > 0, ranked.sums(ranked.up), 0))
 
 
 # ------------------------------------------------------------------------------------------------ helpers
@@ -172,7 +173,7 @@ def _log_choose(n: Ints, k: Ints) -> Floats:
     return out
 
 
-def _over(found: NDArray[np.generic], possible: NDArray[np.generic]) -> Floats:
+def _over(found: Floats, possible: NDArray[Any]) -> Floats:
     """found / possible, NaN where nothing is possible."""
     out = np.full(len(found), np.nan)
     np.divide(found, possible, out=out, where=possible > 0)

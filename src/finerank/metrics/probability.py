@@ -181,8 +181,8 @@ def reliability(labels: ArrayLike, logits: ArrayLike, weights: ArrayLike | None 
     rows = np.bincount(bin_)
     mass = np.bincount(bin_, each)
     there = rows > 0
-    sums = [np.bincount(bin_, each * values)[there] / mass[there] for values in (sigmoid(z), y)]
-    return Reliability(*sums, rows[there], mass[there])
+    predicted, came = (np.bincount(bin_, each * values)[there] / mass[there] for values in (sigmoid(z), y))
+    return Reliability(predicted, came, rows[there], mass[there])
 
 
 def ece(labels: ArrayLike, logits: ArrayLike, weights: ArrayLike | None = None, bins: int = 15) -> float:
@@ -217,4 +217,4 @@ def downsampled(logits: ArrayLike, rate: float) -> Floats:
         raise UserError(
             f"downsampled: rate = {rate}; accepted: above 0, at most 1, the share of negatives that was kept"
         )
-    return np.asarray(logits, dtype=np.float64) + np.log(rate)
+    return np.asarray(np.asarray(logits, dtype=np.float64) + np.log(rate))

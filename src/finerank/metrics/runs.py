@@ -37,6 +37,11 @@ def moves_on(values: NDArray[Any]) -> NDArray[np.bool_]:
     return np.concatenate([np.ones(min(1, len(values)), dtype=np.bool_), values[1:] != values[:-1]])
 
 
+def sums(codes: Ints, values: Floats, count: int) -> Floats:
+    """[count]: the sum of the values of each code."""
+    return np.asarray(np.bincount(codes, values, count), dtype=np.float64)
+
+
 # ------------------------------------------------------------------------------------------------ all rows
 
 
@@ -70,9 +75,8 @@ def runs(place: str, labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | 
     run[order] = place_of_run
     each = np.ones(len(s)) if w is None else w
     count = int(new.sum())
-    total = np.bincount(place_of_run, each[order], count)
-    up = np.bincount(place_of_run, (each * positive)[order], count)
-    down = np.bincount(place_of_run, (each * ~positive)[order], count) if w is not None else total - up
+    up = sums(place_of_run, (each * positive)[order], count)
+    down = sums(place_of_run, (each * ~positive)[order], count)
     return Runs(positive, each, order, run, up, down, s[order][new])
 
 
