@@ -179,7 +179,7 @@ def reliability(labels: ArrayLike, logits: ArrayLike, weights: ArrayLike | None 
     each = np.ones(len(y)) if w is None else w
     bin_ = equal_mass_bins(z, bins)
     rows = np.bincount(bin_)
-    mass = np.bincount(bin_, each)
+    mass = np.bincount(bin_, each).astype(np.float64)
     there = rows > 0
     predicted, came = (np.bincount(bin_, each * values)[there] / mass[there] for values in (sigmoid(z), y))
     return Reliability(predicted, came, rows[there], mass[there])
