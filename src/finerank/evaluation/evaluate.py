@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from finerank.errors import UserError
 from finerank.evaluation.curves import curves
 from finerank.evaluation.document import By, Evaluation, HeadEvaluation, evaluation_path
 from finerank.evaluation.measure import HeadRows, estimates
@@ -84,11 +83,7 @@ def _head(head: Head, rows: HeadRows, questions: Sequence[Slicing], inside: np.n
 
 def write_evaluations(run: Run, splits: Sequence[str] = ("validation", "test")) -> dict[str, Evaluation]:
     """Evaluate the splits that have scores, and write each into the run's folder."""
-    out = {}
-    for split in splits:
-        if len(run.dataset.requests_of(split)):
-            out[split] = evaluate(run, split)
-            out[split].write(evaluation_path(run.folder, split))
-    if not out:
-        raise UserError(f"{run.folder}: none of {', '.join(splits)} has rows; nothing to evaluate")
+    out = {split: evaluate(run, split) for split in splits if len(run.dataset.requests_of(split))}
+    for split, found in out.items():
+        found.write(evaluation_path(run.folder, split))
     return out

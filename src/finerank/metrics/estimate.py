@@ -14,6 +14,7 @@ G clusters (users) · S statistics summed per cluster · B draws
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -125,6 +126,9 @@ def resampled(sums: Floats, statistic: Callable[[Floats], Floats], draws: int = 
 # ------------------------------------------------------------------------------------------------ Student's t
 
 
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(60)
+
+
 def student_tail(t: float, df: float) -> float:
     """P(|T| > t) for Student's t with df degrees of freedom (any number > 0; infinite: the normal). NaN for NaN.
 
@@ -139,14 +143,14 @@ def student_tail(t: float, df: float) -> float:
     # with t = sqrt(df) tan(a): the density is proportional to cos(a)^(df - 1) on (-π/2, π/2)
     start = math.atan(t / math.sqrt(df))
     width = math.pi / 2 - start
-    nodes, weights = np.polynomial.legendre.leggauss(200)
     log_norm = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - 0.5 * math.log(math.pi)
-    angles = start + width * (nodes + 1) / 2
+    angles = start + width * (NODES + 1) / 2
     with np.errstate(divide="ignore"):
         density = np.exp(log_norm + (df - 1) * np.log(np.cos(angles)))
-    return min(1.0, float(weights @ density) * width)
+    return min(1.0, float(WEIGHTS @ density) * width)
 
 
+@functools.cache
 def student_quantile(df: float, level: float = 0.95) -> float:
     """The t with P(|T| <= t) = level: 1.96 for many degrees of freedom, more for few; NaN for none.
 
