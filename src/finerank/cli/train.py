@@ -10,8 +10,9 @@ import typer
 from finerank.cli import screen
 from finerank.cli.app import app
 from finerank.cli.screen import Bar, Overrides, results_table, say
+from finerank.evaluation.evaluate import write_evaluations
 from finerank.recipe import Recipe
-from finerank.run import run
+from finerank.run import Run, run
 
 
 @app.command()
@@ -26,5 +27,6 @@ def train(
     read = Recipe.read(recipe, overrides or ())
     with Bar(read.model.name) as bar:
         result = run(read, out, data, resume, bar, say)
-    screen.console.print(results_table([(read.model.name, result)]))
+    evaluation = write_evaluations(Run.open(out)).get("test")
+    screen.console.print(results_table([(read.model.name, result, evaluation)]))
     screen.console.print(f"written to {out}")

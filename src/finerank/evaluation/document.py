@@ -18,7 +18,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from finerank.errors import UserError
 from finerank.metrics.estimate import Estimate
@@ -165,35 +165,45 @@ class Evaluation:
     heads: Mapping[str, HeadEvaluation]
     format: str = field(default=FORMAT)
 
-    def to_json(self) -> str:
-        """The document as JSON; NaN as null."""
-        return json.dumps(_null(plain(self)), indent=1, allow_nan=False)
-
     def write(self, path: Path) -> None:
-        """Write it to a file, whole or not at all."""
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(self.to_json(), encoding="utf-8")
-        partial.replace(path)
+        """As JSON, whole or not at all; NaN is null."""
+        write_json(self, path)
 
     @staticmethod
     def read(path: Path | str) -> Evaluation:
         """The document of a file. Raises UserError when there is none, or it is damaged or of another format."""
-        path = Path(path)
-        if not path.exists():
-            raise UserError(f"{path}: no evaluation here; make one with `finerank evaluate`")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            found = content["format"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); evaluate the run again") from error
-        if found != FORMAT:
-            raise UserError(f"{path}: format is {found!r}, accepted: {FORMAT!r}; evaluate the run again")
-        return build(Evaluation, _nan(content), str(path))
+        return read_json(Evaluation, FORMAT, Path(path), "finerank evaluate")
 
 
 def evaluation_path(run: Path, split: str) -> Path:
     """Where the evaluation of a run on one of its splits lies."""
     return run / f"evaluation_{split}.json"
+
+
+# ------------------------------------------------------------------------------------------------ JSON
+
+T = TypeVar("T")
+
+
+def write_json(document: object, path: Path) -> None:
+    """A document of dataclasses as JSON, whole or not at all; NaN as null."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(_null(plain(document)), indent=1, allow_nan=False), encoding="utf-8")
+    partial.replace(path)
+
+
+def read_json(cls: type[T], form: str, path: Path, verb: str) -> T:
+    """The inverse. Raises UserError when there is no such file, or it is damaged or of another format."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file; make one with `{verb}`")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = content["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); make it again with `{verb}`") from error
+    if found != form:
+        raise UserError(f"{path}: format is {found!r}, accepted: {form!r}; make it again with `{verb}`")
+    return build(cls, _nan(content), str(path))
 
 
 def _null(value: Any) -> Any:
