@@ -134,7 +134,8 @@ def test_importance_finds_the_field_that_decides(data: Dataset) -> None:
         tables.table("item")[:] = torch.from_numpy(rate).float()[:, None]
     first, second, *_ = permutation_importance(trainer, "train", rows=10_000)
     assert (first.level, first.field) == ("candidate", "item")
-    assert first.loss > 0.05 and first.low <= first.loss <= first.high
+    assert first.loss > 0.05
+    assert first.low <= first.loss <= first.high
     assert second.loss == 0
 
 

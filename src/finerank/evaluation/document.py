@@ -30,9 +30,9 @@ By = Literal["user", "request"]
 
 METRICS: dict[str, tuple[str, int]] = {
     "auc": ("AUC", 1),
-    "gauc": ("GAUC, weighted by impressions", 1),
-    "gauc_clicks": ("GAUC, weighted by clicks", 1),
-    "gauc_equal": ("GAUC, groups equal", 1),
+    "gauc": ("GAUC (impressions)", 1),
+    "gauc_clicks": ("GAUC (clicks)", 1),
+    "gauc_equal": ("GAUC (groups equal)", 1),
     "pr_auc": ("PR-AUC", 1),
     "logloss": ("log loss", -1),
     "ne": ("normalised entropy", -1),

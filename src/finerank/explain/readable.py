@@ -8,6 +8,7 @@ import numpy as np
 
 from finerank.runtime.blocks import Block
 from finerank.runtime.encoder import Encoder
+from finerank.runtime.values import CROSS
 from finerank.schema import Columns
 
 
@@ -20,7 +21,7 @@ def names_of(encoder: Encoder, columns: Columns, block: Block[np.ndarray]) -> li
     for j, (name, table) in enumerate(columns.ids[: block.ids.shape[1]]):
         if name != "age":
             for row, symbol in zip(rows, block.ids[:, j].tolist(), strict=True):
-                row[name] = encoder.tables[table].name(symbol)
+                row[name] = encoder.tables[table].name(symbol).replace(CROSS, " × ")
     for column in columns.lists:
         lists = block.lists[column.name]
         texts: list[list[str]] = [[] for _ in lists.lengths]

@@ -6,6 +6,7 @@ read by a screen reader and found by a test.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -21,7 +22,9 @@ INK, QUIET, RULE = "#1b1f24", "#6a737d", "#e3e6ea"
 BLUE, ORANGE, GREEN, RED = "#2563a8", "#d9822b", "#3a8f5c", "#b6403a"
 SERIES = [BLUE, ORANGE, GREEN, "#8a5aa8", "#4d9aa8", "#8f7a3a", RED, QUIET]
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Noto Sans', 'Noto Sans CJK SC', sans-serif"
-WIDTH, HEIGHT = 330, 230
+WIDTH, HEIGHT = 250, 190
+ROOM = {"left": 34, "top": 5, "right": 8, "bottom": 5}
+"""Around a picture: a browser's letters may be wider than those it was measured with."""
 
 CONFIG: Spec = {
     "font": FONT,
@@ -48,10 +51,22 @@ CONFIG: Spec = {
 
 def svg(spec: Spec, describe: str) -> Markup:
     """The SVG of a Vega-Lite specification. describe: what the picture shows, for who cannot see it."""
-    whole = {"$schema": "https://vega.github.io/schema/vega-lite/v6.json", "config": CONFIG, **spec}
-    drawn = vl_convert.vegalite_to_svg(whole)
-    label = str(Markup.escape(describe))
+    whole = {"$schema": "https://vega.github.io/schema/vega-lite/v6.json", "config": CONFIG, "padding": ROOM, **spec}
+    drawn = vl_convert.vegalite_to_svg(_printable(whole))
+    label = str(Markup.escape(_printable(describe)))
     return Markup(drawn.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))
+
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+
+
+def _printable(value: Any) -> Any:
+    """Texts without characters that XML forbids: names come from the user's data, and the drawer dies of one."""
+    if isinstance(value, str):
+        return _UNPRINTABLE.sub("\ufffd", value)
+    if isinstance(value, Mapping):
+        return {key: _printable(v) for key, v in value.items()}
+    return [_printable(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _x(field: str, title: str, **more: object) -> Spec:
@@ -69,7 +84,8 @@ def lines(
     """Lines of (x, y, series). whole: x counts things; diagonal: both axes run 0 to 1 with the diagonal drawn."""
     several = len({v["series"] for v in values}) > 1
     unit = {"domain": [0, 1]} if diagonal else {"zero": False, "nice": True}
-    axis: Spec = {"tickMinStep": 1, "format": "d"} if whole else {}
+    last = max((round(float(str(v["x"]))) for v in values), default=1) if whole else 1
+    axis: Spec = {"values": list(range(1, last + 1)), "format": "d"} if whole else {}
     layers: list[Spec] = []
     if diagonal:
         ends = {"values": [{"x": 0, "y": 0}, {"x": 1, "y": 1}]}
@@ -201,7 +217,7 @@ def lit(values: Values, describe: str, events: int, unit: str) -> Markup:
     size = max(14, min(34, 740 // max(events, 1)))  # a page wide, as far as names stay apart
     return svg(
         {
-            "padding": {"left": 40, "top": 5, "right": 5, "bottom": 40},  # room where a browser's letters are wider
+            "padding": ROOM | {"bottom": 40},
             "width": {"step": size},
             "height": {"step": 26},
             "data": {"values": list(values)},

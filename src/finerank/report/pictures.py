@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from finerank.evaluation.document import Curves, SliceTable
+from finerank.evaluation.compare import Comparison
+from finerank.evaluation.document import METRICS, Curves, SliceTable
 from finerank.explain.embedding_map import EmbeddingMap
 from finerank.explain.importance import Importance
 from finerank.explain.lift import Lift
@@ -94,10 +96,40 @@ def learning(epochs: Sequence[Mapping[str, float]], best: int) -> list[Picture]:
 
 
 def slice_chart(table: SliceTable, whole: float) -> Picture:
-    """AUC of each slice with its interval."""
-    named = [(f"{s.name} ({s.rows:,})", s.auc) for s in table.slices]
+    """AUC of each slice with its interval; slices too small for one stand in the table alone."""
+    named = [(f"{s.name} ({s.rows:,})", s.auc) for s in table.slices if math.isfinite(s.auc.low)]
     drawn = charts.intervals(named, "AUC", f"AUC by {table.by}", line=whole)
     return Picture(drawn, table.note)
+
+
+def differences(found: Comparison, head: str, metric: str) -> Picture | None:
+    """Each side less the first, with the interval of the difference; None where the metric is not of this head."""
+    named = [
+        (a.side, Estimate(value=d.value, low=d.low, high=d.high))
+        for a in found.against
+        if a.head == head and (d := a.differences.get(metric)) is not None and math.isfinite(d.low)
+    ]
+    if not named:
+        return None
+    title = METRICS[metric][0] if metric in METRICS else metric
+    drawn = charts.intervals(named, f"{title}, difference", f"{title} of each less {found.sides[0].name}", line=0.0)
+    return Picture(
+        drawn, f"{title}: difference to {found.sides[0].name}, paired on the same rows, with its 95 % interval."
+    )
+
+
+def curves_together(epochs: Mapping[str, Sequence[Mapping[str, float]]], column: str) -> Picture | None:
+    """One validation metric of several runs. epochs: lines of each run's curve.csv by its name; column: `head.metric`."""
+    values = [
+        {"x": e["epoch"], "y": e[column], "series": name}
+        for name, lines in epochs.items()
+        for e in lines
+        if column in e and math.isfinite(e[column])
+    ]
+    if not values:
+        return None
+    drawn = charts.lines(values, "epoch", f"validation {column}", f"validation {column}", whole=True, legend="run")
+    return Picture(drawn, f"Validation {column} while training.")
 
 
 def importance_chart(found: Sequence[Importance]) -> Markup:

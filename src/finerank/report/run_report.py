@@ -17,6 +17,7 @@ from markupsafe import Markup
 from finerank.data.dataset import Dataset
 from finerank.errors import UserError
 from finerank.evaluation.document import METRICS, Evaluation, HeadEvaluation, SliceTable, evaluation_path
+from finerank.evaluation.evaluate import evaluate
 from finerank.explain.importance import permutation_importance
 from finerank.explain.past import explain
 from finerank.metrics.estimate import Estimate
@@ -43,9 +44,13 @@ def run_report(
 ) -> str:
     """The HTML page of a run. rows: on how many the importance of fields is measured; 0 leaves it out.
 
-    Raises UserError when the run was not evaluated on the split.
+    A run that was not evaluated on the split yet is evaluated first.
     """
-    found = Evaluation.read(evaluation_path(run.folder, split))
+    path = evaluation_path(run.folder, split)
+    if not path.exists():
+        step("evaluation")
+        evaluate(run, split).write(path)
+    found = Evaluation.read(path)
     measured = run.metrics()
     trainer = run.trainer()
     binary = any(head.link == "sigmoid" for head in found.heads.values())
@@ -60,7 +65,7 @@ def run_report(
     sections += [("importance", "Fields that count")] if importance else []
     sections += [("past", "A past that lit up")] if example else []
     sections += [("data", "Data"), ("timings", "Timings"), ("recipe", "Recipe")]
-    epochs = _curve(run.folder / "curve.csv")
+    epochs = read_curve(run.folder / "curve.csv")
     return render(
         "run.html",
         model=measured["model"],
@@ -187,6 +192,7 @@ def _timings(measured: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _curve(path: Path) -> list[dict[str, float]]:
+def read_curve(path: Path) -> list[dict[str, float]]:
+    """The lines of a curve.csv, an epoch each."""
     with path.open(newline="", encoding="utf-8") as file:
         return [{k: float(v) if v else math.nan for k, v in line.items()} for line in csv.DictReader(file)]
