@@ -181,8 +181,8 @@ class TargetInterest(Representation):
         q_MK, counts = entry_queries(found, pair.query, lists, batch.candidate.lists[lists], most)
         asked, of_pair = entry_pairs(pairs, counts, most)
         weights = self._unit(i, q_MK, k_TK, context_TC, asked, log_T)
-        total = weights.new_zeros(pairs.candidate.shape[0]).index_add(0, of_pair, weights)
-        return total / counts.index_select(0, pairs.candidate)
+        total = weights.new_zeros((pairs.candidate.shape[0], 1)).index_add(0, of_pair, weights.unsqueeze(1))
+        return total.squeeze(1) / counts.index_select(0, pairs.candidate)
 
     def _unit(self, i: int, q: Tensor, k: Tensor, context: Tensor | None, pairs: Pairs, log_T: Tensor | None) -> Tensor:
         if self.options.share == "loop":

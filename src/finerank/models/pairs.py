@@ -27,7 +27,7 @@ from finerank.runtime.inputs import history_of
 from finerank.schema import FittedSchema, ListFeature, Numeric
 
 AUTO = "auto"
-GRAMMAR = "accepted: candidate#history or candidate#history.field, several joined by '|'"
+GRAMMAR = "accepted: auto, or candidate#history or candidate#history.field, several joined by '|'"
 
 
 @dataclass(frozen=True)
