@@ -582,6 +582,21 @@ def test_a_loop_projects_what_is_narrower() -> None:
     assert same(features.fields_N[:, 3], expected)
 
 
+def test_a_loop_projects_a_query_that_is_not_as_wide_as_its_key() -> None:
+    model = built(dims={"category": 3}, share="loop", pairs="category#clicks.item|tags#profile")
+    p = {name: t for name, t in model.state_dict().items() if ".fits." in name}
+    # the first context is the wider one, the profile has none
+    assert {name: tuple(t.shape) for name, t in p.items()} == {"representation.fits.0.query.weight": (2, 3)}
+    seen: list[tuple[Tensor, Tensor]] = []
+    model.representation.units[0].register_forward_pre_hook(lambda _, given: seen.append(given[:2]))  # type: ignore[union-attr,index]
+    features_of(model, batch_of())
+    embedding = model.representation.embed.embedding  # type: ignore[union-attr]
+    category = embedding.of(3).table("category")[[c[1] for c in CANDIDATES]]  # type: ignore[union-attr,operator]
+    assert torch.allclose(seen[0][0], category @ p["representation.fits.0.query.weight"].T)
+    item = embedding.of(D).table("item")[[e.item for past in CLICKS for e in past]]  # type: ignore[union-attr,operator]
+    assert torch.equal(seen[0][1], item)
+
+
 def test_a_bilinear_unit_takes_any_widths() -> None:
     model = built(
         dims={"category": 3, "tags": 5}, pairs="category#clicks.item", unit={"kind": "bilinear"}, also=["product"]
