@@ -334,8 +334,8 @@ class Hand:
                         f"{at}.1", v / math.sqrt(1 + 1e-5) * self.p[f"{at}.0.weight"] + self.p[f"{at}.0.bias"]
                     )
                 v_N.append(v)
-                v_N += [q * total] if "sum_product" in self.o.also else []
                 v_N += [q * v] if "product" in self.o.also else []
+                v_N += [q * total] if "sum_product" in self.o.also else []
                 v_R += [total] if "sum" in self.o.also else []
             on_R.append(np.concatenate(v_R))
             on_N.append(np.concatenate(v_N))

@@ -215,6 +215,9 @@ def test_options_that_do_not_go_together() -> None:
     assert refused(decay=-1) == (
         "model.representation: decay = -1.0; accepted: seconds after which an event counts 1/e, or 0 for no decay"
     )
+    assert refused(pairs="tags#profile", decay=60) == (
+        "decay = 60.0, and no event has a time: list columns do not say when; set it to 0, or give the history an event log"
+    )
     assert refused(recency="context", unit={"kind": "dot"}) == (
         "model.representation: recency = 'context' and unit.kind = 'dot'; accepted: 'add', or kind 'mlp'"
     )

@@ -18,7 +18,7 @@ from finerank.layers.attention import check_decay, log_decay
 from finerank.layers.mlp import MLP, Hidden, SplitLinear, linear
 from finerank.layers.segments import segment_mean, segment_softmax, segment_sum, weighted_sum
 from finerank.models.composition import Features, Interaction, Representation, Widths
-from finerank.models.pairs import attributes
+from finerank.models.pairs import attributes, check_ages
 from finerank.models.plain import EmbeddingOptions, FieldEmbedding, TaskHeads, plain_features, plain_widths
 from finerank.models.registry import Composition, named, part
 from finerank.schema import FittedSchema
@@ -48,6 +48,7 @@ class Pooled(Representation):
 
     def __init__(self, fitted: FittedSchema, options: Options) -> None:
         super().__init__()
+        check_ages(fitted, fitted.histories, options.decay)
         self.embed = FieldEmbedding(fitted, options.embedding, ages=False)
         self.options = options
         self.histories = {name: attributes(self.embed, name) for name in fitted.histories}

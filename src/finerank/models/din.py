@@ -26,7 +26,7 @@ from finerank.layers.mlp import BatchNorm, linear
 from finerank.layers.segments import gather, segment_sum, spread
 from finerank.models.base import Tower
 from finerank.models.composition import Features, Needs, Representation
-from finerank.models.pairs import AUTO, Paired, arranged, histories_of, pair_up, parsed, weight_names
+from finerank.models.pairs import AUTO, Paired, arranged, check_ages, histories_of, pair_up, parsed, weight_names
 from finerank.models.plain import EmbeddingOptions, FieldEmbedding, TaskHeads, plain_features, plain_widths
 from finerank.models.registry import Composition, named, part
 from finerank.schema import FittedSchema
@@ -87,6 +87,7 @@ class TargetInterest(Representation):
         super().__init__()
         o = self.options = options
         attending = histories_of(fitted, o.pairs)
+        check_ages(fitted, attending, o.decay)
         age = o.age and o.unit.kind == "mlp"
         self.embed = FieldEmbedding(fitted, o.embedding, ("request", "candidate", *attending), ages=age)
         pairs = pair_up(fitted, self.embed, age, o.pairs)
@@ -145,14 +146,15 @@ class TargetInterest(Representation):
             if not also:
                 continue
             q_NFD = self.embed.as_fields("candidate", pair.query, pair.queries(found["candidate"]))
-            total = segment_sum(k_TK, batch.histories[pair.history].segments, batch.R)
-            if "sum" in also:
-                fields_R.append(self.embed.as_fields(pair.history, pair.names, total))
-            if "sum_product" in also:
-                of_candidate = spread(total, batch.request_of)
-                fields_N.append(q_NFD * self.embed.as_fields(pair.history, pair.names, of_candidate))
             if "product" in also:
                 fields_N.append(q_NFD * v_NFD)
+            if "sum" in also or "sum_product" in also:
+                total = segment_sum(k_TK, batch.histories[pair.history].segments, batch.R)
+                sum_RFD = self.embed.as_fields(pair.history, pair.names, total)
+                fields_R += [sum_RFD] if "sum" in also else []
+            if "sum_product" in also:
+                of_candidate = spread(sum_RFD.flatten(1), batch.request_of).view(q_NFD.shape)
+                fields_N.append(q_NFD * of_candidate)
         return replace(
             features, fields_R=torch.cat(fields_R, dim=1), fields_N=torch.cat(fields_N, dim=1), attention=attention
         )
@@ -160,7 +162,8 @@ class TargetInterest(Representation):
     def _events(self, i: int, found: BlockVectors, history: Jagged) -> tuple[Tensor, Tensor | None]:
         """(k_TK, context_TC) of the i-th pair."""
         pair, recency = self.pairs[i], self.options.recency
-        k_TK, context_TC = pair.keys(found), pair.context_of(found, history)
+        k_TK = pair.keys(found)
+        context_TC = pair.context_of(found, history) if self.options.unit.kind == "mlp" else None
         if recency == "none":
             return k_TK, context_TC
         newest = history.lengths.index_select(0, history.segments) - 1 - history.positions

@@ -14,6 +14,7 @@ by `lists`. This is not the parser of values such as `military#1`, which are spl
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -58,6 +59,15 @@ class Paired:
 def attributes(embed: FieldEmbedding, history: str) -> tuple[str, ...]:
     """The columns of a history that describe the event itself: all but its age."""
     return tuple(name for name in embed.columns(history) if name != "age")
+
+
+def check_ages(fitted: FittedSchema, histories: Iterable[str], decay: float) -> None:
+    """Refuse decay where no history has ages: it would do nothing, silently."""
+    if decay and all(fitted.schema.history(name).lists for name in histories):
+        raise UserError(
+            f"decay = {decay}, and no event has a time: list columns do not say when; set it to 0, or give the history "
+            "an event log"
+        )
 
 
 def parsed(pairs: str) -> list[tuple[tuple[str, ...], str]]:
