@@ -33,6 +33,8 @@ def guess_feature(frame: pl.DataFrame, column: pl.Series, label: pl.Series, keys
         return Guess(name, "left out", f"always {known[0]!r}")
     if low == "" or re.fullmatch(r"(unnamed.*|index|row_?id|column_\d+)", low):
         return Guess(name, "left out", "a row number by its name")
+    if column.dtype.is_integer() and distinct == len(column) > 20 and column.is_sorted():
+        return Guess(name, "left out", "it rises with every row: a row number")
     if low in NAMES["label"] or any(word in low for word in AFTER):
         return Guess(
             name, "left out", "by its name known only after the label; if it is a task of its own, add a [[task]]"

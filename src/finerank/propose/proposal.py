@@ -123,18 +123,20 @@ def _recipe(
     lines = ["# Proposed from a look at the file. Read it: every guess says why.", ""]
     lines += [f"# note: {warning}" for warning in warnings] + ([""] if warnings else [])
     data: dict[str, Any] = {"samples": samples} | ({"events": events} if history is not None and events else {})
-    lines.append(
-        to_toml({"data": data | {"keys": dict(keys), "split": {"by": "time", "validation": 0.1, "test": 0.1}}})
-    )
+    lines += [_toml({"data": data | {"keys": dict(keys), "split": {"by": "time", "validation": 0.1, "test": 0.1}}})]
     left_out = [g for g in guesses if g.role == "left out"]
     if left_out:
         lines += ["# left out:"] + [f"#   {g.column}: {g.why}" for g in left_out] + [""]
     for guess in guesses:
         if guess.feature is not None:
-            lines += [f"# {guess.column}: {guess.why}", to_toml({"feature": [dict(guess.feature)]})]
+            lines += [f"# {guess.column}: {guess.why}", _toml({"feature": [dict(guess.feature)]})]
     if history is not None:
-        lines += ["# what the user did before, as known before each row", to_toml({"history": [dict(history)]})]
-    lines.append(to_toml({"task": [{"name": label}]}))
+        lines += ["# what the user did before, as known before each row", _toml({"history": [dict(history)]})]
     model = "din" if history is not None else "deepfm"
-    lines.append(to_toml({"model": {"name": model}, "training": {"epochs": 3, "patience": 1}}))
-    return "\n".join(line.rstrip("\n") if line else line for line in lines) + "\n"
+    lines += [_toml({"task": [{"name": label}]}), _toml({"model": {"name": model}})]
+    lines += [_toml({"training": {"epochs": 3, "patience": 1}})]
+    return "\n".join(lines)
+
+
+def _toml(table: Mapping[str, Any]) -> str:
+    return to_toml(table).strip() + "\n"
