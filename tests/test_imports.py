@@ -23,7 +23,7 @@ MODELS = {*DATA, "layers", "models"}
 TRAINING = {*MODELS, "metrics", "training"}
 RECIPE = {*TRAINING, "datasets", "recipe"}
 RUN = {*RECIPE, "run"}
-ABOVE = {*RUN, "report", "search", "export", "serving", "cli"}
+ABOVE = {*RUN, "report", "search", "export", "serving", "propose", "cli"}
 MAY_IMPORT = {
     "errors": BASE,
     "typed": BASE,
@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "training": TRAINING,
     "recipe": RECIPE,
     "run": RUN,
+    "propose": {*DATA, "metrics", "propose"},
     "export": {*RUN, "export"},
     "report": {*RUN, "report"},
     "search": {*RUN, "search"},
