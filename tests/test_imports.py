@@ -24,7 +24,6 @@ TRAINING = {*MODELS, "metrics", "training"}
 RECIPE = {*TRAINING, "datasets", "recipe"}
 RUN = {*RECIPE, "run"}
 EVALUATION = {*RUN, "evaluation"}
-ABOVE = {*EVALUATION, "explain", "report", "search", "export", "serving", "cli"}
 MAY_IMPORT = {
     "errors": BASE,
     "typed": BASE,
@@ -39,15 +38,16 @@ MAY_IMPORT = {
     "training": TRAINING,
     "recipe": RECIPE,
     "run": RUN,
+    "propose": {*DATA, "metrics", "propose"},
     "export": {*RUN, "export"},
     "evaluation": EVALUATION,
     "explain": {*TRAINING, "explain"},
     "report": {*EVALUATION, "explain", "search", "report"},
     "search": {*RUN, "search"},
-    "cli": ABOVE,
-    "__main__": ABOVE,
+    "cli": set[str](),  # everything, see below
     "": set[str](),  # finerank/__init__.py: `import finerank` costs nothing
 }
+MAY_IMPORT["cli"] = set(MAY_IMPORT)
 """Part of the house -> parts that it may import, itself included."""
 
 LIGHT = ("runtime", "serving")
