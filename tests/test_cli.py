@@ -25,7 +25,7 @@ from finerank.models import registry
 from finerank.training.checkpoint import Checkpoints
 from finerank.typed import to_toml
 
-VERBS = ("train", "prepare", "models", "demo")
+VERBS = ("train", "prepare", "models", "demo", "evaluate", "compare", "predict")
 
 
 class Ran:
