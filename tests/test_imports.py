@@ -23,7 +23,7 @@ MODELS = {*DATA, "layers", "models"}
 TRAINING = {*MODELS, "metrics", "training"}
 RECIPE = {*TRAINING, "datasets", "recipe"}
 RUN = {*RECIPE, "run"}
-EVALUATION = {*RUN, "evaluation"}
+EVALUATION = {*RUN, "fresh", "evaluation"}
 ABOVE = {*EVALUATION, "report", "search", "export", "serving", "cli"}
 MAY_IMPORT = {
     "errors": BASE,
@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "recipe": RECIPE,
     "run": RUN,
     "export": {*RUN, "export"},
+    "fresh": {*RUN, "fresh"},
     "evaluation": EVALUATION,
     "report": {*EVALUATION, "report"},
     "search": {*RUN, "search"},
