@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from finerank.cli.app import verbs
 from finerank.errors import UserError
+from finerank.evaluation.evaluate import evaluate, evaluate_files
 from finerank.fresh import FreshScorer, predict_file
 from finerank.recipe import Recipe
 from finerank.run import Run, run
@@ -48,7 +49,7 @@ def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def scored(opened: Run, samples: pl.DataFrame, events: pl.DataFrame | None = None, rows: int = 1 << 17) -> np.ndarray:
     scorer = FreshScorer(opened, None if events is None else events.lazy())
-    return np.concatenate([logits for _, logits in scorer.batches(samples.lazy(), rows)])
+    return np.concatenate([batch.logits for batch in scorer.batches(samples.lazy(), rows)])
 
 
 def test_the_runs_own_rows_get_their_stored_scores(shop: Path) -> None:
@@ -161,3 +162,43 @@ def test_bad_input_is_one_sentence(shop: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=sentence):
             predict_file(opened, given, events, tmp_path / out)
     assert (tmp_path / "there.csv").read_text() == "mine"
+
+
+def test_evaluating_the_files_of_the_test_rows_is_evaluating_the_split(shop: Path, tmp_path: Path) -> None:
+    opened = Run.open(shop / "run")
+    samples = pl.read_parquet(shop / "samples.parquet")
+    rows = np.sort(source_row(samples)[opened.predictions("test").rows])
+    samples[rows].write_parquet(tmp_path / "part.parquet")
+    for by in ("user", "request"):
+        wanted = evaluate(opened, "test", by, columns=("country", "price"))  # type: ignore[arg-type]
+        found = evaluate_files(opened, tmp_path / "part.parquet", None, by, ("country", "price"))  # type: ignore[arg-type]
+        assert (found.rows, found.users, found.requests) == (wanted.rows, wanted.users, wanted.requests)
+        for head, one in wanted.heads.items():
+            other = found.heads[head]
+            for name, estimate in one.metrics.items():
+                assert other.metrics[name].value == pytest.approx(estimate.value, rel=1e-4, nan_ok=True), name
+                if name != "ece":  # whose draws go to users in another order
+                    assert other.metrics[name].se == pytest.approx(estimate.se, rel=1e-3, nan_ok=True), name
+            for a, b in zip(one.slices, other.slices, strict=True):
+                assert (a.by, a.note) == (b.by, b.note)
+                assert [(s.name, s.rows, s.users, s.positives) for s in a.slices] == [
+                    (s.name, s.rows, s.users, s.positives) for s in b.slices
+                ]
+
+
+def test_strangers_are_new_users_and_labels_are_needed(shop: Path, tmp_path: Path) -> None:
+    opened = Run.open(shop / "run")
+    samples = pl.read_parquet(shop / "samples.parquet")
+    samples.with_columns(user=pl.lit("x") + pl.col("user")).write_parquet(tmp_path / "strangers.parquet")
+    found = evaluate_files(opened, tmp_path / "strangers.parquet")
+    table_ = next(t for t in found.heads["click"].slices if t.by == "new user")
+    assert [(s.name, s.rows) for s in table_.slices] == [("new", samples.height)]
+    samples.drop("click").write_parquet(tmp_path / "bare.parquet")
+    with pytest.raises(UserError, match="no label column 'click'"):
+        evaluate_files(opened, tmp_path / "bare.parquet")
+    arguments = ["evaluate", shop / "run", "--events", shop / "events.parquet"]
+    refused = CliRunner().invoke(verbs(), [str(a) for a in arguments]).exception
+    assert "--events: is read for --samples" in str(refused)
+    arguments += ["--samples", shop / "samples.parquet", "-o", tmp_path / "e.json"]
+    result = CliRunner().invoke(verbs(), [str(a) for a in arguments], catch_exceptions=False)
+    assert f"samples.parquet: {samples.height} rows of" in result.output

@@ -90,6 +90,20 @@ def _table(
     return EventTable.build(None, code[kept], time, known_at, sequence[kept], block, users=users)
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A batch of rows, as they were read, with their scores.
+
+    frame   n rows;  logits: float32 [n, H]
+    data    the same rows encoded, request after request;  order: int64 [n], which row of the frame each of them is
+    """
+
+    frame: pl.DataFrame
+    logits: np.ndarray
+    data: Dataset
+    order: np.ndarray
+
+
 class FreshScorer:
     """A finished run that scores raw frames. See the module's docstring.
 
@@ -111,8 +125,8 @@ class FreshScorer:
 
     def batches(
         self, samples: pl.LazyFrame, rows: int = ROWS, advance: Callable[[int], None] = lambda rows: None
-    ) -> Iterator[tuple[pl.DataFrame, np.ndarray]]:
-        """(the rows as they were read, logits float32 [n, H]), batch by batch in the order of the samples.
+    ) -> Iterator[Scored]:
+        """Batch by batch in the order of the samples.
 
         Raises UserError for columns that are missing, values of a wrong type, samples without rows.
         """
@@ -131,7 +145,7 @@ class FreshScorer:
         try:
             for frame in samples.collect_batches(chunk_size=rows, maintain_order=True):
                 if frame.height:
-                    yield frame, self.score(frame, done, standing)
+                    yield self.score(frame, done, standing)
                     done += frame.height
                     advance(frame.height)
         except (pl.exceptions.PolarsError, OSError) as error:
@@ -140,8 +154,8 @@ class FreshScorer:
         if not done:
             raise UserError("samples: no rows; is this the right file?")
 
-    def score(self, frame: pl.DataFrame, first_row: int = 0, standing: pl.DataFrame | None = None) -> np.ndarray:
-        """Logits float32 [n, H] of some rows, in their order. first_row: number of the first among all rows."""
+    def score(self, frame: pl.DataFrame, first_row: int = 0, standing: pl.DataFrame | None = None) -> Scored:
+        """Some rows, in their order. first_row: number of the first among all rows; standing: see `_standing`."""
         number = np.arange(first_row, first_row + frame.height)
         keys = self.keys
         time = microseconds(frame[keys.time], keys.time_unit, "samples") if keys.time else number
@@ -171,7 +185,7 @@ class FreshScorer:
         found_logits = predict(self.model, builder, requests, self.rows_per_batch, self.device).logits
         logits = np.empty_like(found_logits)
         logits[order] = found_logits
-        return logits
+        return Scored(frame, logits, data, order)
 
     def _dataset(
         self,
@@ -256,7 +270,8 @@ def predict_file(
     shutil.rmtree(parts, ignore_errors=True)  # of a run that was killed here
     parts.mkdir()
     try:
-        for frame, logits in scorer.batches(given, rows, advance):
+        for batch in scorer.batches(given, rows, advance):
+            frame, logits = batch.frame, batch.logits
             shown = frame.select(keys) if keys else pl.DataFrame({"row": np.arange(done, done + frame.height)})
             scores = [pl.Series(h.name, predicted(h.link, logits[:, i])) for i, h in enumerate(heads)]
             shown.with_columns(scores).write_parquet(parts / f"{done:015d}.parquet")
