@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from test_run import logs, table
 from typer.testing import CliRunner
 
@@ -16,14 +17,13 @@ from finerank.cli.app import verbs
 from finerank.errors import UserError
 from finerank.evaluation.compare import Comparison, compare
 from finerank.evaluation.document import METRICS, Evaluation, evaluation_path
-from finerank.evaluation.evaluate import evaluate, write_evaluations
+from finerank.evaluation.evaluate import evaluate, evaluate_run
 from finerank.evaluation.slices import slicings
 from finerank.metrics.probability import logloss
 from finerank.metrics.ranking import auc, gauc, rela_impr
 from finerank.recipe import Recipe
 from finerank.run import Run, prepared, run
-
-WEAK = {"representation": {"kind": "pooled"}, "interactions": [{"kind": "linear"}]}
+from finerank.schema import OOV, Vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +120,27 @@ def test_new_items_users_and_histories_are_counted_in_the_training_rows(shop: Pa
     assert (asked["new user"].of == new).all()
 
 
+def test_items_that_are_too_rare_for_the_vocabulary_are_new(tmp_path: Path) -> None:
+    data = tiny.dataset(tmp_path / "data", encoding=Vocabulary(min_count=12))
+    place = [name for name, _ in data.fitted.candidate.ids].index("item")
+    assert (data.candidate.ids[data.rows_of(data.requests_of("train")), place] == OOV).any()  # in training too
+    requests = data.requests_of("test")
+    asked = {s.by: s for s in slicings(data, requests)}
+    unknown = data.candidate.ids[data.rows_of(requests), place] == OOV
+    assert unknown.any()
+    assert (asked["new item"].of[unknown] == 1).all()
+
+
+def test_training_again_takes_the_old_evaluation_away(tmp_path: Path) -> None:
+    logs(tmp_path)
+    recipe = Recipe.parse(table(epochs=1), tmp_path)
+    run(recipe, tmp_path / "run")
+    evaluate_run(Run.open(tmp_path / "run"))
+    assert evaluation_path(tmp_path / "run", "test").exists()
+    run(recipe, tmp_path / "run", resume=True)
+    assert not evaluation_path(tmp_path / "run", "test").exists()
+
+
 def test_curves_begin_and_end_where_they_must(shop: Path) -> None:
     found = evaluate(Run.open(shop / "a"), "test").heads["click"]
     assert found.curves is not None
@@ -137,11 +158,10 @@ def test_curves_begin_and_end_where_they_must(shop: Path) -> None:
 
 
 def test_the_file_reads_back_and_damage_is_named(shop: Path, tmp_path: Path) -> None:
-    written = write_evaluations(Run.open(shop / "a"))
-    assert set(written) == {"validation", "test"}
+    written = evaluate_run(Run.open(shop / "a"))
     path = evaluation_path(shop / "a", "test")
     read = Evaluation.read(path)
-    assert repr(read) == repr(written["test"])  # NaN included
+    assert repr(read) == repr(written)  # NaN included
     assert "NaN" not in path.read_text()
     content = json.loads(path.read_text())
     for damaged, sentence in (

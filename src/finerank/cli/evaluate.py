@@ -10,7 +10,7 @@ import typer
 
 from finerank.cli import screen
 from finerank.cli.app import app
-from finerank.cli.screen import evaluation_table, slices_table
+from finerank.cli.screen import evaluation_table, slices_table, waiting
 from finerank.errors import UserError
 from finerank.evaluation.document import evaluation_path
 from finerank.evaluation.evaluate import evaluate as judge
@@ -50,10 +50,11 @@ def evaluate(
     opened = Run.open(run)
     if events is not None and samples is None:
         raise UserError("--events: is read for --samples; give both, or neither to judge a split")
-    if samples is None:
-        found, name = judge(opened, split.value, by.value, slices or ()), split.value
-    else:
-        found, name = judge_files(opened, samples, events, by.value, slices or ()), f"fresh_{samples.stem}"
+    with waiting("evaluating"):
+        if samples is None:
+            found, name = judge(opened, split.value, by.value, slices or ()), split.value
+        else:
+            found, name = judge_files(opened, samples, events, by.value, slices or ()), f"fresh_{samples.stem}"
     path = out or evaluation_path(opened.folder, name)
     found.write(path)
     screen.console.print(evaluation_table(found))

@@ -162,9 +162,14 @@ def _head(head: Head, rows: HeadRows, answered: Sequence[Slicing], inside: np.nd
     )
 
 
-def write_evaluations(run: Run, splits: Sequence[str] = ("validation", "test")) -> dict[str, Evaluation]:
-    """Evaluate the splits that have scores, and write each into the run's folder."""
-    out = {split: evaluate(run, split) for split in splits if len(run.dataset.requests_of(split))}
-    for split, found in out.items():
-        found.write(evaluation_path(run.folder, split))
-    return out
+def evaluate_run(run: Run) -> Evaluation | None:
+    """What `finerank train` ends with: the test split (or, without one, the validation split) judged and written.
+
+    None if neither has rows.
+    """
+    for split in ("test", "validation"):
+        if len(run.dataset.requests_of(split)):
+            found = evaluate(run, split)
+            found.write(evaluation_path(run.folder, split))
+            return found
+    return None

@@ -3,7 +3,7 @@
 Always: the length of each history, new users, new items, the popularity of the item, the hour. On demand: any feature of
 the request or the candidate with one id or number per row, by the names of its values.
 
-*New* means not in the training rows. The item is the first field of the first history, or else the first categorical
+*New* means not in the training rows (items: nor in the vocabulary). The item is the first field of the first history, or else the first categorical
 feature of the candidate. n rows · V slices
 """
 
@@ -176,7 +176,7 @@ def _item_questions(data: Dataset, item: str) -> list[Question]:
         return out
 
     def cut(values: Ints) -> Slicing:
-        note = f"new: no training row has this {item!r}"
+        note = f"new: no training row has this {item!r}, or too few to have an embedding of its own"
         return Slicing("new item", (values == 0).astype(np.int64), ("known", "new"), note)
 
     note = f"training rows with this {item!r}"
