@@ -3,8 +3,8 @@
 Always: the length of each history, new users, new items, the popularity of the item, the hour. On demand: any feature of
 the request or the candidate with one id or number per row, by the names of its values.
 
-*New* means not in the training rows (items: nor in the vocabulary). The item is the first field of the first history, or else the first categorical
-feature of the candidate. n rows · V slices
+*New* means not in the training rows (items: nor in the vocabulary). The item is the first field of the first history, or
+else the first categorical feature of the candidate. n rows · V slices
 """
 
 from __future__ import annotations
