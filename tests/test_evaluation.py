@@ -254,6 +254,7 @@ def test_evaluate_shows_and_writes(shop: Path, tmp_path: Path) -> None:
     out = finerank("evaluate", shop / "a", "--slice", "country", "--by", "request", "-o", tmp_path / "e.json")
     assert "GAUC, weighted by impressions" in out
     assert "click by country" in out
+    assert "covers the data, not the seed of the training" in out
     assert "slices equal" in out
     assert Evaluation.read(tmp_path / "e.json").by == "request"
     finerank("evaluate", shop / "a", "--split", "validation")

@@ -15,6 +15,7 @@ from finerank.errors import UserError
 from finerank.evaluation.document import evaluation_path
 from finerank.evaluation.evaluate import evaluate as judge
 from finerank.evaluation.evaluate import evaluate_files as judge_files
+from finerank.metrics.estimate import COVERS
 from finerank.run import Run
 
 
@@ -58,6 +59,7 @@ def evaluate(
     path = out or evaluation_path(opened.folder, name)
     found.write(path)
     screen.console.print(evaluation_table(found))
+    screen.console.print(f"95 % intervals are over users: each {COVERS}.")
     for head, of in found.heads.items():
         for table in of.slices:
             screen.console.print(slices_table(head, table))
