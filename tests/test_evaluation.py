@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 
 from finerank.cli.app import verbs
 from finerank.errors import UserError
-from finerank.evaluation.compare import Comparison, compare
+from finerank.evaluation.compare import Comparison, compare, differences
 from finerank.evaluation.document import METRICS, Evaluation, evaluation_path
 from finerank.evaluation.evaluate import evaluate, evaluate_run
 from finerank.evaluation.slices import slicings
+from finerank.metrics.estimate import Influence, student_quantile, student_tail
 from finerank.metrics.probability import logloss
 from finerank.metrics.ranking import auc, gauc, rela_impr
 from finerank.recipe import Recipe
@@ -203,6 +204,28 @@ def test_a_comparison_is_paired_and_seeds_are_one_side(shop: Path, tmp_path: Pat
     other = next(a for a in alone.against if a.head == "click").differences["auc"]
     assert math.isnan(other.se_seeds)
     assert other.p == other.p_holm
+
+
+def test_both_variances_by_hand() -> None:
+    """Sides of 1 and 3 seeds over four users; the variance between seeds is pooled: that of .60, .64, .62, two free."""
+
+    def one(value: float, *of: float) -> Influence:
+        return Influence(value, np.array(of), 101)
+
+    base = [one(0.5, 0.01, 0.0, 0.0, 0.0)]
+    side = [one(v, 0.01, 0.03 * k, 0.0, 0.0) for k, v in enumerate((0.60, 0.64, 0.62))]
+    (found,) = differences([base, side])
+    assert found.value == pytest.approx(0.12)
+    assert found.se_data == pytest.approx(0.03)  # mean influence .03 on the second user; the first cancels
+    seeds = 0.02**2 * (1 + 1 / 3)
+    assert found.se_seeds == pytest.approx(math.sqrt(seeds))
+    variance = 0.03**2 + seeds
+    df = variance**2 / (0.03**4 / 100 + seeds**2 / 2)
+    assert found.high - found.value == pytest.approx(student_quantile(df) * math.sqrt(variance))
+    assert found.p == pytest.approx(student_tail(0.12 / math.sqrt(variance), df))
+    (alone,) = differences([base, side[:1]])
+    assert math.isnan(alone.se_seeds)
+    assert alone.se_data == 0.0  # the influences are equal
 
 
 def test_a_run_against_its_copy_is_no_difference(shop: Path, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from finerank.cli.app import verbs
 from finerank.errors import UserError
 from finerank.evaluation.evaluate import evaluate, evaluate_files
-from finerank.fresh import FreshScorer, predict_file
+from finerank.fresh.files import predict_file
+from finerank.fresh.score import FreshScorer
 from finerank.recipe import Recipe
 from finerank.run import Run, run
 

@@ -10,7 +10,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from finerank.cli import screen
 from finerank.cli.app import app
-from finerank.fresh import predict_file
+from finerank.fresh.files import predict_file
 from finerank.run import Run
 
 

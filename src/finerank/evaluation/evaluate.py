@@ -16,7 +16,7 @@ from finerank.evaluation.curves import curves
 from finerank.evaluation.document import By, Evaluation, HeadEvaluation, evaluation_path
 from finerank.evaluation.measure import HeadRows, dense, estimates
 from finerank.evaluation.slices import Slicing, questions, slice_table, slicings
-from finerank.fresh import FreshScorer
+from finerank.fresh.score import FreshScorer
 from finerank.metrics.ranking import of_rankings
 from finerank.models.composition import Head
 from finerank.run import Run
