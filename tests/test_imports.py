@@ -23,7 +23,7 @@ MODELS = {*DATA, "layers", "models"}
 TRAINING = {*MODELS, "metrics", "training"}
 RECIPE = {*TRAINING, "datasets", "recipe"}
 RUN = {*RECIPE, "run"}
-EVALUATION = {*RUN, "evaluation"}
+EVALUATION = {*RUN, "fresh", "evaluation"}
 MAY_IMPORT = {
     "errors": BASE,
     "typed": BASE,
@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "run": RUN,
     "propose": {*DATA, "metrics", "propose"},
     "export": {*RUN, "export"},
+    "fresh": {*RUN, "fresh"},
     "evaluation": EVALUATION,
     "explain": {*TRAINING, "explain"},
     "report": {*EVALUATION, "explain", "search", "report"},

@@ -10,7 +10,7 @@ import typer
 from finerank.cli import screen
 from finerank.cli.app import app
 from finerank.cli.evaluate import ByOption, Groups, Split, SplitOption
-from finerank.cli.screen import comparison_table
+from finerank.cli.screen import comparison_table, waiting
 from finerank.evaluation.compare import compare as paired
 from finerank.run import Run
 
@@ -26,7 +26,8 @@ def compare(
 
     Runs of one recipe that differ only in the seed count as one side: their mean, with the variance between seeds.
     """
-    found = paired([Run.open(run) for run in runs], split.value, by.value)
+    with waiting("comparing"):
+        found = paired([Run.open(run) for run in runs], split.value, by.value)
     screen.console.print(comparison_table(found))
     for one in found.against:
         screen.console.print(one.sentence + ".")

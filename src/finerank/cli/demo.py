@@ -12,7 +12,7 @@ from finerank.cli import screen
 from finerank.cli.app import app
 from finerank.cli.screen import Bar, Overrides, results_table, say
 from finerank.errors import UserError
-from finerank.evaluation.evaluate import write_evaluations
+from finerank.evaluation.evaluate import evaluate_run
 from finerank.recipe import Recipe
 from finerank.run import Run, run
 
@@ -37,7 +37,7 @@ def demo(
             recipe = Recipe.read(path, [f"data.dataset.task={task}", *(overrides or ())])
         with Bar(name) as bar:
             result = run(recipe, out / name, out / f"data_{task}", progress=bar, step=say)
-        results.append((name, result, write_evaluations(Run.open(out / name)).get("test")))
+        results.append((name, result, evaluate_run(Run.open(out / name))))
     dataset = results[0][1].dataset
     split = dataset.manifest["split"]
     screen.console.print(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated
 
 import typer
@@ -72,6 +73,11 @@ def say(step: str) -> None:
         console.print(f"preparing: {step}", style="dim")
 
 
+def waiting(what: str) -> AbstractContextManager[object]:
+    """A spinner on a terminal while something runs; nothing elsewhere."""
+    return console.status(what) if console.is_terminal else nullcontext()
+
+
 def results_table(results: Iterable[tuple[str, Result, Evaluation | None]]) -> Table:
     """The test metrics of runs, a line per head; the AUC with its 95 % interval over users."""
     table = Table("model", "head", box=None)
@@ -80,7 +86,8 @@ def results_table(results: Iterable[tuple[str, Result, Evaluation | None]]) -> T
     for name, result, evaluation in results:
         for head, found in result.test.items():
             shown = [f"{found[m]:.4f}" if m in found else "" for m in ("auc", "gauc", "logloss")]
-            estimate = evaluation.heads[head].metrics.get("auc") if evaluation else None
+            judged = evaluation is not None and evaluation.split == "test"
+            estimate = evaluation.heads[head].metrics.get("auc") if evaluation and judged else None
             shown.insert(1, interval(estimate) if estimate else "")
             table.add_row(name, head, *shown, f"{result.rows_per_second:,.0f}", f"{result.seconds:.1f}")
     return table

@@ -9,8 +9,8 @@ import typer
 
 from finerank.cli import screen
 from finerank.cli.app import app
-from finerank.cli.screen import Bar, Overrides, results_table, say
-from finerank.evaluation.evaluate import write_evaluations
+from finerank.cli.screen import Bar, Overrides, results_table, say, waiting
+from finerank.evaluation.evaluate import evaluate_run
 from finerank.recipe import Recipe
 from finerank.run import Run, run
 
@@ -27,6 +27,7 @@ def train(
     read = Recipe.read(recipe, overrides or ())
     with Bar(read.model.name) as bar:
         result = run(read, out, data, resume, bar, say)
-    evaluation = write_evaluations(Run.open(out)).get("test")
+    with waiting("evaluating"):
+        evaluation = evaluate_run(Run.open(out))
     screen.console.print(results_table([(read.model.name, result, evaluation)]))
     screen.console.print(f"written to {out}")

@@ -126,7 +126,7 @@ def compare(runs: Sequence[Run], split: str = "test", by: By = "user") -> Compar
             spread[name][head] = {m: _deviation([each[i][m].value for i in group]) for m in metrics}
         for m in metrics:
             parts = [[each[i][m] for i in group] for group in groups]
-            made = _differences(parts)
+            made = differences(parts)
             for name, difference in zip(names[1:], made, strict=True):
                 against.setdefault((name, head), {})[m] = difference
     for name, group in zip(names, groups, strict=True):
@@ -168,7 +168,7 @@ def compare(runs: Sequence[Run], split: str = "test", by: By = "user") -> Compar
 # ------------------------------------------------------------------------------------------------ the statistics
 
 
-def _differences(sides: list[list[Influence]]) -> list[Difference]:
+def differences(sides: list[list[Influence]]) -> list[Difference]:
     """Every side less the first, for one metric; several seeds in a side are averaged."""
     means = [mean_influence(side) for side in sides]
     free = sum(len(side) - 1 for side in sides)  # degrees of freedom of the variance between seeds

@@ -207,7 +207,8 @@ def _ece(rows: HeadRows, unit: str) -> Estimate:
     columns = np.column_stack([gap.reshape(rows.count, size), sums(rows.clusters, w, rows.count)])
 
     def statistic(totals: NDArray[np.float64]) -> NDArray[np.float64]:
-        out: NDArray[np.float64] = np.abs(totals[:, :-1]).sum(axis=1) / totals[:, -1]
+        with np.errstate(invalid="ignore"):  # of few users, none may be drawn
+            out: NDArray[np.float64] = np.abs(totals[:, :-1]).sum(axis=1) / totals[:, -1]
         return out
 
     value = float(statistic(columns.sum(axis=0, keepdims=True))[0])

@@ -3,8 +3,8 @@
 Always: the length of each history, new users, new items, the popularity of the item, the hour. On demand: any feature of
 the request or the candidate with one id or number per row, by the names of its values.
 
-*New* means not in the training rows. The item is the first field of the first history, or else the first categorical
-feature of the candidate. n rows · V slices
+*New* means not in the training rows (items: nor in the vocabulary). The item is the first field of the first history, or
+else the first categorical feature of the candidate. n rows · V slices
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Slicing:
-    """A question: which slice each row is in, int64 [n], -1 for none; and the slices' names [V]."""
+    """A question answered: which slice each row is in, int64 [n], -1 for none; and the slices' names [V]."""
 
     by: str
     of: Ints
@@ -48,46 +49,47 @@ class Slicing:
     note: str
 
     def of_rows(self, inside: NDArray[np.bool_]) -> Slicing:
-        """The same question for some of the rows."""
+        """The same for some of the rows."""
         return replace(self, of=self.of[inside])
 
 
-def slicings(data: Dataset, requests: Ints, columns: Sequence[str] = ()) -> list[Slicing]:
-    """The questions of the module's docstring for the rows of these requests; columns: names of features to add.
+@dataclass(frozen=True)
+class Question:
+    """Something to slice by.
+
+    read  (data set, requests) -> [n], a value for each row of the requests; values of several data sets may be joined
+    cut   all values [n] -> the slices
+    """
+
+    read: Callable[[Dataset, Ints], NDArray[Any]]
+    cut: Callable[[NDArray[Any]], Slicing]
+
+
+def questions(data: Dataset, columns: Sequence[str] = ()) -> list[Question]:
+    """The questions of the module's docstring, as the training rows of `data` put them; columns: features to add.
 
     Raises UserError for a name that is no feature, or one with several values per row.
     """
-    lengths = data.first[requests + 1] - data.first[requests]
-    rows = data.rows_of(requests)
-
-    def spread(of_requests: Ints) -> Ints:
-        return np.repeat(of_requests, lengths)
-
-    out = []
-    for name, slices in data.slices.items():
-        length = (slices.end[requests] - slices.start[requests]).astype(np.int64)
-        at_most = data.fitted.schema.history(name).max_length
-        note = f"events of the history that a row sees, at most {at_most}"
-        out.append(_edges(f"history {name}", spread(length), LENGTHS, note))
+    out = [_length(data, name) for name in data.slices]
     if (data.user >= 0).any():
-        users = data.user[data.requests_of("train")]
-        known = np.zeros(int(data.user.max()) + 1, dtype=np.bool_)
-        known[users[users >= 0]] = True
-        user = data.user[requests]
-        of = np.where(user < 0, -1, np.where(known[user], 0, 1))
-        out.append(Slicing("new user", spread(of), ("known", "new"), "new: no training row is of this user"))
+        out.append(_new_user(data))
     item = _item(data)
     if item is not None:
-        count = _training_count(data, item, _candidate_ids(data, rows, item))
-        note = f"new: no training row has this {item!r}"
-        out.append(Slicing("new item", (count == 0).astype(np.int64), ("known", "new"), note))
-        out.append(_edges("popularity", count, DECADES, f"training rows with this {item!r}"))
+        out += _item_questions(data, item)
     if len(data.time) and data.time.max() > YEAR:  # else times are rows' numbers, or count from the log's start
-        hours = spread(np.asarray(data.time[requests] // HOUR % 24, dtype=np.int64))
+        hours, note = tuple(f"{h:02d}" for h in range(24)), "hour of the request's time, as logged"
         out.append(
-            Slicing("hour", hours, tuple(f"{h:02d}" for h in range(24)), "hour of the request's time, as logged")
+            Question(
+                lambda d, requests: _spread(d, requests, np.asarray(d.time[requests] // HOUR % 24)),
+                lambda values: Slicing("hour", values, hours, note),
+            )
         )
-    return out + [_by_feature(data, rows, requests, spread, name) for name in columns]
+    return out + [_feature(data, name) for name in columns]
+
+
+def slicings(data: Dataset, requests: Ints, columns: Sequence[str] = ()) -> list[Slicing]:
+    """Every question answered for the rows of these requests."""
+    return [q.cut(q.read(data, requests)) for q in questions(data, columns)]
 
 
 def slice_table(rows: HeadRows, slicing: Slicing) -> SliceTable:
@@ -135,20 +137,70 @@ def _summary(rows: HeadRows) -> dict[str, float]:
     }
 
 
-# ------------------------------------------------------------------------------------------------ by feature
+# ------------------------------------------------------------------------------------------------ the questions
 
 
-def _by_feature(data: Dataset, rows: Ints, requests: Ints, spread: Callable[[Ints], Ints], name: str) -> Slicing:
+def _length(data: Dataset, name: str) -> Question:
+    note = f"events of the history that a row sees, at most {data.fitted.schema.history(name).max_length}"
+
+    def read(d: Dataset, requests: Ints) -> Ints:
+        slices = d.slices[name]
+        return _spread(d, requests, slices.end[requests] - slices.start[requests])
+
+    return Question(read, lambda values: _edges(f"history {name}", values, LENGTHS, note))
+
+
+def _new_user(data: Dataset) -> Question:
+    users = data.user[data.requests_of("train")]
+    known = np.zeros(int(data.user.max()) + 1, dtype=np.bool_)
+    known[users[users >= 0]] = True
+
+    def read(d: Dataset, requests: Ints) -> Ints:
+        user = d.user[requests]
+        inside = (user >= 0) & (user < len(known))
+        return _spread(d, requests, np.where(user < 0, -1, ~(inside & known[np.where(inside, user, 0)])))
+
+    note = "new: no training row is of this user"
+    return Question(read, lambda values: Slicing("new user", values, ("known", "new"), note))
+
+
+def _item_questions(data: Dataset, item: str) -> list[Question]:
+    """New items, and popularity: by the training rows that have them; 0 for a value without a symbol of its own."""
+    rows = data.rows_of(data.requests_of("train"))
+    table = data.encoder.tables[str(table_of(data.fitted.schema.feature(item)))]
+    counts = np.bincount(_candidate_ids(data, rows, item), minlength=table.size)
+    counts[:FIRST] = 0
+
+    def read(d: Dataset, requests: Ints) -> Ints:
+        out: Ints = counts[_candidate_ids(d, d.rows_of(requests), item)]
+        return out
+
+    def cut(values: Ints) -> Slicing:
+        note = f"new: no training row has this {item!r}, or too few to have an embedding of its own"
+        return Slicing("new item", (values == 0).astype(np.int64), ("known", "new"), note)
+
+    note = f"training rows with this {item!r}"
+    return [Question(read, cut), Question(read, lambda values: _edges("popularity", values, DECADES, note))]
+
+
+def _feature(data: Dataset, name: str) -> Question:
     feature = data.fitted.schema.feature(name)
     accepted = [f.name for f in data.fitted.schema.features if f.level != "event" and not isinstance(f, ListFeature)]
     if name not in accepted or (feature.level == "request" and feature.use != "input"):
         raise UserError(f"slice {name!r}: has several values per row, or none in the data; {nearest(name, accepted)}")
     if isinstance(feature, Numeric):
-        return _fifths(feature, _numbers(data, rows, requests, spread, feature))
-    if feature.level == "request":
-        symbols = spread(np.asarray(data.request.ids[requests, _place(data.fitted.request, name)], dtype=np.int64))
-    else:
-        symbols = _candidate_ids(data, rows, name)
+        return Question(lambda d, requests: _numbers(d, requests, feature), lambda x: _fifths(feature, x))
+
+    def read(d: Dataset, requests: Ints) -> Ints:
+        if feature.level == "candidate":
+            return _candidate_ids(d, d.rows_of(requests), name)
+        return _spread(d, requests, d.request.ids[requests, _place(d.fitted.request, name)])
+
+    return Question(read, lambda symbols: _top(data, feature, symbols))
+
+
+def _top(data: Dataset, feature: Feature, symbols: Ints) -> Slicing:
+    """A slice for each of the most frequent values, in order of the cuts for a bucketed feature; the rest is one."""
     table = data.encoder.tables[str(table_of(feature))]
     counts = np.bincount(symbols, minlength=table.size)
     if isinstance(feature, Bucketed):
@@ -159,27 +211,24 @@ def _by_feature(data: Dataset, rows: Ints, requests: Ints, spread: Callable[[Int
     of[shown] = np.arange(len(shown))
     names = tuple(table.name(int(symbol)) for symbol in shown)
     rest = int(np.count_nonzero(counts)) - len(shown)
-    note = f"values of {name!r}" + (f"; the {TOP} most frequent, and {rest:,} others" if rest else "")
-    return Slicing(name, of[symbols], (*names, "others") if rest else names, note)
+    note = f"values of {feature.name!r}" + (f"; the {TOP} most frequent, and {rest:,} others" if rest else "")
+    return Slicing(feature.name, of[symbols], (*names, "others") if rest else names, note)
 
 
-def _numbers(
-    data: Dataset, rows: Ints, requests: Ints, spread: Callable[[Ints], Ints], feature: Numeric
-) -> NDArray[np.float32]:
+def _numbers(data: Dataset, requests: Ints, feature: Numeric) -> NDArray[np.float32]:
     """[n] a numeric feature as encoded, NaN where it is missing."""
     if feature.level == "request":
         columns, values = data.fitted.request, data.request.numbers[requests]
-        places = spread(np.arange(len(requests)))
     else:
         inside = feature.use == "input"
         columns = data.fitted.candidate if inside else data.fitted.train_only
-        values, places = (data.candidate if inside else data.train_only).numbers[rows], np.arange(len(rows))
-    at = columns.numbers.index(feature.name)
-    x = np.array(values[:, at])
+        values = (data.candidate if inside else data.train_only).numbers[data.rows_of(requests)]
+    x = np.array(values[:, columns.numbers.index(feature.name)])
     if f"{feature.name}?" in columns.numbers:
         x[values[:, columns.numbers.index(f"{feature.name}?")] == 1] = np.nan
-    out: NDArray[np.float32] = x[places]
-    return out
+    if feature.level == "request":
+        x = np.repeat(x, data.first[requests + 1] - data.first[requests])
+    return x
 
 
 def _fifths(feature: Numeric, x: NDArray[np.float32]) -> Slicing:
@@ -196,7 +245,12 @@ def _edges(by: str, values: Ints, edges: tuple[int, ...], note: str) -> Slicing:
     return Slicing(by, of, (*names, f"{edges[-1]:,} or more"), note)
 
 
-# ------------------------------------------------------------------------------------------------ the item
+# ------------------------------------------------------------------------------------------------ columns of a data set
+
+
+def _spread(data: Dataset, requests: Ints, of_requests: NDArray[Any]) -> Ints:
+    """[n] a request's value at each of its rows."""
+    return np.repeat(of_requests, data.first[requests + 1] - data.first[requests]).astype(np.int64)
 
 
 def _item(data: Dataset) -> str | None:
@@ -206,15 +260,6 @@ def _item(data: Dataset) -> str | None:
     named: list[Feature] = [*first, *(f for f in schema.at("candidate") if isinstance(f, Categorical))]
     there = {name for name, _ in data.fitted.candidate.ids}
     return next((f.name for f in named if f.level == "candidate" and f.name in there), None)
-
-
-def _training_count(data: Dataset, item: str, symbols: Ints) -> Ints:
-    """[n] training rows with the item of each row; 0 for a value that has no symbol of its own."""
-    rows = data.rows_of(data.requests_of("train"))
-    counts = np.bincount(_candidate_ids(data, rows, item), minlength=int(symbols.max(initial=0)) + 1)
-    counts[:FIRST] = 0
-    out: Ints = counts[symbols]
-    return out
 
 
 def _candidate_ids(data: Dataset, rows: Ints, name: str) -> Ints:

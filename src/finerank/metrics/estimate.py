@@ -52,7 +52,7 @@ class Influence:
     """A metric, and what each cluster does to it.
 
     of        float64 [G]: scaled so that the sum of squares is the variance of `value`
-    clusters  how many clusters speak (for AUC: the fewer of those with positives and those with negatives)
+    clusters  how many clusters it rests on (for AUC: the fewer of those with positives and those with negatives)
     method    how it was found, for people
     """
 
@@ -81,7 +81,7 @@ class Influence:
             low=max(low, self.value - half) if half == half else math.nan,
             high=min(high, self.value + half) if half == half else math.nan,
             se=self.se,
-            how=f"{self.method} over {self.clusters:,} {unit}{few}; {COVERS}",
+            how=f"{self.method} over {max(self.clusters, np.count_nonzero(self.of)):,} {unit}{few}; {COVERS}",
         )
 
 

@@ -37,7 +37,7 @@ def auc_influence(sorted_: Runs, clusters: Codes, count: int) -> Influence:
     positive, w = sorted_.positive, sorted_.weights
     of_up = np.where(positive, w * (beaten[sorted_.run] - value) / up, 0.0)
     of_down = np.where(positive, 0.0, w * (beating[sorted_.run] - value) / down)
-    with_up, with_down = (len(np.unique(clusters[of])) for of in (positive, ~positive))
+    with_up, with_down = (_present(clusters[of], count) for of in (positive, ~positive))
     if with_up < 2 or with_down < 2:
         return Influence(value, none.of, min(with_up, with_down), none.method)
     total = _corrected(sums(clusters, of_up, count), with_up)
@@ -102,10 +102,17 @@ def _influence(
     value: float, each: Floats, clusters: Codes, count: int, used: NDArray[np.bool_] | None = None
 ) -> Influence:
     """Parts of rows summed per cluster; `used`: rows whose clusters count (default all)."""
-    present = int(np.count_nonzero(np.bincount(clusters if used is None else clusters[used], minlength=count)))
+    present = _present(clusters if used is None else clusters[used], count)
     if present < 2:
         return Influence(value, np.full(count, math.nan), present)
     return Influence(value, _corrected(sums(clusters, each, count), present), present)
+
+
+def _present(clusters: Codes, count: int) -> int:
+    """How many different ones there are."""
+    there = np.zeros(count, dtype=np.bool_)
+    there[clusters] = True
+    return int(np.count_nonzero(there))
 
 
 def _corrected(of: Floats, clusters: int) -> Floats:
