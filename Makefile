@@ -29,7 +29,7 @@ lint: install
 	$(BIN)/mypy
 
 docs: install
-	$(BIN)/python docs/make_models_page.py
+	for page in docs/make_*.py; do $(BIN)/python $$page; done
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
