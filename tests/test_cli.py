@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -19,13 +20,14 @@ import tiny
 import torch
 from rich.console import Console
 
+import finerank.cli
 from finerank.cli import app as cli
 from finerank.cli import screen
 from finerank.models import registry
 from finerank.training.checkpoint import Checkpoints
 from finerank.typed import to_toml
 
-VERBS = ("train", "prepare", "models", "demo", "evaluate", "compare", "predict")
+VERBS = sorted(m.name for m in pkgutil.iter_modules(finerank.cli.__path__) if m.name not in ("app", "screen"))
 
 
 class Ran:

@@ -202,7 +202,7 @@ SENTENCES = [
     (
         'name = "din"; representation.unit.hiden = [3]',
         "model.representation.unit.hiden: unknown key; did you mean 'hidden'? "
-        "accepted: activation, hidden, inputs, kind, softmax",
+        "accepted: activation, hidden, inputs, kind, scale, softmax",
     ),
     (
         'name = "din"; representation.age = 1',
@@ -300,10 +300,10 @@ def test_what_only_a_replaced_part_needed_is_needed_no_more() -> None:
 
 
 @pytest.mark.parametrize("kind", ["target_interest", "interest_evolution"])
-def test_a_history_that_shares_no_field_with_the_candidate(kind: str) -> None:
-    schema = replace(fitted(), histories={"clicks": Columns(ids=(("shop", "item"), ("age", "clicks.age")))})
+def test_a_history_that_shares_no_table_with_the_candidate(kind: str) -> None:
+    schema = replace(fitted(), histories={"clicks": Columns(ids=(("shop", "user"), ("age", "clicks.age")))})
     assert refused({"representation": kind, "interactions": ["tower"]}, schema) == (
-        "history 'clicks' shares no field with the candidate, so nothing can attend to it; "
+        "history 'clicks' shares no table with the candidate, so nothing can attend to it; "
         "its fields: ['shop'], the candidate's: ['item', 'category']"
     )
 

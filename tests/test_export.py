@@ -69,12 +69,13 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, World]:
     }
 
 
-def trained(name: str, data: Dataset) -> Trainer:
+def trained(model: str | Mapping[str, Any], data: Dataset) -> Trainer:
     """A few steps with large strides, so that weights and moving statistics are nothing like the initial ones."""
+    table = {"name": model} if isinstance(model, str) else model
     options = TrainingOptions(
         epochs=2, batch=Budget(rows=32), tables=Adam(lr=0.05), dense=Adam(lr=0.01), keep_memory=False, threads=1
     )
-    trainer = Trainer(registry.composition(name), data, options)
+    trainer = Trainer(registry.parse(table), data, options)
     trainer.fit()
     return trainer
 
@@ -128,22 +129,23 @@ def check_raw_values_give_the_offline_logits(world: World, trainer: Trainer, sco
     np.testing.assert_allclose(stacked(alone, scorer), offline.logits, **CLOSE)
     np.testing.assert_allclose(stacked(together, scorer), offline.logits, **CLOSE)
     assert np.ptp(offline.logits[:, 0]) > 0.3  # they say something
-    for name in trainer.model.needs.pairs:
-        assert sum(s.attention[name].size for s in alone) > 20
-        check_attention(name, trainer, data.requests_of("test"), together)
+    for key in trainer.model.attends:
+        assert sum(s.attention[key].size for s in alone) > 20
+        check_attention(key, trainer, data.requests_of("test"), together)
 
 
-def check_attention(name: str, trainer: Trainer, requests: np.ndarray, scores: list[Scores]) -> None:
+def check_attention(key: str, trainer: Trainer, requests: np.ndarray, scores: list[Scores]) -> None:
     """By (candidate, event): looked up pair by pair."""
     with torch.no_grad():
         batch = trainer.builder.batch(requests)
-        eager = trainer.model.eval()(batch).attention[name].numpy()
+        eager = trainer.model.eval()(batch).attention[key].numpy()
+    name = trainer.model.attends[key]
     pairs, history = batch.pairs[name], batch.histories[name]
     events = range(len(eager)) if pairs.event is None else pairs.event.tolist()
     first_row = np.searchsorted(batch.request_of.numpy(), np.arange(batch.R))
     for p, (n, t) in enumerate(zip(pairs.candidate.tolist(), events, strict=True)):
         r = int(batch.request_of[n])
-        found = scores[r].attention[name]
+        found = scores[r].attention[key]
         assert found.shape == (int((batch.request_of == r).sum()), int(history.lengths[r]))
         assert found[n - first_row[r], int(history.positions[t])] == pytest.approx(eager[p], abs=1e-5)
 
@@ -194,7 +196,7 @@ def check_graphs_equal_eager(model: Model, data: Dataset, program: Any, scorer: 
             out = model.eval()(batch)
             found = run(*feed.values())
         ran = scorer._session.run(None, {name: feed[name].numpy() for name in names})
-        expected: list[Tensor] = [out.logits, *(out.attention[name] for name in sorted(model.needs.pairs))]
+        expected: list[Tensor] = [out.logits, *(out.attention[key] for key in sorted(model.attends))]
         assert len(found) == len(ran) == len(expected)
         for a, b, c in zip(expected, found, ran, strict=True):
             np.testing.assert_allclose(b.numpy(), a.numpy(), err_msg=f"torch.export, {case}", **CLOSE)
@@ -233,16 +235,12 @@ def check_graph_is_plain(folder: Path, scorer: Scorer, data: Dataset) -> None:
     assert b".py" not in proto.SerializeToString()
 
 
-@pytest.mark.parametrize("name", registry.names())
-def test_every_model_makes_the_trip(
-    name: str,
-    worlds: dict[int, World],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    world = worlds[2 if "two tasks" in registry.composition(name).requires else 1]
-    trainer = trained(name, world.data)
+Text = pytest.CaptureFixture[str]
+
+
+def check_the_trip(
+    trainer: Trainer, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Text
+) -> Scorer:
     for module in trainer.model.modules():
         assert not isinstance(module, Dice) or float(module.mean.abs().sum()) > 0  # real moving statistics
     programs = []
@@ -255,10 +253,50 @@ def test_every_model_makes_the_trip(
     scorer = bundle_of(trainer, tmp_path / "bundle")
     assert capfd.readouterr() == ("", "")
     check_graph_is_plain(tmp_path / "bundle", scorer, world.data)
-    if name == "lr":
-        assert not any(i.name.startswith("clicks.") for i in scorer.manifest.inputs)
     check_graphs_equal_eager(trainer.model, world.data, programs[0], scorer)
     check_raw_values_give_the_offline_logits(world, trainer, scorer)
+    return scorer
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_every_model_makes_the_trip(
+    name: str, worlds: dict[int, World], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Text
+) -> None:
+    world = worlds[2 if "two tasks" in registry.composition(name).requires else 1]
+    scorer = check_the_trip(trained(name, world.data), world, tmp_path, monkeypatch, capfd)
+    if name == "lr":
+        assert not any(i.name.startswith("clicks.") for i in scorer.manifest.inputs)
+
+
+SMALL = {"hidden": [8]}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "two units": {
+        "pairs": "item#clicks.item|tags+category#clicks",
+        "entries": 2,
+        "recency": "add",
+        "decay": 9_000.0,
+        "unit": SMALL | {"softmax": True, "activation": "dice"},
+    },
+    "outer and inner": {"unit": SMALL | {"inputs": ["outer", "inner", "key"]}, "recency": "context"},
+    "a loop": {"mode": "separate", "share": "loop", "unit": SMALL, "rework": True, "decay": 9_000.0},
+    "bilinear": {"unit": {"kind": "bilinear", "softmax": True}, "also": ["sum", "sum_product", "product"]},
+    "cosine": {"unit": {"kind": "cosine"}},
+    "dot": {"unit": {"kind": "dot", "softmax": True}, "entries": 3},
+}
+QUICK = ["two units"]
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS])
+def test_every_way_of_attending_makes_the_trip(
+    name: str, worlds: dict[int, World], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Text
+) -> None:
+    """Also the ages in microseconds and the weights of several units over one history."""
+    representation = VARIANTS[name] | {"embedding": {"width": 4}}
+    table = {"name": "din", "representation": representation, "interactions": [{"kind": "tower", "hidden": [8]}]}
+    scorer = check_the_trip(trained(table, worlds[1].data), worlds[1], tmp_path, monkeypatch, capfd)
+    assert ("clicks.ages" in {i.name for i in scorer.manifest.inputs}) == ("decay" in VARIANTS[name])
+    if "pairs" in VARIANTS[name]:
+        assert scorer.manifest.outputs == ("logits", "clicks.item.attention", "clicks.tags+category.attention")
 
 
 # ------------------------------------------------------------------------------------------------ an odder world

@@ -24,7 +24,7 @@ TRAINING = {*MODELS, "metrics", "training"}
 RECIPE = {*TRAINING, "datasets", "recipe"}
 RUN = {*RECIPE, "run"}
 EVALUATION = {*RUN, "fresh", "evaluation"}
-ABOVE = {*EVALUATION, "report", "search", "export", "serving", "cli"}
+ABOVE = {*EVALUATION, "report", "search", "export", "serving", "propose", "cli"}
 MAY_IMPORT = {
     "errors": BASE,
     "typed": BASE,
@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "training": TRAINING,
     "recipe": RECIPE,
     "run": RUN,
+    "propose": {*DATA, "metrics", "propose"},
     "export": {*RUN, "export"},
     "fresh": {*RUN, "fresh"},
     "evaluation": EVALUATION,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from finerank.data.batch import Pairs, pair_up
+from finerank.errors import UserError
 from finerank.layers.activation import Dice, PReLU
 from finerank.layers.attention import ActivationUnit, UnitOptions, attend
 from finerank.layers.embedding import Tables
@@ -186,17 +189,8 @@ def test_mlp_by_hand() -> None:
 
 # ------------------------------------------------------------------------------------------------ attention
 
-ALL = ("query", "key", "difference", "product")
-BLOCKS = [
-    ALL,
-    ("key",),
-    ("query",),
-    ("product",),
-    ("difference",),
-    ("query", "key"),
-    ("key", "product"),
-    ("difference", "product"),
-]
+ALL = ("query", "key", "difference", "product", "inner", "outer")
+BLOCKS = [blocks for count in range(1, 7) for blocks in itertools.combinations(ALL, count)] + [ALL[::-1]]
 
 
 def attention_case(context: int, single: bool = False) -> tuple[Tensor, Tensor, Tensor | None, Pairs]:
@@ -211,25 +205,51 @@ def attention_case(context: int, single: bool = False) -> tuple[Tensor, Tensor, 
 
 @pytest.mark.parametrize("context", [0, 3])
 @pytest.mark.parametrize("single", [False, True])
-@pytest.mark.parametrize("inputs", BLOCKS)
-def test_factored_first_layer_equals_the_textbook(inputs: tuple[str, ...], context: int, single: bool) -> None:
+def test_factored_first_layer_equals_the_textbook(context: int, single: bool) -> None:
+    """For every subset of the blocks, and whatever their order."""
     torch.manual_seed(0)
-    unit = ActivationUnit(6, UnitOptions(inputs=inputs, hidden=(5, 3)), context)  # type: ignore[arg-type]
-    unit.first.bias.data.normal_()
-    q, k, c, pairs = attention_case(context, single)
-    factored, textbook = unit.first_layer(q, k, c, pairs), unit.plain_first_layer(q, k, c, pairs)
-    assert factored.shape == (len(pairs.candidate), 5)
-    assert torch.allclose(factored, textbook, atol=1e-5)
-    assert unit.first.weight.shape == (5, 6 * len(inputs) + context)
+    wide = {"inner": 1, "outer": 36}
+    for inputs in BLOCKS:
+        unit = ActivationUnit(6, UnitOptions(inputs=inputs, hidden=(5, 3)), context)  # type: ignore[arg-type]
+        unit.first.bias.data.normal_()
+        q, k, c, pairs = attention_case(context, single)
+        factored, textbook = unit.first_layer(q, k, c, pairs), unit.plain_first_layer(q, k, c, pairs)
+        assert factored.shape == (len(pairs.candidate), 5)
+        assert torch.allclose(factored, textbook, atol=1e-5), inputs
+        assert unit.first.weight.shape == (5, sum(wide.get(block, 6) for block in inputs) + context)
 
 
-@pytest.mark.parametrize("softmax", [False, True])
-@pytest.mark.parametrize("kind", ["mlp", "dot"])
-def test_unit_equals_a_loop_over_candidates_and_events(kind: str, softmax: bool) -> None:
+@pytest.mark.parametrize("inputs", [("query", "key"), ("outer",), ("key", "outer", "query")])
+def test_factored_first_layer_of_unequal_widths(inputs: tuple[str, ...]) -> None:
     torch.manual_seed(0)
-    unit = ActivationUnit(6, UnitOptions(kind=kind, softmax=softmax, activation="sigmoid"))  # type: ignore[arg-type]
+    q, k, c, pairs = attention_case(3)
+    unit = ActivationUnit(6, UnitOptions(inputs=inputs), 3, query=4)  # type: ignore[arg-type]
+    q = q[:, :4]
+    assert torch.allclose(unit.first_layer(q, k, c, pairs), unit.plain_first_layer(q, k, c, pairs), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "dot", "cosine"])
+def test_what_compares_number_by_number_needs_one_width(kind: str) -> None:
+    what = {"mlp": "difference"}.get(kind, kind)
+    with pytest.raises(UserError) as error:
+        ActivationUnit(6, UnitOptions(kind=kind), query=4)  # type: ignore[arg-type]
+    assert str(error.value) == (
+        f"attention: the query is 4 numbers wide, the key 6, and {what!r} needs one width; give the features one dim, or "
+        "set unit.kind = 'bilinear', or unit.inputs = ['query', 'key']"
+    )
+
+
+@pytest.mark.parametrize("prior", [False, True])
+@pytest.mark.parametrize(("softmax", "scale"), [(False, True), (True, True), (True, False)])
+@pytest.mark.parametrize("kind", ["mlp", "dot", "bilinear", "cosine"])
+def test_unit_equals_a_loop_over_candidates_and_events(kind: str, softmax: bool, scale: bool, prior: bool) -> None:
+    """Dot is always divided by sqrt(K), mlp and bilinear under softmax where asked for, cosine never."""
+    torch.manual_seed(0)
+    options = UnitOptions(kind=kind, softmax=softmax, scale=scale, activation="sigmoid")  # type: ignore[arg-type]
+    unit = ActivationUnit(6, options)
     q, k, _, pairs = attention_case(0)
-    weights = unit(q, k, None, pairs)
+    log_T = -torch.rand(len(k)) if prior else None
+    weights = unit(q, k, None, pairs, log_T)
     out = attend(weights, k, pairs, len(q))
     first_event = [0, 4, 4, 6, 13]
     request_of = [0, 0, 0, 1, 2, 3, 3]
@@ -238,17 +258,35 @@ def test_unit_equals_a_loop_over_candidates_and_events(kind: str, softmax: bool)
         scores = []
         for t in events:
             if kind == "dot":
-                scores.append(float(q[n] @ k[t]) / 6**0.5)
+                score = float(q[n] @ k[t]) / 6**0.5
+            elif kind == "bilinear":
+                score = float((k[t] @ unit.form.weight @ q[n]).detach())
+            elif kind == "cosine":
+                score = float(q[n] @ k[t] / (q[n].norm() * k[t].norm()))
             else:
                 x = torch.cat([q[n], k[t], q[n] - k[t], q[n] * k[t]])
                 score = float(unit.rest(unit.first(x)[None])[0, 0].detach())
-                scores.append(score / 6**0.5 if softmax else score)
+            if softmax and scale and kind in ("mlp", "bilinear"):
+                score /= 6**0.5
+            before = 0.0 if log_T is None else float(log_T[t])
+            scores.append(score + before if softmax else score * float(np.exp(before)))
         if softmax and scores:
             exp = np.exp(np.array(scores) - max(scores))
             scores = list(exp / exp.sum())
         expected = sum((s * k[t] for s, t in zip(scores, events, strict=True)), torch.zeros(6))
         assert torch.allclose(out[n], expected, atol=1e-5)
         assert weights[pairs.candidate == n].tolist() == pytest.approx(scores, abs=1e-5)
+
+
+def test_cosine_of_a_zero_vector_is_zero_and_so_is_its_gradient() -> None:
+    unit = ActivationUnit(2, UnitOptions(kind="cosine"))
+    q = torch.tensor([[0.0, 0.0], [3.0, 4.0]], requires_grad=True)
+    k = torch.tensor([[1.0, 2.0], [0.0, 0.0]], requires_grad=True)
+    weights = unit(q, k, None, pair_up(torch.tensor([0, 0]), torch.tensor([2])))
+    assert weights.tolist() == pytest.approx([0.0, 0.0, 11 / 5 / 5**0.5, 0.0])
+    weights.sum().backward()
+    assert torch.isfinite(q.grad).all()  # type: ignore[arg-type]
+    assert torch.isfinite(k.grad).all()  # type: ignore[arg-type]
 
 
 def test_constant_weight_is_sum_pooling_and_softmax_of_it_the_mean() -> None:

@@ -32,7 +32,11 @@ from finerank.typed import apply_overrides, build, plain, read_toml, to_toml
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineRetail:
-    """The data set that is shipped with the package (`datasets/online_retail.py`)."""
+    """The data set that is shipped with the package (`datasets/online_retail.py`).
+
+    task       discover: products never bought before · basket: all of an invoice
+    negatives  drawn for each positive
+    """
 
     kind: ClassVar[str] = "online_retail"
     task: Literal["discover", "basket"] = "discover"
@@ -44,7 +48,10 @@ class OnlineRetail:
 class DataOptions:
     """Where the rows come from, who is who in them, and how they are split. Paths are relative to the recipe.
 
-    tables  attributes that change, added to the samples as they were known before each row (`data.asof`)
+    dataset  a known data set instead of files
+    keys     who, when and together
+    split    what is for training, validation and test
+    tables   attributes that change, added to the samples as they were known before each row (`data.asof`)
     """
 
     samples: str | None = None

@@ -102,6 +102,7 @@ class Bucketed:
     """A number cut into buckets, each with an embedding: an ordered categorical. Bucket i holds cuts[i-1] <= x < cuts[i].
 
     cuts      stored cut points; empty: `buckets` - 1 quantiles of the training rows, stored in the fitted schema
+    buckets   how many, where no cuts are given
     """
 
     kind: ClassVar[str] = "bucketed"

@@ -1,6 +1,6 @@
 """A model as a graph of plain tensors: the inputs of `runtime.inputs` in; logits [N, H] and attention out.
 
-    outputs  logits [N, H] · per attended history h: h.attention [P]
+    outputs  logits [N, H] · per history h attended: h.attention [P] (`Representation.attends`)
 
 R requests · N candidates · T events · P (candidate, event) pairs · H heads. Inputs that a graph does not use are dropped.
 """
@@ -33,7 +33,7 @@ def flatten(batch: Batch, fitted: FittedSchema) -> dict[str, Tensor]:
         history = batch.histories[name]
         found |= named_arrays(name, history.events)
         found[f"{name}.segments"], found[f"{name}.positions"] = history.segments, history.positions
-        found[f"{name}.lengths"] = history.lengths
+        found[f"{name}.ages"], found[f"{name}.lengths"] = history.ages, history.lengths
         pairs = batch.pairs.get(name, Pairs(torch.empty(0, dtype=torch.int64), None))
         found[f"{name}.pair_candidate"] = pairs.candidate
         found[f"{name}.pair_event"] = torch.arange(len(pairs.candidate)) if pairs.event is None else pairs.event
@@ -74,7 +74,7 @@ def example_batch(
         lengths = torch.tensor(events).clamp(max=fitted.schema.history(name).max_length)
         segments = torch.repeat_interleave(lengths)
         positions = torch.arange(len(segments)) - (lengths.cumsum(0) - lengths)[segments]
-        ages = torch.zeros(len(segments), dtype=torch.int64)
+        ages = torch.from_numpy(draw.integers(0, 10**13, len(segments)))  # up to 116 days
         histories[name] = Jagged(block(columns, len(segments)), segments, positions, lengths, ages)
         pairs[name] = pair_up(request_of, lengths)
     tasks = len(fitted.schema.tasks)
@@ -101,14 +101,14 @@ class Graph(nn.Module):
     @staticmethod
     def outputs_of(model: Model) -> list[str]:
         """Names of the outputs."""
-        return ["logits", *(f"{name}.attention" for name in sorted(model.needs.pairs))]
+        return ["logits", *(f"{name}.attention" for name in sorted(model.attends))]
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """See the module's docstring."""
         given = dict(zip(self.names, tensors, strict=True))
         batch = self._batch(given)
         out = self.model(batch)
-        return (out.logits, *(out.attention[name] for name in sorted(self.model.needs.pairs)))
+        return (out.logits, *(out.attention[name] for name in sorted(self.model.attends)))
 
     def _batch(self, given: Mapping[str, Tensor]) -> Batch:
         request_of = given["request_of"]
@@ -117,7 +117,7 @@ class Graph(nn.Module):
         for name, columns in fitted.histories.items():
             lengths, segments = given[f"{name}.lengths"], given[f"{name}.segments"]
             events = self._block(name, columns, given, segments)
-            histories[name] = Jagged(events, segments, given[f"{name}.positions"], lengths, segments)
+            histories[name] = Jagged(events, segments, given[f"{name}.positions"], lengths, given[f"{name}.ages"])
             pairs[name] = Pairs(given[f"{name}.pair_candidate"], given[f"{name}.pair_event"])
         rows = next(iter(histories.values())).lengths if histories else request_of
         nothing = request_of.new_zeros((request_of.shape[0], 0), dtype=torch.float32)

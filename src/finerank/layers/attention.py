@@ -1,6 +1,7 @@
 """DIN's local activation unit over jagged histories.
 
-R requests · N candidates · T events · P (candidate, event) pairs · K width of an item's joined embedding · H hidden
+R requests · N candidates · T events · P (candidate, event) pairs · K width of a query or key (an item's joined
+embedding; J and K where they differ) · C width of an event's context · H hidden
 
 Zhou et al., Deep Interest Network, KDD 2018, section 4.3. The unit scores every past event for every candidate of its
 request. Its first layer is factored: with the blocks [q, k, q - k, q*k],
@@ -10,6 +11,7 @@ event, and only the product part once per pair. Exact algebra; `plain_first_laye
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,25 +25,31 @@ from finerank.layers.activation import Activation
 from finerank.layers.mlp import Hidden, linear
 from finerank.layers.segments import gather, segment_softmax, spread, weighted_sum
 
-UnitInput = Literal["query", "key", "difference", "product"]
+UnitInput = Literal["query", "key", "difference", "product", "inner", "outer"]
+ALIKE = ("difference", "product", "inner")
+"""Blocks (and the kinds dot and cosine) that compare number by number: query and key must have one width."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitOptions:
     """The activation unit.
 
-    kind        mlp: the paper's small network · dot: <q, k> / sqrt(K), no parameters, a quick start
-    inputs      blocks of the network's input; the authors' code takes all four
+    kind        mlp: the paper's small network · dot: <q, k> / sqrt(K), no parameters, a quick start · cosine: <q, k>
+                over their lengths, no parameters · bilinear: q W k, the only one but mlp for q and k of unequal widths
+    inputs      blocks of the network's input; the authors' code takes query, key, difference, product; the paper's text
+                names the outer product, K^2 wide and dear; inner is the one number <q, k>
     hidden      80-40 in the authors' code
     activation  sigmoid in the authors' code, PReLU or Dice in the paper
     softmax     off in the paper (section 4.3: intensity of interest is kept), on in both official repositories
+    scale       under softmax, the scores of mlp and bilinear are divided by sqrt(K), as in the DIN repository
     """
 
-    kind: Literal["mlp", "dot"] = "mlp"
+    kind: Literal["mlp", "dot", "bilinear", "cosine"] = "mlp"
     inputs: tuple[UnitInput, ...] = ("query", "key", "difference", "product")
     hidden: tuple[int, ...] = (64, 32)
     activation: Activation = "prelu"
     softmax: bool = False
+    scale: bool = True
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
@@ -51,49 +59,88 @@ class UnitOptions:
 
 
 class ActivationUnit(nn.Module):
-    """The weight of every pair. `context`: width of what only events have (the embedding of their age), 0 for none."""
+    """The weight of every pair.
 
-    def __init__(self, width: int, options: UnitOptions, context: int = 0) -> None:
+    width      K of the keys, and of the queries where `query` does not say otherwise
+    context    C: width of what only events have (the embedding of their age), 0 for none; the network alone sees it
+    query      J of the queries
+    Raises UserError where the kind or a block compares number by number and J is not K.
+    """
+
+    def __init__(self, width: int, options: UnitOptions, context: int = 0, query: int | None = None) -> None:
         super().__init__()
+        query = width if query is None else query
         self.width, self.options = width, options
-        if options.kind == "dot":
+        compares = [b for b in options.inputs if b in ALIKE] if options.kind == "mlp" else [options.kind]
+        if query != width and set(compares) - {"bilinear"}:
+            raise UserError(
+                f"attention: the query is {query} numbers wide, the key {width}, and {compares[0]!r} needs one width; give "
+                "the features one dim, or set unit.kind = 'bilinear', or unit.inputs = ['query', 'key']"
+            )
+        if options.kind == "bilinear":
+            self.form = linear(query, width, bias=False)
+        if options.kind != "mlp":
             return
-        self.first = linear(len(options.inputs) * width + context, options.hidden[0])
+        each = {"query": query, "inner": 1, "outer": query * width}
+        self.columns: dict[str, slice] = {}  # of the first layer's weight, by block
+        inputs = 0
+        for name, size in [*((b, each.get(b, width)) for b in options.inputs), ("context", context)]:
+            self.columns[name] = slice(inputs, inputs + size)
+            inputs += size
+        self.first = linear(inputs, options.hidden[0])
         after: list[nn.Module] = [Hidden(options.hidden[0], options.activation, 0.0, False)]
-        for inputs, outputs in zip(options.hidden, options.hidden[1:], strict=False):
-            after += [linear(inputs, outputs), Hidden(outputs, options.activation, 0.0, False)]
+        for before, outputs in zip(options.hidden, options.hidden[1:], strict=False):
+            after += [linear(before, outputs), Hidden(outputs, options.activation, 0.0, False)]
         self.rest = nn.Sequential(*after, linear(options.hidden[-1], 1))
 
-    def forward(self, q_NK: Tensor, k_TK: Tensor, context_TC: Tensor | None, pairs: Pairs) -> Tensor:
-        """Weights [P]."""
-        weights: Tensor
-        if self.options.kind == "dot":
-            product = spread(q_NK, pairs.candidate) * _at(k_TK, pairs.event)
-            weights = product.sum(1) / self.width**0.5
-        else:
-            weights = self.rest(self.first_layer(q_NK, k_TK, context_TC, pairs))[:, 0]
-        if self.options.softmax:
-            scaled = weights if self.options.kind == "dot" else weights / self.width**0.5
-            weights = segment_softmax(scaled, pairs.candidate, q_NK.shape[0])
-        return weights
+    def forward(
+        self, q_NK: Tensor, k_TK: Tensor, context_TC: Tensor | None, pairs: Pairs, log_T: Tensor | None = None
+    ) -> Tensor:
+        """Weights [P]. log_T: the logarithm of a factor for every event (`log_decay`); under softmax a prior."""
+        weights = self.scores(q_NK, k_TK, context_TC, pairs)
+        if not self.options.softmax:
+            return weights if log_T is None else weights * _at(log_T.exp(), pairs.event)
+        if self.options.scale and self.options.kind in ("mlp", "bilinear"):
+            weights = weights / math.sqrt(self.width)
+        if log_T is not None:
+            weights = weights + _at(log_T, pairs.event)
+        return segment_softmax(weights, pairs.candidate, q_NK.shape[0])
+
+    def scores(self, q_NK: Tensor, k_TK: Tensor, context_TC: Tensor | None, pairs: Pairs) -> Tensor:
+        """[P], not normalised."""
+        match self.options.kind:
+            case "mlp":
+                out: Tensor = self.rest(self.first_layer(q_NK, k_TK, context_TC, pairs))[:, 0]
+                return out
+            case "dot":
+                return _inner(q_NK, k_TK, pairs) / math.sqrt(self.width)
+            case "bilinear":
+                return _inner(self.form(q_NK), k_TK, pairs)
+            case "cosine":
+                return _inner(F.normalize(q_NK, dim=1), F.normalize(k_TK, dim=1), pairs)
 
     def first_layer(self, q_NK: Tensor, k_TK: Tensor, context_TC: Tensor | None, pairs: Pairs) -> Tensor:
         """[P, H] before the activation, factored."""
-        columns = (self.first.weight[:, i * self.width : (i + 1) * self.width] for i in range(len(self.options.inputs)))
-        parts = dict(zip(self.options.inputs, columns, strict=True))
+        parts = {name: self.first.weight[:, columns] for name, columns in self.columns.items()}
         difference = parts.get("difference")
         query = _add(parts.get("query"), difference)
         key = _add(parts.get("key"), None if difference is None else -difference)
         once = [(k_TK, key)] if key is not None else []
         if context_TC is not None:
-            once.append((context_TC, self.first.weight[:, len(self.options.inputs) * self.width :]))
-        product = parts.get("product")
+            once.append((context_TC, parts["context"]))
+        # the inner product is the sum of the products, so its column joins theirs
+        product = _add(parts.get("product"), parts["inner"].expand(-1, self.width) if "inner" in parts else None)
+        each = []
+        if product is not None or "outer" in parts:
+            q, k = spread(q_NK, pairs.candidate), _at(k_TK, pairs.event)
+            each += [(q * k, product)] if product is not None else []
+            each += [(_outer(q, k), parts["outer"])] if "outer" in parts else []
         out: Tensor | None = None
-        if product is not None:
-            once.append((spread(q_NK, pairs.candidate) * _at(k_TK, pairs.event), product))
-        if product is not None and pairs.event is not None:  # the products are per pair, the rest per event
-            out = F.linear(*once.pop())
-        if once:  # all of it per event: with one candidate per request pair p is event p, and products join in
+        if each and pairs.event is not None:  # these are per pair, the rest per event
+            out = _joined_linear(each)
+        else:  # with one candidate per request pair p is event p, and they join in
+            once += each
+        if once:
             of_events = _at(_joined_linear(once), pairs.event)
             out = of_events if out is None else out + of_events
         per_candidate = (
@@ -105,8 +152,15 @@ class ActivationUnit(nn.Module):
     def plain_first_layer(self, q_NK: Tensor, k_TK: Tensor, context_TC: Tensor | None, pairs: Pairs) -> Tensor:
         """[P, H] as the paper writes it: one linear layer over the joined blocks. The twin that `first_layer` must equal."""
         q, k = spread(q_NK, pairs.candidate), _at(k_TK, pairs.event)
-        blocks = {"query": q, "key": k, "difference": q - k, "product": q * k}
-        joined = [blocks[name] for name in self.options.inputs]
+        blocks = {
+            "query": lambda: q,
+            "key": lambda: k,
+            "difference": lambda: q - k,
+            "product": lambda: q * k,
+            "inner": lambda: (q * k).sum(1, keepdim=True),
+            "outer": lambda: _outer(q, k),
+        }
+        joined = [blocks[name]() for name in self.options.inputs]
         if context_TC is not None:
             joined.append(_at(context_TC, pairs.event))
         out: Tensor = self.first(torch.cat(joined, dim=1))
@@ -116,6 +170,27 @@ class ActivationUnit(nn.Module):
 def attend(weights_P: Tensor, k_TK: Tensor, pairs: Pairs, candidates: int) -> Tensor:
     """v_NK = sum over a candidate's pairs of weight * key; a candidate without history gets 0."""
     return weighted_sum(weights_P, k_TK, pairs.candidate, pairs.event, candidates)
+
+
+def log_decay(ages_T: Tensor, tau: float, like: Tensor) -> Tensor:
+    """[T]: log of exp(-age / tau), in the type of `like`. ages_T: int64 microseconds; tau: seconds."""
+    return ages_T.to(like.dtype) * (-1e-6 / tau)  # float only now, after times were subtracted
+
+
+def check_decay(decay: float) -> None:
+    """Refuse a time constant that is none; 0 switches decay off."""
+    if not 0 <= decay < float("inf"):
+        raise UserError(f"decay = {decay}; accepted: seconds after which an event counts 1/e, or 0 for no decay")
+
+
+def _inner(q_NK: Tensor, k_TK: Tensor, pairs: Pairs) -> Tensor:
+    """[P]: <q, k> of every pair."""
+    return (spread(q_NK, pairs.candidate) * _at(k_TK, pairs.event)).sum(1)
+
+
+def _outer(q_PK: Tensor, k_PK: Tensor) -> Tensor:
+    """[P, J·K]: all products, row after row."""
+    return (q_PK.unsqueeze(2) * k_PK.unsqueeze(1)).flatten(1)
 
 
 def _at(x: Tensor, index: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ into a small leaf tensor first, so that backward fills [rows of the batch, D] an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -104,10 +104,12 @@ class BlockVectors:
     """The embedded columns of one block of n rows, in schema order.
 
     vectors  [n, F, D] when all widths are equal, else one [n, d] a column
+    entries  by list column: [M, d], the entries of its distinct lists before they are pooled
     """
 
     names: tuple[str, ...]
     vectors: Tensor | tuple[Tensor, ...]
+    entries: Mapping[str, Tensor] = field(default_factory=dict)
 
     def joined(self, names: Sequence[str] | None = None) -> Tensor:
         """[n, sum of widths]: the named columns (default: all) side by side."""
@@ -221,6 +223,7 @@ class Embedding(nn.Module):
     def _assemble(self, like: str, block: TensorBlock, found: Mapping[int, Iterator[Tensor]]) -> BlockVectors:
         cols = self.columns[like]
         by_name: dict[str, Tensor] = {}
+        entries_of: dict[str, Tensor] = {}
         groups = self._id_groups(like)
         whole: Tensor | None = None
         for width, columns, _ in groups:
@@ -233,17 +236,17 @@ class Embedding(nn.Module):
             entries: Tensor = next(found[width])
             if column.ranks is not None:
                 entries = entries + next(found[width])
-            lists = block.lists[column.name]
+            lists, entries_of[column.name] = block.lists[column.name], entries
             by_name[column.name] = pool(entries, lists, column).index_select(0, lists.index)
         order = self.order[like]
         if whole is not None and len(groups) == 1 and not cols.lists:
             return BlockVectors(order, whole)  # ids are already in schema order
         vectors_in_order = tuple(by_name[name] for name in order)
         if len({v.shape[1] for v in vectors_in_order}) == 1:
-            return BlockVectors(order, torch.stack(vectors_in_order, dim=1))
+            return BlockVectors(order, torch.stack(vectors_in_order, dim=1), entries_of)
         if not vectors_in_order:
             return BlockVectors(order, block.numbers.new_zeros((len(block), 0, self.width)))
-        return BlockVectors(order, vectors_in_order)
+        return BlockVectors(order, vectors_in_order, entries_of)
 
 
 def pool(entries_MD: Tensor, lists: TensorLists, column: ListColumn) -> Tensor:

@@ -11,25 +11,22 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from finerank.data.batch import Batch
+from finerank.data.batch import Batch, Jagged
 from finerank.errors import UserError
 from finerank.layers.activation import Activation
+from finerank.layers.attention import check_decay, log_decay
 from finerank.layers.mlp import MLP, Hidden, SplitLinear, linear
-from finerank.layers.segments import segment_mean, segment_sum
+from finerank.layers.segments import segment_mean, segment_softmax, segment_sum, weighted_sum
 from finerank.models.composition import Features, Interaction, Representation, Widths
+from finerank.models.pairs import attributes, check_ages
 from finerank.models.plain import EmbeddingOptions, FieldEmbedding, TaskHeads, plain_features, plain_widths
 from finerank.models.registry import Composition, named, part
 from finerank.schema import FittedSchema
 
 
-def attributes(embed: FieldEmbedding, history: str) -> tuple[str, ...]:
-    """The columns of a history that describe the event itself: all but its age."""
-    return tuple(name for name in embed.columns(history) if name != "age")
-
-
 @part
 class Pooled(Representation):
-    """Fields, and each history pooled to one vector per attribute on the request's side."""
+    """Fields, and each history pooled to one vector per attribute on the request's side; numbers of events likewise."""
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
@@ -37,31 +34,52 @@ class Pooled(Representation):
 
         embedding  width and initial spread of the fields
         pooling    sum as in the paper; the mean forgets how much a user did
+        decay      seconds after which an event counts 1/e: weights exp(-age / decay), a step between pooling and
+                   attention (a week is 604800); 0: all count alike. Histories of list columns have no ages to decay by
         """
 
         kind: ClassVar[str] = "pooled"
         embedding: EmbeddingOptions = EmbeddingOptions()
         pooling: Literal["sum", "mean"] = "sum"
+        decay: float = 0.0
+
+        def __post_init__(self) -> None:
+            check_decay(self.decay)
 
     def __init__(self, fitted: FittedSchema, options: Options) -> None:
         super().__init__()
+        check_ages(fitted, fitted.histories, options.decay)
         self.embed = FieldEmbedding(fitted, options.embedding, ages=False)
-        self.pooling = options.pooling
+        self.options = options
         self.histories = {name: attributes(self.embed, name) for name in fitted.histories}
         widths = plain_widths(fitted, self.embed)
-        more = sum(len(names) for names in self.histories.values())
-        self.widths = replace(widths, request_fields=widths.request_fields + more)
+        self.widths = replace(
+            widths,
+            request_fields=widths.request_fields + sum(len(names) for names in self.histories.values()),
+            request_numbers=widths.request_numbers + sum(len(c.numbers) for c in fitted.histories.values()),
+        )
 
     def forward(self, batch: Batch) -> Features:
         """See `Features`."""
         found = self.embed(batch)
         features = plain_features(batch, self.embed, found)
-        pool = segment_sum if self.pooling == "sum" else segment_mean
-        pooled = [features.fields_R]
+        fields, numbers = [features.fields_R], [features.numbers_R]
         for name, names in self.histories.items():
-            joined = pool(found[name].joined(names), batch.histories[name].segments, batch.R)
-            pooled.append(self.embed.as_fields(name, names, joined))
-        return replace(features, fields_R=torch.cat(pooled, dim=1))
+            history = batch.histories[name]
+            fields.append(self.embed.as_fields(name, names, self._pool(found[name].joined(names), history)))
+            if history.events.numbers.shape[1]:
+                numbers.append(self._pool(history.events.numbers, history))
+        return replace(features, fields_R=torch.cat(fields, dim=1), numbers_R=torch.cat(numbers, dim=1))
+
+    def _pool(self, values_TD: Tensor, history: Jagged) -> Tensor:
+        """[T, D] -> [R, D]."""
+        of, requests = history.segments, history.lengths.shape[0]
+        if not self.options.decay:
+            return (segment_sum if self.options.pooling == "sum" else segment_mean)(values_TD, of, requests)
+        # a mean is a softmax: ages are taken relative to the newest, so that no sum of weights vanishes
+        log_T = log_decay(history.ages, self.options.decay, values_TD)
+        weights = log_T.exp() if self.options.pooling == "sum" else segment_softmax(log_T, of, requests)
+        return weighted_sum(weights, values_TD, of, None, requests)
 
 
 @part

@@ -9,8 +9,10 @@ A paper's model is a named composition of the three (see `registry.named`); any 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -62,7 +64,8 @@ class Features:
     fields_R, fields_N    [R, F_u, D], [N, F_i, D]: one vector per field; the request side is never repeated
     numbers_R, numbers_N  [R, C_u], [N, C_i]
     losses                auxiliary losses by name, to be added to the model's
-    attention             by history: the weight of every pair [P] (`Batch.pairs`), where the representation attends
+    attention             where the representation attends: the weight of every pair [P] (`Batch.pairs`), by the keys of
+                          `Representation.attends`
     """
 
     batch: Batch
@@ -94,29 +97,34 @@ def _join(fields: Tensor, numbers: Tensor) -> Tensor:
     return torch.cat([flat, numbers], dim=1) if numbers.shape[1] else flat
 
 
-class Part(nn.Module):
+class Part(nn.Module, ABC):
     """A representation, interaction or heads. `Options` is its frozen dataclass; `kind` its name in a recipe."""
 
     Options: ClassVar[type[Any]]
 
 
 class Representation(Part):
-    """Batch -> Features. Sets `widths` when built; tells the batch builder what it `needs`."""
+    """Batch -> Features. Sets `widths` when built; tells the batch builder what it `needs`.
+
+    attends  keys of `Features.attention` and the history of each: the history's name where one unit weighs its events,
+             `history.field` (or `history.field+field`) where several do
+    """
 
     widths: Widths
     needs: Needs = Needs()
+    attends: Mapping[str, str] = MappingProxyType({})
 
+    @abstractmethod
     def forward(self, batch: Batch) -> Features:
         """The features of a batch."""
-        raise NotImplementedError
 
 
 class Interaction(Part):
     """Features -> logits [N, outputs]. Built with (fitted, widths, outputs, options)."""
 
+    @abstractmethod
     def forward(self, features: Features) -> Tensor:
         """[N, outputs]."""
-        raise NotImplementedError
 
 
 Link = Literal["sigmoid", "identity", "exp"]
@@ -145,14 +153,14 @@ class Heads(Part):
     heads: tuple[Head, ...]
     inputs: int
 
+    @abstractmethod
     def forward(self, logits_NK: Tensor) -> Tensor:
         """[N, K] -> [N, H]."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Output:
-    """logits [N, H], one column a head; auxiliary losses; attention weights [P] by history."""
+    """logits [N, H], one column a head; auxiliary losses; attention weights [P], by the keys of `Model.attends`."""
 
     logits: Tensor
     losses: Mapping[str, Tensor]
@@ -177,7 +185,7 @@ class Model(nn.Module):
         self.interactions = nn.ModuleList(interactions)
         self.head = heads
         self.heads = heads.heads
-        self.needs = representation.needs
+        self.needs, self.attends = representation.needs, dict(representation.attends)
 
     def forward(self, batch: Batch) -> Output:
         """Logits of every row and head."""

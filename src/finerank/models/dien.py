@@ -7,7 +7,8 @@ sampled one. Interest evolution: a second GRU per candidate over the extractor's
 Stated choices, where paper and code differ: attention is the paper's softmax of h W e (equation 8); the auxiliary loss is
 the paper's inner product (equation 6), averaged over all predicted events, so that it does not depend on their number;
 negatives are events that were known to the row, drawn anew in every epoch, never the true next item (unless little
-else was known yet). What only the event has (its age, its own numbers) is left out: the paper's events have none.
+else was known yet). What only the event has (fields that the candidate lacks, numbers) is a further input of the
+extractor; its age is left out, since the recurrence knows the order.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from finerank.layers.recurrent import GRU, Cell
 from finerank.layers.segments import gather, segment_softmax, spread
 from finerank.models.base import Tower
 from finerank.models.composition import Features, Needs, Representation
-from finerank.models.din import pair_up
+from finerank.models.pairs import pair_up
 from finerank.models.plain import EmbeddingOptions, FieldEmbedding, TaskHeads, plain_features, plain_widths
 from finerank.models.registry import Composition, named, part
 from finerank.schema import FittedSchema
@@ -61,11 +62,13 @@ class InterestEvolution(Representation):
         self.pairs = pair_up(fitted, self.embed, age=False)
         names = frozenset(p.history for p in self.pairs)
         self.needs = Needs(pairs=names, negatives=names if options.auxiliary else frozenset())
+        self.attends = {name: name for name in sorted(names)}
         self.steps = {p.history: fitted.schema.history(p.history).max_length for p in self.pairs}
         self.extract, self.evolve, self.match = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for pair in self.pairs:
             width = self.embed.width_of(pair.history, pair.names)
-            self.extract.append(GRU(width, width))
+            beside = self.embed.width_of(pair.history, pair.context) + len(fitted.histories[pair.history].numbers)
+            self.extract.append(GRU(width + beside, width))
             self.evolve.append(GRU(width, width, options.cell))
             self.match.append(linear(width, width, bias=False))
         widths = plain_widths(fitted, self.embed)
@@ -85,8 +88,10 @@ class InterestEvolution(Representation):
             extract, evolve = self.extract[i], self.evolve[i]
             assert isinstance(extract, GRU)
             assert isinstance(evolve, GRU)
+            context_TC = pair.context_of(found[name], history)
+            events = k_TK if context_TC is None else torch.cat([k_TK, context_TC], dim=1)
             states_TK, _ = extract(
-                extract.project(k_TK), None, history.segments, history.positions, history.lengths, steps
+                extract.project(events), None, history.segments, history.positions, history.lengths, steps
             )
             if f"{name} sampled" in found:
                 negatives_TK = found[f"{name} sampled"].joined(pair.names)
@@ -95,7 +100,7 @@ class InterestEvolution(Representation):
                     self.options.auxiliary * share * next_event_loss(states_TK, k_TK, negatives_TK, history)
                 )
 
-            q_NK = self.match[i](found["candidate"].joined(pair.names))
+            q_NK = self.match[i](pair.queries(found["candidate"]))
             event = torch.arange(pairs.candidate.shape[0]) if pairs.event is None else pairs.event
             event = event.to(pairs.candidate.device)
             states_PK = gather(states_TK, event)

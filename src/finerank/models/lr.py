@@ -69,11 +69,11 @@ class Linear(Interaction):
             assert isinstance(vectors, Tensor)
             return vectors.sum(1)
 
-        request = total("request") + batch.request.numbers @ self.numbers_R
+        request = total("request") + features.numbers_R @ self.numbers_R
         for name in self.histories:
             history = batch.histories[name]
             request = request + segment_sum(total(name), history.segments, batch.R)
-        candidate = total("candidate") + batch.candidate.numbers @ self.numbers_N
+        candidate = total("candidate") + features.numbers_N @ self.numbers_N
         return spread(request, batch.request_of) + candidate
 
 

@@ -1,8 +1,8 @@
 """The inputs of a served graph: fixed names, fixed order, no structures, segment ids and never offsets.
 
     request.ids [R, F_u] · request.numbers [R, C_u] · candidate.ids [N, F_i] · candidate.numbers [N, C_i] · request_of [N]
-    per history h: h.ids [T, F] · h.numbers [T, C] · h.segments [T] · h.positions [T] · h.lengths [R] ·
-    h.pair_candidate [P] · h.pair_event [P]
+    per history h: h.ids [T, F] · h.numbers [T, C] · h.segments [T] · h.positions [T] · h.ages [T] (microseconds) ·
+    h.lengths [R] · h.pair_candidate [P] · h.pair_event [P]
     per list column c of a block b: b.c.index [n] · b.c.ids [M, 1 or 2] · b.c.weights [M] · b.c.segments [M] · b.c.lengths [L]
 
 The exporter and the scorer both read this, so that what is traced is what is fed. Train-only columns have no input.
@@ -11,7 +11,7 @@ The exporter and the scorer both read this, so that what is traced is what is fe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -55,10 +55,16 @@ def history_inputs(name: str, columns: Columns) -> list[Input]:
         *_block_inputs(name, columns, f"T {name}"),
         Input(name=f"{name}.segments", axes=(f"T {name}",)),
         Input(name=f"{name}.positions", axes=(f"T {name}",)),
+        Input(name=f"{name}.ages", axes=(f"T {name}",)),
         Input(name=f"{name}.lengths", axes=("R",)),
         Input(name=f"{name}.pair_candidate", axes=(f"P {name}",)),
         Input(name=f"{name}.pair_event", axes=(f"P {name}",)),
     ]
+
+
+def history_of(name: str, histories: Iterable[str]) -> str | None:
+    """The history that `history` or `history.field` speaks of (the longest that fits), None for none."""
+    return max((h for h in histories if name == h or name.startswith(f"{h}.")), key=len, default=None)
 
 
 def _block_inputs(name: str, columns: Columns, axis: str) -> list[Input]:

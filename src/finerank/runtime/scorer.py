@@ -19,7 +19,7 @@ from finerank.runtime.blocks import Block, Lists
 from finerank.runtime.encoder import Encoder, age_ids, list_items
 from finerank.runtime.fields import age_table, fields_of
 from finerank.runtime.history import concat_blocks, take_block
-from finerank.runtime.inputs import history_inputs, inputs_of, named_arrays
+from finerank.runtime.inputs import history_inputs, history_of, inputs_of, named_arrays
 from finerank.runtime.manifest import ENCODER, MODEL, Manifest, rows_file, schema_hash, verified
 from finerank.runtime.profiles import Past
 from finerank.runtime.rows import RowMap
@@ -43,8 +43,9 @@ class Query:
 
 @dataclass(frozen=True)
 class Scores:
-    """By head: logits and predictions (the link applied: a probability, a number), float32 [N]; by history: attention,
-    float32 [N, T], T being the events that the request saw."""
+    """By head: logits and predictions (the link applied: a probability, a number), float32 [N]; by history (or
+    `history.field`, where its attributes are weighed apart): attention, float32 [N, T], T being the events that the
+    request saw."""
 
     logits: Mapping[str, Array]
     predictions: Mapping[str, Array]
@@ -118,13 +119,14 @@ class Scorer:
             outputs = dict(zip(self.manifest.outputs, found, strict=True))
             logits = outputs.pop("logits")
             attention = {name.removesuffix(".attention"): weights for name, weights in outputs.items()}
+        of_output = {name: history_of(name, declared) or name for name in attention}
         out = []
         row, pair = 0, dict.fromkeys(attention, 0)
         for r, size in enumerate(sizes):
             of_head = {h.name: logits[row : row + size, i] for i, h in enumerate(self.heads)}
             of_history = {}
             for name, weights in attention.items():
-                events = len(pasts[name][r].events)
+                events = len(pasts[of_output[name]][r].events)
                 of_history[name] = weights[pair[name] : pair[name] + size * events].reshape(size, events)
                 pair[name] += size * events
             row += size
@@ -147,6 +149,7 @@ class Scorer:
             first = np.cumsum([0, *lengths])
             feed[f"{name}.segments"] = np.repeat(np.arange(len(parts)), lengths)
             feed[f"{name}.positions"] = np.concatenate([np.arange(n) for n in lengths])
+            feed[f"{name}.ages"] = np.concatenate([p.ages for p in parts]).astype(np.int64, copy=False)
             feed[f"{name}.lengths"] = np.array(lengths, dtype=np.int64)
             each = list(zip(sizes, lengths, strict=True))
             of_candidate = [np.repeat(np.arange(n), t) + first_row[r] for r, (n, t) in enumerate(each)]

@@ -19,6 +19,8 @@ def _positive(**values: float) -> None:
 class Adam:
     """Adam; on tables its lazy form, which moves only touched rows (`row_optim.LazyAdam`).
 
+    betas       decay of the running means of gradient and squared gradient
+    eps         added to the denominator
     correction  of tables: what the bias correction counts, all steps ("global") or a row's own ("row")
     """
 
@@ -38,7 +40,12 @@ class Adam:
 
 @dataclass(frozen=True, kw_only=True)
 class FTRL:
-    """FTRL-Proximal per coordinate, for tables: sparse weights where l1 > 0. alpha .05 to .1 is usual."""
+    """FTRL-Proximal per coordinate, for tables (McMahan et al., KDD 2013, algorithm 1).
+
+    alpha   the rate of learning; .05 to .1 is usual
+    beta    softens the first steps; 1 is usual
+    l1, l2  penalties; above 0, l1 makes weights exactly 0
+    """
 
     kind: ClassVar[str] = "ftrl"
     alpha: float = 0.1
@@ -54,7 +61,10 @@ class FTRL:
 
 @dataclass(frozen=True, kw_only=True)
 class Adagrad:
-    """Adagrad per coordinate."""
+    """Adagrad per coordinate.
+
+    initial_accumulator  of the sum of squared gradients; above 0 the first steps are smaller
+    """
 
     kind: ClassVar[str] = "adagrad"
     lr: float = 0.05
@@ -79,7 +89,10 @@ class SGD:
 
 @dataclass(frozen=True, kw_only=True)
 class MiniBatchAware:
-    """DIN's regulariser of tables (section 5.1): only rows in the batch, the rarer the stronger. The paper's .01."""
+    """DIN's regulariser of tables (section 5.1): only rows in the batch, the rarer the stronger.
+
+    strength  lambda; the paper's .01
+    """
 
     kind: ClassVar[str] = "mini_batch_aware"
     strength: float = 0.01
@@ -87,7 +100,10 @@ class MiniBatchAware:
 
 @dataclass(frozen=True, kw_only=True)
 class L2:
-    """Decay of whole tables, decoupled from the optimiser, caught up when a row is next touched."""
+    """Decay of whole tables, decoupled from the optimiser, caught up when a row is next touched.
+
+    strength  a row shrinks by the factor 1 - lr * strength at every step
+    """
 
     kind: ClassVar[str] = "l2"
     strength: float = 0.01
@@ -107,6 +123,7 @@ class TrainingOptions:
                  always
     monitor      the validation metric that decides: its mean over the trained heads of binary tasks; a model without
                  any watches the RMSE of its heads
+    batch        how large a step is
     seed         0 ... 2^63 - 1
     tables, first_order, dense   optimisers of the parameter groups; first_order: as tables unless given
     regularise   of embedding tables (first-order weights are left to FTRL's own)

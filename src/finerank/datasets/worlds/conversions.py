@@ -1,0 +1,55 @@
+"""World 5: impressions, clicks, and conversions within clicks, with the conversion rate known where nobody clicked.
+
+The users and items that are clicked differ from those that are not, and their conversion rate with them: a model of
+conversions that learns from clicks alone (BASE) is wrong elsewhere; ESMM learns from all impressions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from finerank.datasets.worlds.world import World, categorical, draws, recipe, sigmoid, world
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionOptions:
+    """relation: the correlation of an item's pull to be clicked and to be bought; below 0 the clicked are bought less."""
+
+    rows: int = 100_000
+    users: int = 500
+    items: int = 500
+    click_bias: float = -2.0
+    conversion_bias: float = -1.5
+    relation: float = 0.5
+    seed: int = 0
+
+
+def conversions(options: ConversionOptions = ConversionOptions()) -> World:
+    """The world. true_click, true_conversion: P(click), P(conversion | click), known for every impression."""
+    o = options
+    law, draw = draws(o.seed, "law"), draws(o.seed, "rows")
+    click_user, click_item = law.standard_normal(o.users), law.standard_normal(o.items)
+    other = law.standard_normal(o.items)
+    buy_item = o.relation * click_item + np.sqrt(1 - o.relation**2) * other
+    buy_user = law.standard_normal(o.users)
+    user, item = draw.integers(0, o.users, o.rows), draw.integers(0, o.items, o.rows)
+    p_click = sigmoid(o.click_bias + click_user[user] + click_item[item])
+    p_buy = sigmoid(o.conversion_bias + buy_user[user] + buy_item[item])
+    click = draw.random(o.rows) < p_click
+    conversion = click & (draw.random(o.rows) < p_buy)
+    samples = pl.DataFrame(
+        {"user": user, "item": item, "click": click.astype(np.int8), "conversion": conversion.astype(np.int8)}
+        | {"true_click": p_click, "true_conversion": p_buy}
+    )
+    made = recipe(
+        [categorical("user", "request"), categorical("item")],
+        [{"name": "click"}, {"name": "conversion", "within": "click"}],
+        {"name": "esmm"},
+    )
+    return World(samples, made)
+
+
+world("conversions", ConversionOptions, conversions, "World 5: clicks and conversions within them, both laws known.")

@@ -1,0 +1,151 @@
+"""What sort of feature a column makes, from its name and values; what gives the label away is left out."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from finerank.metrics.ranking import auc
+from finerank.propose.guess import NAMES, Guess, mean
+
+GIVES_AWAY = 0.97
+"""A column whose values alone order the labels this well was written after them."""
+AFTER = ("dwell", "watch_time", "play_time", "duration", "revenue", "amount", "gmv", "paid")
+"""Names of what is only known once the label is."""
+SHOWN_ONLY = ("position", "pos", "rank", "propensity", "propensity_score", "action_prob")
+"""Names of what training may see and a live request cannot."""
+SEPARATORS = ("|", "^", ";", " ", ",")
+
+
+def guess_feature(frame: pl.DataFrame, column: pl.Series, label: pl.Series, keys: Mapping[str, str]) -> Guess:
+    """What a column that is no key makes: a feature, or nothing and why."""
+    name, low = column.name, column.name.lower()
+    known = column.drop_nulls()
+    distinct = known.n_unique()
+    if distinct == 0:
+        return Guess(name, "left out", "nothing but nulls")
+    if distinct == 1:
+        return Guess(name, "left out", f"always {known[0]!r}")
+    if low == "" or re.fullmatch(r"(unnamed.*|index|row_?id|column_\d+)", low):
+        return Guess(name, "left out", "a row number by its name")
+    if column.dtype.is_integer() and distinct == len(column) > 20 and column.is_sorted():
+        return Guess(name, "left out", "it rises with every row: a row number")
+    if low in NAMES["label"] or any(word in low for word in AFTER):
+        return Guess(
+            name, "left out", "by its name known only after the label; if it is a task of its own, add a [[task]]"
+        )
+    found = _told(column, label)
+    if found > GIVES_AWAY:
+        return Guess(name, "left out", f"it alone orders the labels with AUC {found:.3f}: surely written after them")
+    level = _level(frame, column, keys)
+    base: dict[str, Any] = {"name": name, "level": level}
+    where = "one value per request" if level == "request" else "it varies within requests"
+    if "request" not in keys:
+        where = "each row is a request of its own"
+    if low in SHOWN_ONLY:
+        why = "by its name known in training and not when serving"
+        return Guess(name, "feature", why, {"kind": "categorical", **base, "use": "train_only"})
+    single = (column.dtype == pl.String and not separator_of(known)) or (
+        column.dtype.is_integer() and low.endswith("id")
+    )
+    if single and len(known) > 1_000 and distinct > 0.9 * len(known):
+        return Guess(name, "left out", f"{distinct:,} different values in {len(known):,} rows: none comes again")
+    kind, more, why = _kind(column, known, distinct)
+    if kind is None:
+        return Guess(name, "left out", why)
+    return Guess(name, "feature", f"{why}; {where}", {"kind": kind, **base, **more})
+
+
+def _kind(column: pl.Series, known: pl.Series, distinct: int) -> tuple[str | None, dict[str, Any], str]:
+    """(kind, further keys, why) of a feature; kind None: leave it out."""
+    dtype = column.dtype
+    if isinstance(dtype, pl.List):
+        return "multivalued", {}, "lists"
+    if dtype.is_temporal():
+        return None, {}, "a date that is no key: derive hour or weekday from it if it matters"
+    if dtype == pl.Boolean:
+        return "categorical", {}, "true or false"
+    if dtype == pl.String:
+        separator = separator_of(known)
+        if separator is not None:
+            entries = known.head(2_000).str.split(separator).explode()
+            joined = f"texts joined by {separator!r}"
+            if mean(entries.str.contains(r"#\d+$")) > 0.9:
+                return "ranked", {"separator": separator}, f"{joined}, entries like {entries[0]!r}"
+            return "multivalued", {"separator": separator}, joined
+        return "categorical", _encoding(distinct, len(known)), f"text, {distinct:,} values"
+    if dtype.is_integer():
+        name = column.name.lower()
+        if name.endswith(("id", "_no", "code")) or distinct <= 20:
+            why = f"whole numbers, {distinct:,} values: codes, by their name or number"
+            return "categorical", _encoding(distinct, len(known)), why
+    if not dtype.is_numeric():
+        return None, {}, f"of type {dtype}, which no feature reads"
+    values = known.cast(pl.Float64).to_numpy()
+    values = values[np.isfinite(values)]
+    low, high = float(values.min()), float(values.max())
+    deviation = float(values.std())
+    skew = float((((values - values.mean()) / deviation) ** 3).mean()) if deviation > 0 else 0.0
+    if low >= 0 and skew > 2:
+        return "numeric", {"transform": "log1p"}, f"a number, {low:g} to {high:g}, with a long tail"
+    return "numeric", {"transform": "standard"}, f"a number, {low:g} to {high:g}"
+
+
+def _encoding(distinct: int, rows: int) -> dict[str, Any]:
+    """Rare values of a large vocabulary teach nothing: seen twice, or out of vocabulary."""
+    large = distinct > 1_000 and distinct > rows / 50
+    return {"encoding": {"kind": "vocabulary", "min_count": 2}} if large else {}
+
+
+def separator_of(texts: pl.Series) -> str | None:
+    """What joins the values of a text column, if they recur as parts: in most rows, with far fewer parts than texts."""
+    some = texts.head(2_000)
+    for separator in SEPARATORS:
+        lengths = some.str.count_matches(separator, literal=True)
+        if mean(lengths) < 0.5:
+            continue
+        parts = some.str.split(separator).explode()
+        if parts.n_unique() < 0.5 * len(parts):
+            return separator
+    return None
+
+
+def _level(frame: pl.DataFrame, column: pl.Series, keys: Mapping[str, str]) -> str:
+    """request, if the column has one value in every request (or user and moment) of more than one row."""
+    together = [keys["request"]] if "request" in keys else [keys[k] for k in ("user", "time") if k in keys]
+    if not together or ("request" not in keys and len(together) < 2):
+        return "candidate"
+    groups = frame.group_by(together).agg(pl.col(column.name).n_unique().alias("values"), pl.len().alias("rows"))
+    several = groups.filter(pl.col("rows") > 1)
+    return "request" if several.height and bool((several["values"] == 1).all()) else "candidate"
+
+
+def _told(column: pl.Series, label: pl.Series) -> float:
+    """AUC of the label by the column alone: a number as it is (either way), an id by the mean label of its other rows.
+
+    Leaving the row itself out keeps rare ids from telling their own label.
+    """
+    y = label.cast(pl.Float64).to_numpy()
+    known = column.is_not_null().to_numpy() & ~np.isnan(y)
+    if isinstance(column.dtype, pl.List) or not known.any():
+        return 0.5
+    if column.dtype.is_numeric():
+        values = column.cast(pl.Float64).to_numpy()
+        known &= np.isfinite(values)
+        found = auc(y[known], values[known])
+        if math.isfinite(found) and max(found, 1 - found) > GIVES_AWAY:
+            return max(found, 1 - found)
+        if column.n_unique() > 1_000:
+            return 0.5
+    codes = column.rank("dense").fill_null(0).cast(pl.Int64).to_numpy()
+    ones, rows = np.bincount(codes, np.nan_to_num(y)), np.bincount(codes)
+    others = rows[codes] - 1
+    known &= others > 0
+    mean = (ones[codes] - y) / np.maximum(others, 1)
+    found = auc(y[known], mean[known]) if known.sum() > 100 else math.nan
+    return found if math.isfinite(found) else 0.5

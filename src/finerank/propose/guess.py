@@ -1,0 +1,91 @@
+"""A guess: what one column is taken for, and why. And the columns that say who, when and together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import polars as pl
+
+Role = Literal["label", "request", "user", "time", "feature", "history", "left out"]
+
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "label": (
+        "label",
+        "click",
+        "clicked",
+        "clk",
+        "is_click",
+        "target",
+        "y",
+        "bought",
+        "purchase",
+        "purchased",
+        "conversion",
+    ),
+    "user": ("user_id", "user", "userid", "uid", "customer", "customer_id", "member_id", "visitor_id", "reviewerid"),
+    "request": ("request", "request_id", "impression_id", "imp_id", "impression", "query_id", "search_id", "pv_id"),
+    "time": ("time", "timestamp", "ts", "time_stamp", "event_time", "datetime", "unixreviewtime", "created_at"),
+}
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What one column is taken for. feature: its table in the recipe, for role "feature"; why: in words."""
+
+    column: str
+    role: Role
+    why: str
+    feature: Mapping[str, Any] | None = None
+
+
+def find_role(frame: pl.DataFrame, role: str, given: str | None) -> tuple[str, str] | None:
+    """(column, why) of a role, or None."""
+    if given is not None:
+        return given, "you said so"
+    by_name = {c.lower(): c for c in frame.columns}
+    for name in NAMES[role]:
+        if name in by_name and _could_be(frame[by_name[name]], role):
+            return by_name[name], f"its name, and {_looks(frame[by_name[name]], role)}"
+    if role == "label":
+        binary = [c for c in frame.columns if _could_be(frame[c], role)]
+        if len(binary) == 1:
+            return binary[0], "the only column of zeros and ones"
+    if role == "time":
+        dated = [c for c in frame.columns if frame[c].dtype.is_temporal()]
+        if len(dated) == 1:
+            return dated[0], "the only column of dates"
+    return None
+
+
+def _could_be(column: pl.Series, role: str) -> bool:
+    if role == "label":
+        values = set(column.drop_nulls().unique().head(3).to_list())
+        return (
+            column.dtype != pl.String and column.dtype.is_numeric() | (column.dtype == pl.Boolean) and values == {0, 1}
+        )
+    if role == "time":
+        whole = column.dtype.is_integer() and column.null_count() == 0 and int(str(column.min())) >= 0
+        return column.dtype.is_temporal() or whole
+    return column.n_unique() > 1
+
+
+def _looks(column: pl.Series, role: str) -> str:
+    if role == "label":
+        return f"zeros and ones, {100 * mean(column):.1f} % ones"
+    if role == "time":
+        return "dates" if column.dtype.is_temporal() else f"whole numbers in {_unit(column)}"
+    return f"{column.n_unique():,} values in {len(column):,} rows"
+
+
+def _unit(column: pl.Series) -> str:
+    """The unit of whole-number times: by how far they are from 1970 to 2100."""
+    most = int(str(column.max()))
+    return "s" if most < 4_200_000_000 else "ms" if most < 4_200_000_000_000 else "us"
+
+
+def mean(values: pl.Series) -> float:
+    """The mean of a column of numbers or truths; 0 of nothing."""
+    found = values.cast(pl.Float64).mean()
+    return float(found) if isinstance(found, float) else 0.0

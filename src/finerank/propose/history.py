@@ -1,0 +1,84 @@
+"""The user's past: list columns that hold it already, or a file of events that tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from finerank.data.encode import canonical_series
+from finerank.propose.guess import Guess, mean
+
+HISTORY_SHARE = 0.5
+"""A list is a history of a column when more than this share of its entries are among the column's values."""
+
+
+def joined_history(frame: pl.DataFrame, guesses: list[Guess]) -> tuple[dict[str, Any] | None, list[Guess]]:
+    """List columns whose entries are values of a candidate column, of equal lengths: the past, already joined.
+
+    Returns the [[history]] table, or None, and the guesses without these columns as features.
+    """
+    lists = {g.column: g.feature for g in guesses if g.feature is not None and g.feature["kind"] == "multivalued"}
+    singles = [
+        g.column
+        for g in guesses
+        if g.feature is not None and g.feature["kind"] == "categorical" and g.feature["level"] == "candidate"
+    ]
+    some = frame.head(5_000)
+    of: dict[str, str] = {}
+    lengths: list[pl.Series] = []
+    separators: set[str | None] = set()
+    for column, feature in lists.items():
+        separator = feature.get("separator")
+        values = some[column].str.split(separator) if separator else some[column]
+        entries = canonical_series(values.explode().drop_nulls())
+        best, share = "", HISTORY_SHARE
+        for single in singles:
+            found = entries.is_in(canonical_series(frame[single]).unique().implode())
+            alike = 0.2 * (single.lower().split("_")[0] in column.lower())  # of item and category ids both may fit
+            if single not in of.values() and mean(found) + alike > share:
+                best, share = single, mean(found) + alike
+        if best and all(values.list.len().equals(known) for known in lengths) and separators <= {separator}:
+            of[column] = best
+            lengths.append(values.list.len())
+            separators.add(separator)
+    if not of:
+        return None, guesses
+    history: dict[str, Any] = {
+        "name": "past",
+        "fields": list(of.values()),
+        "lists": {field: column for column, field in of.items()},
+        "max_length": 50,
+    }
+    if separator := next(iter(separators)):
+        history["separator"] = separator
+    return history, [
+        Guess(g.column, "history", f"its entries are values of {of[g.column]!r}; the oldest must stand first")
+        if g.column in of
+        else g
+        for g in guesses
+    ]
+
+
+def event_history(
+    events: pl.DataFrame, guesses: Sequence[Guess], keys: Mapping[str, str], path: str
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The [[history]] table: candidate features that the events have too. Its attention is what DIN needs."""
+    missing = [role for role in ("user", "time") if role not in keys]
+    if missing:
+        return None, [f"{path}: not used, because the samples have no {' and no '.join(missing)} column"]
+    for role in ("user", "time"):
+        if keys[role] not in events.columns:
+            return None, [f"{path}: not used, because it has no column {keys[role]!r}; name both files' alike"]
+    fields = [
+        g.column
+        for g in guesses
+        if g.feature is not None
+        and g.feature["level"] == "candidate"
+        and g.feature.get("use", "input") == "input"
+        and g.column in events.columns
+    ]
+    if not fields:
+        return None, [f"{path}: not used, because it shares no column with the candidates"]
+    return {"name": "past", "fields": fields, "max_length": 50}, []

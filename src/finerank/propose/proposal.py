@@ -1,0 +1,142 @@
+"""The whole proposal: guesses column by column, and the recipe with the reasons beside its lines.
+
+Nothing is guessed silently: a column that is left out says why, and one that gives the label away is not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from finerank.data.source import scan
+from finerank.errors import UserError, nearest
+from finerank.propose.features import guess_feature
+from finerank.propose.guess import Guess, find_role, mean
+from finerank.propose.history import event_history, joined_history
+from finerank.typed import to_toml
+
+LOOKED_AT = 200_000
+"""Rows that are looked at; a recipe is a proposal, the fit sees all of them."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Guesses by column in the file's order, the recipe as TOML text with the reasons beside, and warnings."""
+
+    guesses: tuple[Guess, ...]
+    recipe: str
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What the user knows already: names of columns; None: to be guessed."""
+
+    label: str | None = None
+    user: str | None = None
+    request: str | None = None
+    time: str | None = None
+
+
+def propose(
+    samples: str, events: str | None = None, given: Given = Given(), names: tuple[str, str | None] | None = None
+) -> Proposal:
+    """A recipe for a file of candidates, and an optional file of past events.
+
+    names  how the two files are written in the recipe; default as given
+    Raises UserError for a file that cannot be read, a named column that is not there, or no column that could be a label.
+    """
+    frame = _head(samples)
+    for role, column in vars(given).items():
+        if column is not None and column not in frame.columns:
+            raise UserError(f"--{role} {column}: no such column; {nearest(column, frame.columns)}")
+    roles = {role: find_role(frame, role, getattr(given, role)) for role in ("label", "request", "user", "time")}
+    if roles["label"] is None:
+        raise UserError(
+            f"{samples}: no column looks like a label (two values, 0 and 1); name it with --label. "
+            f"Columns: {', '.join(frame.columns)}"
+        )
+    label = frame[roles["label"][0]]
+    keys = {role: found[0] for role, found in roles.items() if found is not None and role != "label"}
+    taken = {found[0]: (role, found[1]) for role, found in roles.items() if found is not None}
+    guesses = []
+    for column in frame.get_columns():
+        if column.name in taken:
+            role, why = taken[column.name]
+            guesses.append(Guess(column.name, role, why))  # type: ignore[arg-type]
+        else:
+            guesses.append(guess_feature(frame, column, label, keys))
+    user = keys.get("user")
+    if user is not None:
+        why = "the user is an input as well: taste that the history does not tell"
+        guesses.append(Guess(user, "feature", why, {"kind": "categorical", "name": user, "level": "request"}))
+    history, guesses = joined_history(frame, guesses)
+    warnings = _warnings(frame, label, keys, guesses)
+    if events is not None:
+        found, more = event_history(_head(events), guesses, keys, events)
+        history = found or history
+        warnings += more
+    text = _recipe(names or (samples, events), keys, roles["label"][0], guesses, history, warnings)
+    return Proposal(tuple(guesses), text, tuple(warnings))
+
+
+def _head(path: str) -> pl.DataFrame:
+    frame = scan(path).head(LOOKED_AT).collect()
+    if not frame.height:
+        raise UserError(f"{path}: no rows; is this the right file?")
+    return frame
+
+
+def _warnings(frame: pl.DataFrame, label: pl.Series, keys: Mapping[str, str], guesses: Sequence[Guess]) -> list[str]:
+    out = []
+    if "time" not in keys:
+        out.append("no column of times: rows count as in order of time, and the split is by position in the file")
+    if "user" not in keys:
+        out.append("no column of users: no history can be joined, and GAUC is by request")
+    if "request" not in keys and {"user", "time"} <= set(keys):
+        together = frame.select(pl.struct(keys["user"], keys["time"]).n_unique()).item()
+        if together < frame.height:
+            out.append(
+                "rows of one user at one moment look like one request but have no number: give them one, so that the user's "
+                "side is computed once"
+            )
+    rate = mean(label)
+    if rate < 0.001:
+        out.append(f"only {100 * rate:.3f} % of the labels are 1: give more rows before trusting a difference")
+    if not any(g.feature is not None and g.feature["level"] == "candidate" for g in guesses):
+        out.append("no feature varies between the candidates of a request: nothing could rank them")
+    return out
+
+
+def _recipe(
+    names: tuple[str, str | None],
+    keys: Mapping[str, str],
+    label: str,
+    guesses: Sequence[Guess],
+    history: Mapping[str, Any] | None,
+    warnings: Sequence[str],
+) -> str:
+    samples, events = names
+    lines = ["# Proposed from a look at the file. Read it: every guess says why.", ""]
+    lines += [f"# note: {warning}" for warning in warnings] + ([""] if warnings else [])
+    data: dict[str, Any] = {"samples": samples} | ({"events": events} if history is not None and events else {})
+    lines += [_toml({"data": data | {"keys": dict(keys), "split": {"by": "time", "validation": 0.1, "test": 0.1}}})]
+    left_out = [g for g in guesses if g.role == "left out"]
+    if left_out:
+        lines += ["# left out:"] + [f"#   {g.column}: {g.why}" for g in left_out] + [""]
+    for guess in guesses:
+        if guess.feature is not None:
+            lines += [f"# {guess.column}: {guess.why}", _toml({"feature": [dict(guess.feature)]})]
+    if history is not None:
+        lines += ["# what the user did before, as known before each row", _toml({"history": [dict(history)]})]
+    model = "din" if history is not None else "deepfm"
+    lines += [_toml({"task": [{"name": label}]}), _toml({"model": {"name": model}})]
+    lines += [_toml({"training": {"epochs": 3, "patience": 1}})]
+    return "\n".join(lines)
+
+
+def _toml(table: Mapping[str, Any]) -> str:
+    return to_toml(table).strip() + "\n"

@@ -1,0 +1,62 @@
+"""What the documents tell a reader to do works as it stands there."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import test_every_model
+import tiny
+
+import finerank.models
+from finerank.models import registry
+from finerank.models.composition import Interaction
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
+
+
+def files_in(page: Path) -> dict[str, str]:
+    """The code blocks of a page that say which file they are."""
+    found = re.findall(r"```python file=(\S+)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    return dict(found)
+
+
+@pytest.fixture
+def two_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The model of docs/add_a_model.md, as if its file were there."""
+    code = files_in(ROOT / "docs" / "add_a_model.md")["src/finerank/models/two_streams.py"]
+    assert len(code.splitlines()) <= 100
+    (tmp_path / "two_streams.py").write_text(code, encoding="utf-8")
+    registry.names()  # the others first
+    monkeypatch.setattr(finerank.models, "__path__", [*finerank.models.__path__, str(tmp_path)])
+    importlib.import_module("finerank.models.two_streams")
+    yield "two_streams"
+    del registry._named["two_streams"], registry._parts[Interaction]["two_streams"]
+    del sys.modules["finerank.models.two_streams"]
+
+
+@pytest.mark.parametrize("check", test_every_model.CHECKS)
+def test_the_added_model_passes_the_matrix(two_streams: str, check: str, tmp_path: Path) -> None:
+    test_every_model.CHECKS[check](two_streams, tiny.dataset(tmp_path / "data", tasks=1), tmp_path)
+
+
+def test_the_test_of_the_added_model_passes(two_streams: str, tmp_path: Path) -> None:
+    code = files_in(ROOT / "docs" / "add_a_model.md")["tests/test_two_streams.py"]
+    (tmp_path / "test_two_streams.py").write_text(code, encoding="utf-8")
+    found = runpy.run_path(str(tmp_path / "test_two_streams.py"))
+    found["test_two_streams_by_hand"](tmp_path)
+    found["test_a_width_that_cannot_be_cut_is_refused"]()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+        if not link.startswith(("http:", "https:")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"

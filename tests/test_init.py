@@ -1,0 +1,227 @@
+"""finerank init and vocab: what is guessed of a file, that every guess says why, and that the recipe runs."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import test_run
+import tiny
+
+from finerank.cli.app import verbs
+from finerank.data.dataset import Dataset
+from finerank.errors import UserError
+from finerank.propose.proposal import Given, Proposal, propose
+from finerank.recipe import Recipe
+from finerank.run import run
+
+
+def finerank(*words: object) -> None:
+    verbs()([str(w) for w in words], standalone_mode=False)
+
+
+def guessed(folder: Path, columns: dict[str, Any], **given: str) -> Proposal:
+    """The proposal for a file of these columns, beside a label."""
+    rows = len(next(iter(columns.values())))
+    label = {"label": np.random.default_rng(0).integers(0, 2, rows)} if "label" not in columns else {}
+    pl.DataFrame(columns | label).write_parquet(folder / "f.parquet")
+    return propose(str(folder / "f.parquet"), given=Given(**given))
+
+
+def kind(found: Proposal, column: str) -> str:
+    guess = next(g for g in found.guesses if g.column == column)
+    assert guess.why
+    return guess.role if guess.feature is None else str(guess.feature["kind"])
+
+
+# ------------------------------------------------------------------------------------------------ the whole
+
+
+def test_a_proposed_recipe_runs_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples, events = tiny.frames(requests=200)
+    samples.drop("conversion").write_parquet(tmp_path / "samples.parquet")
+    events.write_parquet(tmp_path / "events.parquet")
+    monkeypatch.chdir(tmp_path)
+    finerank("init", "samples.parquet", "--events", "events.parquet", "--request", "request", "-o", "made/recipe.toml")
+    recipe = Recipe.read(tmp_path / "made" / "recipe.toml", ["training.epochs=1"])
+    assert recipe.data.keys.user == "user"
+    assert recipe.data.keys.request == "request"
+    levels = {f.name: f.level for f in recipe.schema.features}
+    assert levels == {"country": "request", "age": "request", "interests": "request", "item": "candidate"} | {
+        "category": "candidate",
+        "tags": "candidate",
+        "price": "candidate",
+        "position": "candidate",
+        "user": "request",
+    }
+    assert "sequence" not in levels  # it rises with every row
+    assert recipe.schema.feature("position").use == "train_only"
+    assert set(recipe.schema.histories[0].fields) == {"item", "category", "tags", "price"}
+    result = run(recipe, tmp_path / "run")
+    assert "click" in result.test
+
+
+def test_a_joined_past_becomes_a_history(tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    item = draw.integers(0, 40, 3_000)
+    lengths = draw.integers(1, 6, 3_000)
+    past = [draw.integers(0, 40, n) for n in lengths]
+    columns = {
+        "item_id": item,
+        "cate_id": item % 7,
+        "hist_item": ["^".join(map(str, p)) for p in past],
+        "hist_cate": ["^".join(str(i % 7) for i in p) for p in past],
+        "tags": ["|".join(f"t{t}" for t in draw.integers(0, 9, 3)) for _ in item],
+    }
+    found = guessed(tmp_path, columns)
+    table = tomllib.loads(found.recipe)
+    (history,) = table["history"]
+    assert history["lists"] == {"item_id": "hist_item", "cate_id": "hist_cate"}
+    assert history["separator"] == "^"
+    assert table["model"]["name"] == "din"
+    assert kind(found, "tags") == "multivalued"
+    assert kind(found, "hist_item") == "history"
+
+
+# ------------------------------------------------------------------------------------------------ column by column
+
+
+def test_columns_become_what_they_look_like(tmp_path: Path) -> None:
+    draw = np.random.default_rng(2)
+    n = 2_000
+    found = guessed(
+        tmp_path,
+        {
+            "user_id": draw.integers(0, 100, n),
+            "timestamp": 1_600_000_000 + np.arange(n),
+            "city": draw.choice(["a", "b", "c"], n),
+            "shop_id": draw.integers(0, 500, n),
+            "grade": draw.integers(1, 5, n),
+            "price": draw.lognormal(0, 2, n),
+            "warmth": draw.normal(0, 1, n),
+            "member": draw.integers(0, 2, n).astype(bool),
+            "profile": ["|".join(f"t{t}#{r + 1}" for r, t in enumerate(draw.integers(0, 9, 3))) for _ in range(n)],
+            "always": ["x"] * n,
+            "empty": pl.Series([None] * n, dtype=pl.String),
+            "order_id": np.arange(n),
+            "comment": [f"text {i}x" for i in range(n)],
+            "dwell_time": draw.normal(0, 1, n),
+            "rank": draw.integers(1, 5, n),
+        },
+    )
+    kinds = {c: kind(found, c) for c in ("city", "shop_id", "grade", "price", "warmth", "member", "profile")}
+    assert kinds == {
+        "city": "categorical", "shop_id": "categorical", "grade": "categorical", "price": "numeric",
+        "warmth": "numeric", "member": "categorical", "profile": "ranked",
+    }  # fmt: skip
+    transforms = {g.column: g.feature.get("transform") for g in found.guesses if g.feature is not None}
+    assert transforms["price"] == "log1p"
+    assert transforms["warmth"] == "standard"
+    assert {c: kind(found, c) for c in ("always", "empty", "order_id", "dwell_time")} == dict.fromkeys(
+        ("always", "empty", "order_id", "dwell_time"), "left out"
+    )
+    assert [g.role for g in found.guesses[:2]] == ["user", "time"]
+    assert next(g.feature for g in found.guesses if g.column == "rank")["use"] == "train_only"  # type: ignore[index]
+
+
+def test_a_column_that_gives_the_label_away_is_left_out(tmp_path: Path) -> None:
+    draw = np.random.default_rng(3)
+    label = draw.integers(0, 2, 2_000)
+    columns = {
+        "label": label,
+        "harmless": draw.choice(list("abc"), 2_000),
+        "told": np.where(label == 1, "yes", "no"),
+        "counted": label * 5.0 + draw.normal(0, 0.5, 2_000),
+        "rare": draw.integers(0, 1_500, 2_000).astype(str),
+    }
+    found = guessed(tmp_path, columns)
+    assert kind(found, "told") == kind(found, "counted") == "left out"
+    assert "AUC" in next(g.why for g in found.guesses if g.column == "told")
+    assert kind(found, "harmless") == kind(found, "rare") == "categorical"
+
+
+def test_levels_are_told_by_requests(tmp_path: Path) -> None:
+    draw = np.random.default_rng(4)
+    columns = {
+        "request_id": np.repeat(np.arange(200), 2),
+        "device": np.repeat(draw.choice(["a", "b"], 200), 2),
+        "item": draw.choice(["x", "y", "z"], 400),
+    }
+    found = guessed(tmp_path, columns)
+    levels = {g.column: g.feature["level"] for g in found.guesses if g.feature is not None}
+    assert levels == {"device": "request", "item": "candidate"}
+
+
+def test_warnings_say_what_is_missing(tmp_path: Path) -> None:
+    found = guessed(tmp_path, {"item": ["a", "b"] * 50})
+    assert any("no column of times" in w for w in found.warnings)
+    assert any("no column of users" in w for w in found.warnings)
+    assert all(f"# note: {w}" in found.recipe for w in found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("columns", "given", "sentence"),
+    [
+        ({"label": [1, 2, 3], "x": ["a", "b", "c"]}, {}, r"no column looks like a label .*--label"),
+        ({"label": [0, 1], "x": ["a", "b"]}, {"label": "lable"}, r"--label lable: no such column; .*label"),
+        ({"label": [], "x": []}, {}, r"no rows"),
+    ],
+)
+def test_what_cannot_be_proposed_says_why(
+    tmp_path: Path, columns: dict[str, Any], given: dict[str, str], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        guessed(tmp_path, columns, **given)
+
+
+def test_a_recipe_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("mine")
+    with pytest.raises(UserError, match="exists already"):
+        finerank("init", tmp_path / "f.csv", "-o", tmp_path / "r.toml")
+    assert (tmp_path / "r.toml").read_text() == "mine"
+
+
+# ------------------------------------------------------------------------------------------------ vocab
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny.dataset(tmp_path_factory.mktemp("tiny") / "data")
+
+
+def test_vocab_lists_values_by_their_counts(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+    finerank("vocab", data.folder, "category", "--top", 3)
+    out = capsys.readouterr().out
+    counts = data.fitted.tables["category"].counts
+    best = int(np.argsort(-counts[3:], kind="stable")[0]) + 3
+    line = next(line for line in out.splitlines() if line.split()[:1] == [str(best)])
+    assert data.encoder.tables["category"].name(best) in line.split()
+    assert f"{counts[best]:,}" in line.split()
+    assert "5 values, 5 of them seen in training" in out
+
+
+def test_vocab_finds_a_value_or_says_it_is_unknown(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+    finerank("vocab", data.folder, "item", "--find", "i3", "--find", "never")
+    out = capsys.readouterr().out
+    assert "i3" in out
+    assert "<out of vocabulary>" in out
+
+
+def test_vocab_of_what_has_none(data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a number has no vocabulary"):
+        finerank("vocab", data.folder, "amount")
+    with pytest.raises(UserError, match="no feature or table 'itm'; "):
+        finerank("vocab", data.folder, "itm")
+    with pytest.raises(UserError, match="no prepared data set here"):
+        finerank("vocab", tmp_path, "item")
+
+
+def test_vocab_reads_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    test_run.logs(tmp_path)
+    run(Recipe.parse(test_run.table(epochs=1) | {"model": {"name": "lr"}}, tmp_path), tmp_path / "run")
+    finerank("vocab", tmp_path / "run", "country")
+    assert "'country'" in capsys.readouterr().out

@@ -1,0 +1,54 @@
+"""docs/recipe.md is what its generator gives, and no key is left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import inspect
+from pathlib import Path
+from types import ModuleType
+from typing import get_type_hints
+
+import pytest
+
+from finerank import recipe
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.fixture(scope="module")
+def maker() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_recipe_page", DOCS / "make_recipe_page.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_committed_page_is_the_generated_one(maker: ModuleType) -> None:
+    assert (DOCS / "recipe.md").read_text(encoding="utf-8") == maker.page(), "run `python docs/make_recipe_page.py`"
+
+
+def test_every_key_is_there_with_a_meaning(maker: ModuleType) -> None:
+    page = maker.page()
+    todo = [c for key, _ in maker.SECTIONS for c in maker.classes_in(get_type_hints(recipe._File)[key])]
+    seen = set()
+    while todo:
+        cls = todo.pop()
+        if cls in seen:
+            continue
+        seen.add(cls)
+        prose, meanings = maker.read(inspect.getdoc(cls) or "")
+        for field in dataclasses.fields(cls):
+            assert f"| `{field.name}` |" in page
+            told = field.name in meanings or field.name in maker.COMMON or f"`{field.name}`" in prose
+            assert told, f"{cls.__name__}.{field.name}: say in the docstring what it means"
+            todo += maker.classes_in(get_type_hints(cls)[field.name])
+    assert len(seen) > 15
+
+
+def test_keys_of_a_docstring_are_read_with_their_further_lines(maker: ModuleType) -> None:
+    prose, meanings = maker.read("First.\n\na, b  one\n      two\nlast   three\n\nThe end.")
+    assert prose == "First.\n\nThe end."
+    assert meanings == {"a": "one two", "b": "one two", "last": "three"}
