@@ -10,7 +10,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,export]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,export,report]"
 	touch $@
 
 demo: install
@@ -29,7 +29,7 @@ lint: install
 	$(BIN)/mypy
 
 docs: install
-	$(BIN)/python docs/make_models_page.py
+	for page in docs/make_*.py; do $(BIN)/python $$page; done
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

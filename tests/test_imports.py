@@ -23,7 +23,7 @@ MODELS = {*DATA, "layers", "models"}
 TRAINING = {*MODELS, "metrics", "training"}
 RECIPE = {*TRAINING, "datasets", "recipe"}
 RUN = {*RECIPE, "run"}
-ABOVE = {*RUN, "report", "search", "export", "serving", "propose", "cli"}
+EVALUATION = {*RUN, "fresh", "evaluation"}
 MAY_IMPORT = {
     "errors": BASE,
     "typed": BASE,
@@ -40,12 +40,15 @@ MAY_IMPORT = {
     "run": RUN,
     "propose": {*DATA, "metrics", "propose"},
     "export": {*RUN, "export"},
-    "report": {*RUN, "report"},
+    "fresh": {*RUN, "fresh"},
+    "evaluation": EVALUATION,
+    "explain": {*TRAINING, "explain"},
+    "report": {*EVALUATION, "explain", "search", "report"},
     "search": {*RUN, "search"},
-    "cli": ABOVE,
-    "__main__": ABOVE,
+    "cli": set[str](),  # everything, see below
     "": set[str](),  # finerank/__init__.py: `import finerank` costs nothing
 }
+MAY_IMPORT["cli"] = set(MAY_IMPORT)
 """Part of the house -> parts that it may import, itself included."""
 
 LIGHT = ("runtime", "serving")

@@ -165,9 +165,14 @@ class Recipe:
             made = online_retail(data.dataset.task, data.dataset.negatives, data.dataset.seed)
             return self._with_tables(made.samples.lazy()), made.events.lazy()
         assert data.samples is not None
+        return self.sources_in(data.samples, data.events)
+
+    def sources_in(
+        self, samples: Path | str, events: Path | str | None = None
+    ) -> tuple[pl.LazyFrame, pl.LazyFrame | None]:
+        """(samples, events) of other files, read as this recipe reads its own."""
         text = self._text_columns()
-        events = scan(data.events, text) if data.events else None
-        return self._with_tables(scan(data.samples, text)), events
+        return self._with_tables(scan(samples, text)), scan(events, text) if events else None
 
     def _with_tables(self, samples: pl.LazyFrame) -> pl.LazyFrame:
         for table in self.data.tables:

@@ -158,6 +158,8 @@ def run(
     history = trainer.fit(resume)
     rows = recipe.training.evaluate_rows
     shutil.rmtree(folder / "scores", ignore_errors=True)
+    for old in folder.glob("evaluation_*.json"):  # of other scores
+        old.unlink()
     predicted = {}
     for split in SCORED:
         requests = dataset.requests_of(split)

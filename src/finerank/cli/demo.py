@@ -12,8 +12,9 @@ from finerank.cli import screen
 from finerank.cli.app import app
 from finerank.cli.screen import Bar, Overrides, results_table, say
 from finerank.errors import UserError
+from finerank.evaluation.evaluate import evaluate_run
 from finerank.recipe import Recipe
-from finerank.run import run
+from finerank.run import Run, run
 
 DEMO = ("lr", "fm", "base", "din")
 
@@ -35,7 +36,8 @@ def demo(
                 raise UserError(f"--model {name}: the demo has {', '.join(DEMO)}")
             recipe = Recipe.read(path, [f"data.dataset.task={task}", *(overrides or ())])
         with Bar(name) as bar:
-            results.append((name, run(recipe, out / name, out / f"data_{task}", progress=bar, step=say)))
+            result = run(recipe, out / name, out / f"data_{task}", progress=bar, step=say)
+        results.append((name, result, evaluate_run(Run.open(out / name))))
     dataset = results[0][1].dataset
     split = dataset.manifest["split"]
     screen.console.print(

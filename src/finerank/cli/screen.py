@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated
 
 import typer
@@ -12,6 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from finerank.evaluation.compare import Comparison
+from finerank.evaluation.document import METRICS, Evaluation, SliceTable
+from finerank.metrics.estimate import Estimate
 from finerank.run import Result
 from finerank.training.loop import Epoch
 from finerank.training.loop import Progress as TrainingProgress
@@ -69,13 +73,94 @@ def say(step: str) -> None:
         console.print(f"preparing: {step}", style="dim")
 
 
-def results_table(results: Iterable[tuple[str, Result]]) -> Table:
-    """The test metrics of runs, a line per head."""
+def waiting(what: str) -> AbstractContextManager[object]:
+    """A spinner on a terminal while something runs; nothing elsewhere."""
+    return console.status(what) if console.is_terminal else nullcontext()
+
+
+def results_table(results: Iterable[tuple[str, Result, Evaluation | None]]) -> Table:
+    """The test metrics of runs, a line per head; the AUC with its 95 % interval over users."""
     table = Table("model", "head", box=None)
-    for name in ("test AUC", "GAUC", "logloss", "rows/s", "seconds"):
+    for name in ("test AUC", "95 %", "GAUC", "logloss", "rows/s", "seconds"):
         table.add_column(name, justify="right")
-    for name, result in results:
+    for name, result, evaluation in results:
         for head, found in result.test.items():
             shown = [f"{found[m]:.4f}" if m in found else "" for m in ("auc", "gauc", "logloss")]
+            judged = evaluation is not None and evaluation.split == "test"
+            estimate = evaluation.heads[head].metrics.get("auc") if evaluation and judged else None
+            shown.insert(1, interval(estimate) if estimate else "")
             table.add_row(name, head, *shown, f"{result.rows_per_second:,.0f}", f"{result.seconds:.1f}")
+    return table
+
+
+def interval(found: Estimate) -> str:
+    """`.7123-.7345`; nothing where there is none."""
+    return "" if math.isnan(found.low) else f"{found.low:.4f} to {found.high:.4f}"
+
+
+def evaluation_table(found: Evaluation) -> Table:
+    """Every metric of every head with its 95 % interval."""
+    table = Table("head", "metric", box=None)
+    for name in (found.split, "95 %"):
+        table.add_column(name, justify="right")
+    for head, of in found.heads.items():
+        for metric, estimate in of.metrics.items():
+            table.add_row(head, METRICS[metric][0], f"{estimate.value:.4f}", interval(estimate))
+    return table
+
+
+def slices_table(head: str, found: SliceTable) -> Table:
+    """The slices of one head by one thing; the last line weighs them equally."""
+    binary = "auc" in found.even
+    table = Table(f"{head} by {found.by}", box=None)
+    for name in (
+        "rows",
+        "users",
+        "rate",
+        *(("AUC", "95 %", "GAUC", "logloss", "calibration") if binary else ("RMSE",)),
+    ):
+        table.add_column(name, justify="right")
+
+    def shown(values: Mapping[str, float], auc: Estimate | None) -> list[str]:
+        names = ("auc", "gauc", "logloss", "calibration") if binary else ("rmse",)
+        cells = ["" if math.isnan(values[m]) else f"{values[m]:.4f}" for m in names]
+        if binary:
+            cells.insert(1, interval(auc) if auc else "")
+        return cells
+
+    for one in found.slices:
+        values = {"auc": one.auc.value, **{m: getattr(one, m) for m in ("gauc", "logloss", "calibration", "rmse")}}
+        table.add_row(one.name, f"{one.rows:,}", f"{one.users:,}", f"{one.rate:.4f}", *shown(values, one.auc))
+    table.add_row("slices equal", "", "", "", *shown(found.even, None), style="dim")
+    return table
+
+
+COMPARED = ("auc", "gauc", "pr_auc", "logloss", "ne", "calibration", "ndcg@10", "mrr", "rmse", "mae", "r2", "pair_loss")
+
+
+def comparison_table(found: Comparison) -> Table:
+    """Each side's metrics, and its difference from the first with interval and p-value."""
+    table = Table("side", "head", "metric", box=None)
+    for name in (found.split, "difference", "95 %", "p", "RelaImpr"):
+        table.add_column(name, justify="right")
+    first = found.sides[0]
+    for head, metrics in first.metrics.items():
+        for metric in COMPARED:
+            if metric in metrics:
+                table.add_row(first.name, head, METRICS[metric][0], f"{metrics[metric]:.4f}")
+    value = {side.name: side.metrics for side in found.sides}
+    for one in found.against:
+        for metric in COMPARED:
+            if metric in one.differences:
+                d = one.differences[metric]
+                table.add_row(
+                    one.side,
+                    one.head,
+                    METRICS[metric][0],
+                    f"{value[one.side][one.head][metric]:.4f}",
+                    f"{d.value:+.4f}",
+                    "" if math.isnan(d.low) else f"{d.low:+.4f} to {d.high:+.4f}",
+                    "" if math.isnan(d.p_holm) else "< .001" if d.p_holm < 0.001 else f"{d.p_holm:.3f}",
+                    f"{one.rela_impr:+.2f} %" if metric == "auc" and not math.isnan(one.rela_impr) else "",
+                )
     return table

@@ -9,9 +9,10 @@ import typer
 
 from finerank.cli import screen
 from finerank.cli.app import app
-from finerank.cli.screen import Bar, Overrides, results_table, say
+from finerank.cli.screen import Bar, Overrides, results_table, say, waiting
+from finerank.evaluation.evaluate import evaluate_run
 from finerank.recipe import Recipe
-from finerank.run import run
+from finerank.run import Run, run
 
 
 @app.command()
@@ -26,5 +27,7 @@ def train(
     read = Recipe.read(recipe, overrides or ())
     with Bar(read.model.name) as bar:
         result = run(read, out, data, resume, bar, say)
-    screen.console.print(results_table([(read.model.name, result)]))
+    with waiting("evaluating"):
+        evaluation = evaluate_run(Run.open(out))
+    screen.console.print(results_table([(read.model.name, result, evaluation)]))
     screen.console.print(f"written to {out}")

@@ -110,6 +110,10 @@ class BatchBuilder:
             rows_in_step=len(rows) if rows_in_step is None else rows_in_step,
         )
 
+    def history(self, name: str, requests: np.ndarray) -> Jagged:
+        """One history of these requests, in their order."""
+        return self._history(name, requests)[0]
+
     def _block(self, columns: Columns, block: Block[np.ndarray]) -> TensorBlock:
         return to_tensors(columns, block, self.row_maps)
 

@@ -22,6 +22,7 @@ from finerank.data.columns import ColumnWriter, block_arrays
 from finerank.data.dataset import FORMAT, Dataset, Slices, content_hash
 from finerank.data.encode import Fitter, encode_block
 from finerank.data.events import EventTable, coverage, flatten
+from finerank.data.labels import label_columns, labels_of
 from finerank.data.source import TimeUnit, collect, microseconds
 from finerank.data.split import NAMES, TRAIN, Split, assign
 from finerank.errors import UserError
@@ -432,43 +433,8 @@ def _split(rows: _Rows, samples: pl.LazyFrame, split: Split) -> np.ndarray:
 
 
 def _labels(schema: Schema, samples: pl.LazyFrame, rows: _Rows) -> tuple[np.ndarray, np.ndarray]:
-    """labels, weights: float32 [N, K]. Outside its space (see `Task.within`), or without a label, a row weighs 0."""
-    names = [t.column or t.name for t in schema.tasks]
-    frame = collect(samples, [*names, *(t.weight for t in schema.tasks if t.weight)], "samples")[rows.order]
-    labels = np.empty((frame.height, len(schema.tasks)), dtype=np.float32)
-    weights = np.ones_like(labels)
-    for k, task in enumerate(schema.tasks):
-        column = frame[names[k]]
-        if not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
-            raise UserError(f"samples: label column {names[k]!r} is {column.dtype}; accepted: numbers or true/false")
-        labels[:, k] = column.cast(pl.Float64).to_numpy()
-        if task.weight:
-            given = frame[task.weight]
-            if not (given.dtype.is_numeric() or given.dtype == pl.Boolean):
-                raise UserError(f"samples: weight column {task.weight!r} is {given.dtype}; accepted: numbers")
-            weights[:, k] = given.cast(pl.Float64).fill_nan(None).fill_null(0.0).to_numpy()
-            if not (np.isfinite(weights[:, k]) & (weights[:, k] >= 0)).all():
-                raise UserError(
-                    f"samples: weight column {task.weight!r} has negative or infinite values; accepted: 0 or more"
-                )
-        if task.within is not None:
-            parent = [t.name for t in schema.tasks].index(task.within)
-            outside = ~((labels[:, parent] == 1) & (weights[:, parent] != 0))
-            if task.kind == "binary" and (labels[outside & (weights[:, parent] != 0), k] == 1).any():
-                count = int((labels[outside & (weights[:, parent] != 0), k] == 1).sum())
-                raise UserError(
-                    f"samples: {count} rows have {task.name} = 1 but {task.within} = 0, and {task.name} happens within "
-                    f"{task.within}; drop these rows or mend the log"
-                )
-            weights[outside, k] = 0.0
-        weights[np.isnan(labels[:, k]), k] = 0.0
-        known = labels[weights[:, k] != 0, k]
-        if not np.isfinite(known).all():
-            raise UserError(f"samples: label column {names[k]!r} has infinite values")
-        if task.kind == "binary" and not np.isin(known, (0.0, 1.0)).all():
-            bad = known[~np.isin(known, (0.0, 1.0))][0]
-            raise UserError(f"samples: label column {names[k]!r} holds {bad}; a binary task accepts 0 and 1")
-    return labels, weights
+    """labels, weights: float32 [N, K], see `labels_of`."""
+    return labels_of(schema, collect(samples, label_columns(schema), "samples")[rows.order])
 
 
 def _base_rates(schema: Schema, labels: np.ndarray, weights: np.ndarray) -> dict[str, float]:

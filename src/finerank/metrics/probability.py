@@ -6,6 +6,8 @@ All sums are float64; rows of weight 0 are outside the task's space and are left
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -45,9 +47,10 @@ def observed(
     return y, s, w
 
 
-def _columns(
+def columns(
     place: str, labels: ArrayLike, logits: ArrayLike, weights: ArrayLike | None
 ) -> tuple[Floats, Floats, Floats | None]:
+    """Labels in [0, 1] and finite logits, float64 [n], and weights, of the rows that weigh. Raises UserError else."""
     some_labels, some_logits, w = observed(place, labels, logits, weights)
     y, z = some_labels.astype(np.float64), some_logits.astype(np.float64)
     wrong = int(np.count_nonzero(~((y >= 0) & (y <= 1))))
@@ -95,7 +98,7 @@ def logloss(labels: ArrayLike, logits: ArrayLike, weights: ArrayLike | None = No
     >>> logloss([0], [1000.0])
     1000.0
     """
-    y, z, w = _columns("logloss", labels, logits, weights)
+    y, z, w = columns("logloss", labels, logits, weights)
     return _mean(y * np.logaddexp(0, -z) + (1 - y) * np.logaddexp(0, z), w)
 
 
@@ -111,7 +114,7 @@ def normalised_entropy(labels: ArrayLike, logits: ArrayLike, weights: ArrayLike 
     >>> round(normalised_entropy([1, 0, 1, 0], np.log([3, 1 / 3, 3, 1 / 3])), 4)
     0.415
     """
-    y, _, w = _columns("normalised_entropy", labels, logits, weights)
+    y, _, w = columns("normalised_entropy", labels, logits, weights)
     rate = _mean(y, w)
     if not 0 < rate < 1:
         return float("nan")
@@ -127,6 +130,91 @@ def calibration(labels: ArrayLike, logits: ArrayLike, weights: ArrayLike | None 
     >>> calibration([1, 0, 0, 0], [0.0, 0.0, 0.0, 0.0])
     2.0
     """
-    y, z, w = _columns("calibration", labels, logits, weights)
+    y, z, w = columns("calibration", labels, logits, weights)
     true = _mean(y, w)
-    return _mean(np.exp(-np.logaddexp(0, -z)), w) / true if true > 0 else float("nan")
+    return _mean(sigmoid(z), w) / true if true > 0 else float("nan")
+
+
+def sigmoid(logits: Floats) -> Floats:
+    """1 / (1 + e^-z) without overflow."""
+    out: Floats = np.exp(-np.logaddexp(0, -logits))
+    return out
+
+
+def equal_mass_bins(logits: Floats, bins: int) -> NDArray[np.int64]:
+    """[n]: the bin of each row, 0 ... bins - 1 with rising logits, of about equally many rows; equal logits share one.
+
+    A boundary that would part equal logits moves up to their end, so there may be fewer bins than asked for.
+    """
+    if bins < 1:
+        raise UserError(f"bins = {bins}; accepted: 1 or more")
+    if not len(logits):
+        return np.zeros(0, dtype=np.int64)
+    cuts = np.sort(logits)[np.arange(1, bins) * len(logits) // bins]
+    return np.searchsorted(np.unique(cuts), logits, side="right")
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Bins of about equally many rows by rising prediction: mean prediction, observed rate, rows and weight, [B] each."""
+
+    predicted: Floats
+    observed: Floats
+    rows: NDArray[np.int64]
+    weight: Floats
+
+
+def reliability(labels: ArrayLike, logits: ArrayLike, weights: ArrayLike | None = None, bins: int = 15) -> Reliability:
+    """The reliability curve over equal-mass bins: what was promised against what came.
+
+    Equal-mass and not equal-width: CTRs are small, and nine of ten equal-width bins would be empty or nearly so.
+
+    Two bins of two rows: promised .2 and .8, one of two came in each.
+
+    >>> curve = reliability([0, 1, 1, 0], logit([0.2, 0.2, 0.8, 0.8]), bins=2)
+    >>> curve.predicted.round(4).tolist(), curve.observed.tolist()
+    ([0.2, 0.8], [0.5, 0.5])
+    """
+    y, z, w = columns("reliability", labels, logits, weights)
+    each = np.ones(len(y)) if w is None else w
+    bin_ = equal_mass_bins(z, bins)
+    rows = np.bincount(bin_)
+    mass = np.bincount(bin_, each).astype(np.float64)
+    there = rows > 0
+    predicted, came = (np.bincount(bin_, each * values)[there] / mass[there] for values in (sigmoid(z), y))
+    return Reliability(predicted, came, rows[there], mass[there])
+
+
+def ece(labels: ArrayLike, logits: ArrayLike, weights: ArrayLike | None = None, bins: int = 15) -> float:
+    """Expected calibration error: Σ_b (weight of bin b) |mean prediction - observed rate|, over equal-mass bins.
+
+    0 is calibrated; NaN if there are no rows. Chance alone keeps it above 0: with n rows at a rate r, by about
+    .8 sqrt(r (1 - r) bins / n). Naeini et al., AAAI 2015; equal-mass bins: Nixon et al., CVPR workshops 2019.
+
+    Two bins: promised .2 and .8, half came in each; both are off by .3.
+
+    >>> round(ece([0, 1, 1, 0], logit([0.2, 0.2, 0.8, 0.8]), bins=2), 4)
+    0.3
+    """
+    curve = reliability(labels, logits, weights, bins)
+    if not len(curve.rows):
+        return float("nan")
+    return float(curve.weight @ np.abs(curve.predicted - curve.observed) / curve.weight.sum())
+
+
+def downsampled(logits: ArrayLike, rate: float) -> Floats:
+    """True logits of a model that was trained on all positives but only this share of the negatives: z + log(rate).
+
+    rate  in (0, 1]: the share of negatives that was kept. In probabilities: q = p / (p + (1 - p) / rate), He et al., ADKDD
+          2014, section 6.3. Not for models trained with weights 1 / rate on the kept negatives: they are calibrated.
+
+    With one negative in ten kept, even odds are odds of one to ten:
+
+    >>> np.exp(downsampled([0.0], 0.1)).round(4).tolist()
+    [0.1]
+    """
+    if not 0 < rate <= 1:
+        raise UserError(
+            f"downsampled: rate = {rate}; accepted: above 0, at most 1, the share of negatives that was kept"
+        )
+    return np.asarray(np.asarray(logits, dtype=np.float64) + np.log(rate))

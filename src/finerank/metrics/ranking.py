@@ -14,18 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from finerank.errors import UserError, nearest
 from finerank.metrics.probability import observed
+from finerank.metrics.runs import Rankings, positives, rankings
 
 Weighting = Literal["impressions", "clicks", "equal"]
-
-
-def _positive(place: str, labels: NDArray[np.generic]) -> NDArray[np.bool_]:
-    positive = np.asarray(labels == 1, dtype=np.bool_)
-    wrong = int(np.count_nonzero(~positive & (labels != 0)))
-    if wrong:
-        raise UserError(
-            f"{place}: {wrong} of {len(labels)} labels are neither 0 nor 1; give rows outside the task weight 0"
-        )
-    return positive
 
 
 def auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
@@ -46,7 +37,7 @@ def auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) 
     nan
     """
     y, s, w = observed("auc", labels, scores, weights)
-    positive = _positive("auc", y)
+    positive = positives("auc", y)
     ups, downs = s[positive], s[~positive]
     if not len(ups) or not len(downs):
         return float("nan")
@@ -67,13 +58,13 @@ class GroupAUC:
 
     groups                 [G] the keys
     auc                    float64 [G]; NaN where a group has one class only
-    impressions, clicks    int64 [G] rows and positive rows
+    impressions, clicks    [G] rows and positive rows: numbers (int64), or sums of their weights (float64)
     """
 
     groups: NDArray[Any]
     auc: NDArray[np.float64]
-    impressions: NDArray[np.int64]
-    clicks: NDArray[np.int64]
+    impressions: NDArray[Any]
+    clicks: NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -92,69 +83,44 @@ class GAUC:
     share_of_impressions_used: float
 
 
-def _new(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where a sorted array moves on to another value; its first entry is one."""
-    return np.concatenate([[True], values[1:] != values[:-1]])
-
-
-def _codes(keys: NDArray[Any], limit: int) -> NDArray[np.int64]:
-    """Integers in [0, limit) with the order of the keys."""
-    if keys.dtype.kind in "iu" and int(keys.max()) - int(keys.min()) < limit:
-        wide = keys if keys.dtype.kind == "u" else keys.astype(np.int64)
-        return np.asarray(wide - wide.min(), dtype=np.int64)
-    return np.asarray(np.unique(keys, return_inverse=True)[1], dtype=np.int64)
-
-
-def per_group_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> GroupAUC:
+def per_group_auc(
+    labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, weights: ArrayLike | None = None
+) -> GroupAUC:
     """`auc` of every group at once: one sort, no loop over groups.
 
-    labels, scores  [n] as for `auc`
-    groups          [n] keys: integers or texts. Not floats, which merge large ids
+    labels, scores, weights  [n] as for `auc`
+    groups                   [n] keys: integers or texts. Not floats, which merge large ids
 
     >>> per_group_auc([1, 0, 1, 1], [2.0, 1.0, 0.0, 5.0], ["ann", "ann", "bob", "ann"]).auc.tolist()
     [1.0, nan]
     """
-    y, s, _ = observed("per_group_auc", labels, scores, None)
-    keys = np.asarray(groups)
-    if keys.shape != y.shape or keys.dtype.kind not in "biuSU":
-        raise UserError(
-            f"per_group_auc: groups are {keys.dtype} {keys.shape}, labels {y.shape}; accepted: integers or texts, "
-            "one per row (a column with nulls or floats: encode it first)"
-        )
-    positive = _positive("per_group_auc", y)
-    if not len(y):
-        none = np.zeros(0, np.int64)
-        return GroupAUC(keys, np.zeros(0), none, none)
-    # One sort of (group, rank of the score, label) packed into an integer: a fifth of the time of a sort by two columns.
-    order = np.argsort(s)
-    rank = np.cumsum(_new(s[order])) - 1  # [n] in the order of scores; ties share a rank
-    ranks = int(rank[-1]) + 1
-    packed = np.sort((_codes(keys, 2**62 // ranks)[order] * ranks + rank) * 2 + positive[order])
-    run, up = packed >> 1, packed & 1  # [n] rows of one group and one score are a run
-    group = run // ranks
-    tie, start = np.flatnonzero(_new(run)), np.flatnonzero(_new(group))  # [K], [G] first row of each run, of each group
-    first_tie = np.searchsorted(tie, start)  # [G] first run of each group
+    return of_rankings(rankings(labels, scores, groups, weights, "per_group_auc"))
 
-    ups = np.add.reduceat(up, tie)  # [K] positives in each run
-    downs = np.diff(tie, append=len(s)) - ups
-    below = np.cumsum(downs) - downs  # [K] negatives in earlier runs, of all groups
-    below -= np.repeat(below[first_tie], np.diff(first_tie, append=len(tie)))  # ... of the same group
-    twice = np.add.reduceat(ups * (2 * below + downs), first_tie)  # [G] twice the pairs won
-    impressions = np.diff(start, append=len(s))
-    clicks = np.add.reduceat(ups, first_tie)
-    pairs = clicks * (impressions - clicks)
-    value = np.full(len(start), np.nan)
+
+def of_rankings(ranked: Rankings) -> GroupAUC:
+    """`per_group_auc` of rows that are sorted already."""
+    up, down = ranked.up, ranked.down
+    twice = ranked.sums(up * (2 * ranked.before(down) + down))  # [G] twice the pairs won
+    clicks, others = ranked.sums(up), ranked.sums(down)
+    pairs = clicks * others
+    value = np.full(len(ranked.groups), np.nan)
     np.divide(twice, 2 * pairs, out=value, where=pairs > 0)
-    keys = np.sort(keys)  # then where it moves on: `np.unique` hashes, and takes longer than all of the above
-    return GroupAUC(keys[_new(keys)], value, impressions, clicks)
+    return GroupAUC(ranked.groups, value, clicks + others, clicks)
 
 
-def gauc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, weighting: Weighting = "impressions") -> GAUC:
+def gauc(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    groups: ArrayLike,
+    weighting: Weighting = "impressions",
+    weights: ArrayLike | None = None,
+) -> GAUC:
     """GAUC = Σ_g w_g AUC_g / Σ_g w_g over the groups (users, requests) that have both classes.
 
     Zhou et al. (DIN), KDD 2018, section 6.2. It measures what ranking does: order the rows of one user.
 
     weighting  "impressions": w_g = rows of the group, as in the paper · "clicks": its positives · "equal": 1
+    weights    of rows, as for `auc`: a group's impressions and clicks are then sums of weights
 
     Raises: UserError as `auc` and `per_group_auc`, or for another weighting.
 
@@ -166,19 +132,25 @@ def gauc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, weighting: Wei
     >>> round(result.share_of_impressions_used, 4)  # five of six rows
     0.8333
     """
-    if weighting not in ("impressions", "clicks", "equal"):
-        raise UserError(f"gauc: weighting {weighting!r}; {nearest(weighting, ('impressions', 'clicks', 'equal'))}")
-    each = per_group_auc(labels, scores, groups)
-    used = ~np.isnan(each.auc)
+    each = per_group_auc(labels, scores, groups, weights)
+    weight, used = group_weights(each, weighting), ~np.isnan(each.auc)
     if not used.any():
         return GAUC(float("nan"), 0, len(used), 0.0)
-    weight = {"impressions": each.impressions, "clicks": each.clicks, "equal": used}[weighting][used].astype(np.float64)
     return GAUC(
-        value=float(each.auc[used] @ weight / weight.sum()),
+        value=float(each.auc[used] @ weight[used] / weight.sum()),
         groups_used=int(used.sum()),
         groups_single_class=int((~used).sum()),
         share_of_impressions_used=float(each.impressions[used].sum() / each.impressions.sum()),
     )
+
+
+def group_weights(each: GroupAUC, weighting: Weighting) -> NDArray[np.float64]:
+    """[G] what each group weighs in GAUC; 0 where it has one class only."""
+    if weighting not in ("impressions", "clicks", "equal"):
+        raise UserError(f"gauc: weighting {weighting!r}; {nearest(weighting, ('impressions', 'clicks', 'equal'))}")
+    used = ~np.isnan(each.auc)
+    of = {"impressions": each.impressions, "clicks": each.clicks, "equal": np.ones(len(used))}[weighting]
+    return np.where(used, of, 0).astype(np.float64)
 
 
 def rela_impr(auc: float, base: float) -> float:

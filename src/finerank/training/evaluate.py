@@ -5,7 +5,6 @@ N rows · H heads
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -17,6 +16,7 @@ from finerank.data.dataset import Dataset
 from finerank.data.order import Budget
 from finerank.metrics.probability import logloss
 from finerank.metrics.ranking import auc, gauc
+from finerank.metrics.regression import rmse
 from finerank.models.composition import Head, Model, head_target
 
 
@@ -79,20 +79,18 @@ def metrics(predictions: Predictions) -> dict[str, dict[str, float]]:
     for i, head in enumerate(predictions.heads):
         inside = predictions.weights[:, i] != 0
         labels, logits = predictions.labels[inside, i], predictions.logits[inside, i]
-        weights = predictions.weights[inside, i]
-        plain = bool((weights == 1).all())
+        given = predictions.weights[inside, i]
+        weights = None if bool((given == 1).all()) else given
         if head.link == "sigmoid":
             out[head.name] = {
-                "auc": auc(labels, logits, None if plain else weights),
-                "gauc": gauc(labels, logits, predictions.groups[inside]).value,
-                "logloss": logloss(labels, logits, None if plain else weights),
+                "auc": auc(labels, logits, weights),
+                "gauc": gauc(labels, logits, predictions.groups[inside], weights=weights).value,
+                "logloss": logloss(labels, logits, weights),
                 "rows": float(len(labels)),
             }
         else:
             predicted = np.exp(logits) if head.link == "exp" else logits
-            error = (predicted.astype(np.float64) - labels) ** 2
-            mean = float(np.average(error, weights=weights)) if len(labels) else math.nan
-            out[head.name] = {"rmse": mean**0.5, "rows": float(len(labels))}
+            out[head.name] = {"rmse": rmse(labels, predicted, weights), "rows": float(len(labels))}
     return out
 
 

@@ -1,0 +1,66 @@
+"""finerank evaluate: a run's metrics with intervals, its curves and slices, as one document."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finerank.cli import screen
+from finerank.cli.app import app
+from finerank.cli.screen import evaluation_table, slices_table, waiting
+from finerank.errors import UserError
+from finerank.evaluation.document import evaluation_path
+from finerank.evaluation.evaluate import evaluate as judge
+from finerank.evaluation.evaluate import evaluate_files as judge_files
+from finerank.metrics.estimate import COVERS
+from finerank.run import Run
+
+
+class Split(StrEnum):
+    """Splits that are scored."""
+
+    validation = "validation"
+    test = "test"
+
+
+class Groups(StrEnum):
+    """What GAUC and the list metrics order."""
+
+    user = "user"
+    request = "request"
+
+
+SplitOption = Annotated[Split, typer.Option("--split", help="Rows to judge.")]
+ByOption = Annotated[Groups, typer.Option("--by", help="Groups of GAUC and of the list metrics.")]
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    split: SplitOption = Split.test,
+    by: ByOption = Groups.user,
+    slices: Annotated[list[str] | None, typer.Option("--slice", help="Also by this feature; may be repeated.")] = None,
+    samples: Annotated[Path | None, typer.Option("--samples", help="Judge these rows instead of a split.")] = None,
+    events: Annotated[Path | None, typer.Option("--events", help="With --samples: the whole event log.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File (default: in the run's folder).")] = None,
+) -> None:
+    """Judge a run: metrics with 95 % intervals, slices.  Example: finerank evaluate runs/din --slice country"""
+    opened = Run.open(run)
+    if events is not None and samples is None:
+        raise UserError("--events: is read for --samples; give both, or neither to judge a split")
+    with waiting("evaluating"):
+        if samples is None:
+            found, name = judge(opened, split.value, by.value, slices or ()), split.value
+        else:
+            found, name = judge_files(opened, samples, events, by.value, slices or ()), f"fresh_{samples.stem}"
+    path = out or evaluation_path(opened.folder, name)
+    found.write(path)
+    screen.console.print(evaluation_table(found))
+    screen.console.print(f"95 % intervals are over users: each {COVERS}.")
+    for head, of in found.heads.items():
+        for table in of.slices:
+            screen.console.print(slices_table(head, table))
+    screen.console.print(f"{found.split}: {found.rows:,} rows of {found.users:,} users; written to {path}")

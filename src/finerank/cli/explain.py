@@ -1,0 +1,96 @@
+"""finerank explain: which past events lit up for which candidate; which fields count; which values lift."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from finerank.cli import screen
+from finerank.cli.app import app
+from finerank.errors import UserError
+from finerank.explain.embedding_map import embedding_map
+from finerank.explain.importance import permutation_importance
+from finerank.explain.lift import lift
+from finerank.explain.past import explain as explain_user
+from finerank.explain.past import latest_request
+from finerank.report import explain_report, pictures
+from finerank.report.explain_report import ranked, strongest_text
+from finerank.report.page import number, write
+from finerank.run import Run
+
+
+@app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    user: Annotated[str | None, typer.Option(help="Explain this user's latest request.")] = None,
+    item: Annotated[str | None, typer.Option(help="Only this candidate (with --user).")] = None,
+    split: Annotated[str, typer.Option(help="Where to look: train, validation or test.")] = "test",
+    head: Annotated[str | None, typer.Option(help="Which of the model's heads; default the first.")] = None,
+    lifts: Annotated[
+        list[str] | None, typer.Option("--lift", help="P(positive | value) of this field; repeat.")
+    ] = None,
+    plane: Annotated[str | None, typer.Option("--map", help="Map this candidate field's values (with --user).")] = None,
+    rows: Annotated[int, typer.Option(help="Rows that the importance of fields is measured on.")] = 50_000,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write a page here (HTML).")] = None,
+) -> None:
+    """Why the model scores as it does.  Example: finerank explain runs/demo/din --user 12748 -o user.html
+
+    Without --user: the importance of every field, and the lift of the fields named with --lift.
+    """
+    if user is None and (item is not None or plane is not None):
+        raise UserError("--item and --map are of one user's request; name the user with --user")
+    if user is not None and lifts:
+        raise UserError("--lift is of the whole run; leave --user out")
+    opened = Run.open(run)
+    trainer = opened.trainer()
+    model = opened.recipe.model.name
+    if user is not None:
+        found = explain_user(trainer, user, item, split, head)
+        table = Table("candidate", box=None)
+        table.add_column(found.head, justify="right")
+        table.add_column("label", justify="right")
+        table.add_column("strongest past events (attention, effect on the logit)")
+        for candidate in ranked(found):
+            what = " ".join(candidate.what.values())
+            table.add_row(what, f"{candidate.score:.4f}", f"{candidate.label:g}", strongest_text(candidate, 3))
+        screen.console.print(table)
+        planes = [embedding_map(trainer, plane, latest_request(trainer.dataset, user, split))] if plane else []
+        page = explain_report.request_page(found, model, planes) if out else ""
+    else:
+        importance = [] if lifts else permutation_importance(trainer, split, rows, advance=_measuring)
+        if importance:
+            table = Table("field", box=None)
+            for title in ("AUC lost", "least", "most"):
+                table.add_column(title, justify="right")
+            for field in importance:
+                table.add_row(pictures.title(field), *(number(x) for x in (field.loss, field.low, field.high)))
+            screen.console.print(table)
+        listed = []
+        for name in lifts or ():
+            values = lift(opened.dataset, name)
+            overall = values[0].rate / values[0].lift if values and values[0].lift else float("nan")
+            listed.append((name, overall, values))
+            table = Table(name, box=None)
+            for title in ("rows", "positives", "rate", "95 % from", "to", "lift"):
+                table.add_column(title, justify="right")
+            for v in values:
+                table.add_row(
+                    v.value,
+                    f"{v.rows:,}",
+                    f"{v.positives:,}",
+                    *(number(x) for x in (v.rate, v.low, v.high)),
+                    number(v.lift, 2),
+                )
+            screen.console.print(table)
+        page = explain_report.fields_page(model, f"{split} rows of {run}", importance, listed) if out else ""
+    if out:
+        write(out, page)
+        screen.console.print(f"written to {out}")
+
+
+def _measuring(field: str) -> None:
+    if screen.console.is_terminal:
+        screen.console.print(f"measuring: {field}", style="dim")

@@ -1,0 +1,219 @@
+"""All metrics of one head on some rows, each with the influence of every user.
+
+n rows · G clusters (users) · L lists (users or requests)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finerank.evaluation.document import By
+from finerank.metrics import lists
+from finerank.metrics.estimate import Estimate, Influence, resampled
+from finerank.metrics.influence import (
+    auc_influence,
+    entropy_influence,
+    mean_influence_of,
+    pr_auc_influence,
+    ratio_influence,
+    through,
+)
+from finerank.metrics.probability import equal_mass_bins, sigmoid
+from finerank.metrics.ranking import Weighting, group_weights, of_rankings
+from finerank.metrics.regression import pair_parts, watched_rankings
+from finerank.metrics.runs import Rankings, Runs, rankings, runs, sums
+
+K = 10
+SAMPLED = 9
+ECE_BINS = 15
+ECE_DRAWS = 200
+BOUNDS = {
+    "logloss": (0.0, math.inf),
+    "ne": (0.0, math.inf),
+    "calibration": (0.0, math.inf),
+    "rmse": (0.0, math.inf),
+    "mae": (0.0, math.inf),
+    "r2": (-math.inf, 1.0),
+}
+"""Where a metric's values lie, if not between 0 and 1."""
+
+
+@dataclass(frozen=True)
+class HeadRows:
+    """The rows of a head's space, and who they belong to.
+
+    logits    float64 [n]; labels float64 [n]; weights float64 [n] > 0, or None where all are 1
+    clusters  int64 [n] codes 0 ... G - 1;  lists: int64 [n] codes 0 ... L - 1
+    owner     int64 [L]: the cluster of each list
+    """
+
+    link: str
+    labels: NDArray[np.float64]
+    logits: NDArray[np.float64]
+    weights: NDArray[np.float64] | None
+    clusters: NDArray[np.int64]
+    lists: NDArray[np.int64]
+    owner: NDArray[np.int64]
+
+    @staticmethod
+    def of(
+        link: str,
+        labels: NDArray[np.floating],
+        logits: NDArray[np.floating],
+        weights: NDArray[np.floating],
+        users: NDArray[np.int64],
+        requests: NDArray[np.int64],
+        by: By = "user",
+    ) -> HeadRows:
+        """From the columns of a split, all [n]: rows of weight 0 are left out. users, requests: any integers."""
+        inside = weights != 0
+        w = weights[inside].astype(np.float64)
+        clusters = dense(users[inside])
+        groups = clusters if by == "user" else dense(requests[inside])
+        owner = np.zeros(int(groups.max()) + 1 if len(groups) else 0, dtype=np.int64)
+        owner[groups] = clusters
+        return HeadRows(
+            link,
+            labels[inside].astype(np.float64),
+            logits[inside].astype(np.float64),
+            None if bool((w == 1).all()) else w,
+            clusters,
+            groups,
+            owner,
+        )
+
+    def take(self, rows: NDArray[np.int64], weights: NDArray[np.float64] | None = None) -> HeadRows:
+        """Some of the rows, or all of them with other weights."""
+        w = self.weights if weights is None else weights
+        owner_of = self.clusters[rows]
+        groups = dense(self.lists[rows])
+        clusters = dense(owner_of)
+        owner = np.zeros(int(groups.max()) + 1 if len(groups) else 0, dtype=np.int64)
+        owner[groups] = clusters
+        return HeadRows(
+            self.link, self.labels[rows], self.logits[rows], None if w is None else w[rows], clusters, groups, owner
+        )
+
+    @cached_property
+    def count(self) -> int:
+        """G."""
+        return int(self.clusters.max()) + 1 if len(self.clusters) else 0
+
+    @cached_property
+    def each(self) -> NDArray[np.float64]:
+        """[n] weights, ones where none are given."""
+        return np.ones(len(self.labels)) if self.weights is None else self.weights
+
+    @cached_property
+    def runs(self) -> Runs:
+        """All rows by score, sorted once."""
+        return runs("auc", self.labels, self.logits, self.weights)
+
+    @cached_property
+    def rankings(self) -> Rankings:
+        """Rows within their lists by score, sorted once."""
+        return rankings(self.labels, self.logits, self.lists, self.weights)
+
+    @cached_property
+    def predictions(self) -> NDArray[np.float64]:
+        """[n] the link applied."""
+        if self.link == "sigmoid":
+            return sigmoid(self.logits)
+        return np.exp(self.logits) if self.link == "exp" else self.logits
+
+
+def dense(codes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Any integers as 0, 1, 2, ... in their order, without a sort where they lie close."""
+    if not len(codes):
+        return codes.astype(np.int64)
+    low, span = int(codes.min()), int(codes.max()) - int(codes.min()) + 1
+    if span > 8 * len(codes) + 1_000:
+        return np.asarray(np.unique(codes, return_inverse=True)[1], dtype=np.int64)
+    there = np.zeros(span, dtype=np.bool_)
+    there[codes - low] = True
+    return np.asarray((np.cumsum(there) - 1)[codes - low], dtype=np.int64)
+
+
+def influences(rows: HeadRows) -> dict[str, Influence]:
+    """Every metric that has a derivative, in the order of `document.METRICS`."""
+    return _binary(rows) if rows.link == "sigmoid" else _regression(rows)
+
+
+def estimates(rows: HeadRows, unit: str = "users") -> dict[str, Estimate]:
+    """Every metric of a head with its interval. unit: what clusters are, for people."""
+    out = {}
+    for name, found in influences(rows).items():
+        out[name] = found.estimate(*BOUNDS.get(name, (0.0, 1.0)), unit=unit)
+        if name == "calibration":
+            out["ece"] = _ece(rows, unit)
+    return out
+
+
+def _binary(rows: HeadRows) -> dict[str, Influence]:
+    y, z, w, clusters, count = rows.labels, rows.logits, rows.each, rows.clusters, rows.count
+    out = {"auc": auc_influence(rows.runs, clusters, count)}
+    each = of_rankings(rows.rankings)
+    weightings: dict[str, Weighting] = {"gauc": "impressions", "gauc_clicks": "clicks", "gauc_equal": "equal"}
+    for name, weighting in weightings.items():
+        out[name] = mean_influence_of(each.auc, group_weights(each, weighting), rows.owner, count)
+    out["pr_auc"] = pr_auc_influence(rows.runs, clusters, count)
+    loss = y * np.logaddexp(0, -z) + (1 - y) * np.logaddexp(0, z)
+    out["logloss"] = mean_influence_of(loss, w, clusters, count)
+    out["ne"] = entropy_influence(out["logloss"], mean_influence_of(y, w, clusters, count))
+    out["calibration"] = ratio_influence(w * rows.predictions, w * y, clusters, count)
+    plain = rows.rankings if rows.weights is None else rankings(y, z, rows.lists)
+    per_list = {
+        f"ndcg@{K}": lists.ndcg(plain, K),
+        "mrr": lists.reciprocal_rank(plain),
+        f"hr@{K}": lists.hit_rate(plain, K),
+        f"map@{K}": lists.average_precision(plain, K),
+        "recall@1": lists.sampled_recall(plain, SAMPLED),
+    }
+    for name, values in per_list.items():
+        out[name] = mean_influence_of(values, np.ones(len(values)), rows.owner, count)
+    return out
+
+
+def _regression(rows: HeadRows) -> dict[str, Influence]:
+    y, w, clusters, count = rows.labels, rows.each, rows.clusters, rows.count
+    error = rows.predictions - y
+    squared = mean_influence_of(error**2, w, clusters, count)
+    root = math.sqrt(squared.value)
+    out = {
+        "rmse": through(squared, root, 1 / (2 * root) if root > 0 else math.nan),
+        "mae": mean_influence_of(np.abs(error), w, clusters, count),
+    }
+    mean = float(w @ y / w.sum()) if len(y) else math.nan
+    unexplained = ratio_influence(w * error**2, w * (y - mean) ** 2, clusters, count)
+    out["r2"] = through(unexplained, 1 - unexplained.value, -1.0)
+    if len(y) and y.min() >= 0 and y.min() == 0:  # some rows are not watched, bought, ...: there are pairs
+        lost, total = pair_parts(watched_rankings(y, rows.logits, rows.lists))
+        out["pair_loss"] = ratio_influence(lost, total, rows.owner, count)
+    return out
+
+
+def _ece(rows: HeadRows, unit: str) -> Estimate:
+    """ECE has a kink wherever a bin is calibrated, so users are resampled; the bins stay."""
+    if not len(rows.labels):
+        return Estimate(value=math.nan)
+    bins, w = equal_mass_bins(rows.logits, ECE_BINS), rows.each
+    size = int(bins.max()) + 1
+    gap = sums(rows.clusters * size + bins, w * (rows.predictions - rows.labels), rows.count * size)
+    columns = np.column_stack([gap.reshape(rows.count, size), sums(rows.clusters, w, rows.count)])
+
+    def statistic(totals: NDArray[np.float64]) -> NDArray[np.float64]:
+        with np.errstate(invalid="ignore"):  # of few users, none may be drawn
+            out: NDArray[np.float64] = np.abs(totals[:, :-1]).sum(axis=1) / totals[:, -1]
+        return out
+
+    value = float(statistic(columns.sum(axis=0, keepdims=True))[0])
+    if rows.count < 2:
+        return Estimate(value=value)
+    se = float(np.nanstd(resampled(columns, statistic, ECE_DRAWS), ddof=1))
+    found = Influence(value, np.array([se]), rows.count, f"{ECE_DRAWS} weighted resamplings")
+    return found.estimate(0.0, 1.0, unit)

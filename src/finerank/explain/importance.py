@@ -1,0 +1,159 @@
+"""How much each field counts: what the model loses when the field's values are dealt out anew among the rows.
+
+Permutation importance (Breiman, Random Forests, 2001, section 10). Candidate fields change places among rows, request
+fields among requests; a history moves as a whole from one request to another. Fields that say the same stand in for each
+other: each may look idle while together they carry the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from finerank.data.batch import Batch, pair_up
+from finerank.data.builder import BatchBuilder
+from finerank.data.order import Budget, shuffled
+from finerank.errors import UserError
+from finerank.metrics.ranking import auc
+from finerank.runtime.blocks import Block, Lists
+from finerank.schema import Columns
+from finerank.training.loop import Trainer
+
+Change = Callable[[Batch, np.random.Generator], Batch]
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Test AUC lost without the field. low, high: the least and the greatest loss over the repeats.
+
+    level  request, candidate, or the history the field belongs to; a history as a whole has the field ""
+    """
+
+    level: str
+    field: str
+    loss: float
+    low: float
+    high: float
+
+
+def permutation_importance(
+    trainer: Trainer,
+    split: str = "test",
+    rows: int = 50_000,
+    repeats: int = 3,
+    seed: int = 0,
+    advance: Callable[[str], None] = lambda field: None,
+) -> list[Importance]:
+    """The fields of a trained model, the most important first, by the AUC of its first binary head.
+
+    rows     about so many rows are used, whole requests drawn at random; 50,000 settle the second decimal
+    repeats  deals per field; low and high are their extremes
+    advance  told the name of each field as its turn comes
+    """
+    heads = [i for i, head in enumerate(trainer.model.heads) if head.link == "sigmoid"]
+    if not heads:
+        raise UserError("importance is measured by AUC, and this model has no binary head")
+    requests = _some_requests(trainer.builder, split, rows, seed)
+    whole = _auc(trainer, requests, heads[0], None, seed)
+    if math.isnan(whole):
+        raise UserError(
+            f"importance is measured by AUC, and the rows drawn from {split!r} are of one class; raise --rows"
+        )
+    found = []
+    for level, field, change in _changes(trainer.builder):
+        advance(f"{level} {field}".strip())
+        losses = [whole - _auc(trainer, requests, heads[0], change, seed + 1 + k) for k in range(repeats)]
+        found.append(Importance(level, field, float(np.mean(losses)), min(losses), max(losses)))
+    return sorted(found, key=lambda i: -i.loss)
+
+
+def _some_requests(builder: BatchBuilder, split: str, rows: int, seed: int) -> np.ndarray:
+    data = builder.dataset
+    order = shuffled(data.requests_of(split), seed, 0)
+    if not len(order):
+        raise UserError(f"the {split} split is empty; accepted: train, validation or test, where it has rows")
+    sizes = np.cumsum(data.first[order + 1] - data.first[order])
+    return order[: int(np.searchsorted(sizes, rows)) + 1]
+
+
+def _auc(trainer: Trainer, requests: np.ndarray, head: int, change: Change | None, seed: int) -> float:
+    """AUC of the head, with `change` applied to every batch. Batches are of requests in random order, so that the rows that
+    trade places are a fair sample of all."""
+    builder, model = trainer.builder, trainer.model
+    draw = np.random.default_rng(seed)
+    logits, labels, weights = [], [], []
+    model.eval()
+    with torch.inference_mode():
+        for step in builder.steps(requests, Budget(rows=trainer.options.evaluate_rows), shuffle=False):
+            for batch in builder.batches(step, epoch=None):
+                changed = batch if change is None else change(batch, draw)
+                logits.append(model(changed.to(trainer.device)).logits[:, head].cpu())
+                label, weight = model.target(batch, model.heads[head])
+                labels.append(label)
+                weights.append(weight)
+    counted = torch.cat(weights).numpy()
+    inside = counted != 0
+    return auc(torch.cat(labels).numpy()[inside], torch.cat(logits).numpy()[inside], counted[inside])
+
+
+def _changes(builder: BatchBuilder) -> Iterator[tuple[str, str, Change]]:
+    """(level, field, change) of every field that the model may read."""
+    fitted = builder.dataset.fitted
+    for level, columns in (("request", fitted.request), ("candidate", fitted.candidate)):
+        for field in _fields(columns):
+            yield level, field, _permuting(level, columns, field)
+    for history, columns in fitted.histories.items():
+        yield history, "", _exchanging(builder, history)
+        for field in _fields(columns):
+            yield history, field, _permuting(history, columns, field)
+
+
+def _fields(columns: Columns) -> list[str]:
+    numbers = [name for name in columns.numbers if not name.endswith("?")]
+    return [name for name, _ in columns.ids] + numbers + [column.name for column in columns.lists]
+
+
+def _permuting(level: str, columns: Columns, field: str) -> Change:
+    """Deals one field's values out anew within the block of a level: a number together with its missing mark."""
+    ids = [j for j, (name, _) in enumerate(columns.ids) if name == field]
+    numbers = [j for j, name in enumerate(columns.numbers) if name in (field, f"{field}?")]
+
+    def dealt(block: Block[torch.Tensor], draw: np.random.Generator) -> Block[torch.Tensor]:
+        order = torch.from_numpy(draw.permutation(len(block)))
+        new_ids, new_numbers = block.ids.clone(), block.numbers.clone()
+        new_ids[:, ids] = block.ids[order][:, ids]
+        new_numbers[:, numbers] = block.numbers[order][:, numbers]
+        lists = {
+            name: Lists(x.index[order], x.ids, x.weights, x.segments, x.lengths) if name == field else x
+            for name, x in block.lists.items()
+        }
+        return Block(new_ids, new_numbers, lists)
+
+    def change(batch: Batch, draw: np.random.Generator) -> Batch:
+        if level == "request":
+            return replace(batch, request=dealt(batch.request, draw))
+        if level == "candidate":
+            return replace(batch, candidate=dealt(batch.candidate, draw))
+        history = batch.histories[level]
+        events = replace(history, events=dealt(history.events, draw))
+        return replace(batch, histories={**batch.histories, level: events})
+
+    return change
+
+
+def _exchanging(builder: BatchBuilder, name: str) -> Change:
+    """Gives every request the whole history of another."""
+
+    def change(batch: Batch, draw: np.random.Generator) -> Batch:
+        assert batch.requests is not None
+        history = builder.history(name, draw.permutation(batch.requests.numpy()))
+        pairs = dict(batch.pairs)
+        if name in pairs:
+            pairs[name] = pair_up(batch.request_of, history.lengths)
+        return replace(batch, histories={**batch.histories, name: history}, pairs=pairs)
+
+    return change

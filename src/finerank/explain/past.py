@@ -1,0 +1,243 @@
+"""Which past events lit up for which candidate (DIN, section 6.7: the figure), by name.
+
+R requests · C candidates · T events of one request
+
+Two answers for each event. `weight`: what the activation unit gave it, where the model attends. `effect`: the logit with
+the event minus the logit without it, for any model that reads the history; what the model would have said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from finerank.data.batch import Batch, Jagged, pair_up
+from finerank.data.builder import BatchBuilder, to_tensors
+from finerank.data.columns import take_block
+from finerank.data.dataset import Dataset
+from finerank.errors import UserError, nearest
+from finerank.explain.readable import names_of
+from finerank.models.composition import Link, Model
+from finerank.runtime.blocks import Block, Lists
+from finerank.runtime.values import canonical
+from finerank.training.loop import Trainer
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A past event as one candidate sees it. age: seconds; None where list columns do not say when."""
+
+    history: str
+    what: Mapping[str, str]
+    age: float | None
+    weight: float | None
+    effect: float
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One candidate of one request: what it is, its score, its label, and the past in order of time.
+
+    score   probability (or predicted number) of `head`
+    """
+
+    what: Mapping[str, str]
+    label: float
+    logit: float
+    score: float
+    past: tuple[Seen, ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A request, seen through a model. `time`: microseconds as in the data."""
+
+    user: str
+    time: int
+    head: str
+    request: Mapping[str, str]
+    candidates: tuple[Explained, ...]
+
+
+def explain(
+    trainer: Trainer, user: str, item: str | None = None, split: str = "test", head: str | None = None
+) -> Explanation:
+    """The user's latest request of the split, candidate by candidate; with `item` only the candidates of that value.
+
+    item   a value of any id column of the candidate. An item that was not in the request is scored as it was last
+           offered to anybody before it
+    head   which of the model's heads; default the first
+    Raises UserError for a user, item or head that is not there.
+    """
+    data = trainer.dataset
+    request = latest_request(data, user, split)
+    head, h = _head(trainer.model, head)
+    rows = data.rows_of(np.array([request]))
+    if item is not None:
+        rows = _rows_of_item(data, request, rows, item)
+    batch = batch_of(trainer.builder, request, rows)
+    trainer.model.eval()
+    with torch.inference_mode():
+        out = trainer.model(batch)
+        without = trainer.model(_each_event_left_out(batch)).logits[:, h]
+    logits = out.logits[:, h]
+    candidates = names_of(data.encoder, data.fitted.candidate, take_block(data.candidate, rows))
+    seen: list[list[Seen]] = [[] for _ in rows]
+    offset = 0
+    for name, history in batch.histories.items():
+        events = len(history.segments)
+        what = _event_names(data, name, request)
+        ages: list[float | None] = (history.ages.double() / 1e6).tolist()
+        if data.fitted.schema.history(name).lists:
+            ages = [None] * events
+        left_out = without[offset : offset + events * len(rows)].view(events, len(rows))
+        offset += events * len(rows)
+        weights = _weights(out.attention, name, len(rows), events)
+        for c in range(len(rows)):
+            for t in range(events):
+                weight = None if weights is None else float(weights[c, t])
+                seen[c].append(Seen(name, what[t], ages[t], weight, float(logits[c] - left_out[t, c])))
+    scores = _scores(logits.double(), trainer.model.heads[h].link)
+    task = [t.name for t in data.fitted.schema.tasks].index(trainer.model.heads[h].task)
+    explained = tuple(
+        Explained(candidates[c], float(data.labels[rows[c], task]), float(logits[c]), float(scores[c]), tuple(seen[c]))
+        for c in range(len(rows))
+    )
+    context = names_of(data.encoder, data.fitted.request, take_block(data.request, np.array([request])))[0]
+    return Explanation(user, int(data.time[request]), head, context, explained)
+
+
+def latest_request(data: Dataset, user: str, split: str) -> int:
+    """The user's last request of a split. Raises UserError for a user who is unknown or has none there."""
+    names = pl.read_parquet(data.folder / "users.parquet").to_series(0).to_list()
+    wanted = canonical(user)
+    if wanted not in names:
+        raise UserError(f"user {user!r} is not in the data; {nearest(user, names[:100_000])}")
+    mine = np.flatnonzero(data.user == names.index(wanted))
+    here = mine[np.isin(mine, data.requests_of(split))]
+    if not len(here):
+        raise UserError(
+            f"user {user!r} has no request in the {split} split ({len(mine)} in the others); "
+            "accepted: --split train, validation or test"
+        )
+    return int(here[-1])
+
+
+def batch_of(builder: BatchBuilder, request: int, rows: np.ndarray) -> Batch:
+    """A batch of one request with candidates of our choice, as in evaluation. rows: int64 [C] of the data set."""
+    data = builder.dataset
+    whole = builder.batch(np.array([request]), epoch=None)
+    request_of = torch.zeros(len(rows), dtype=torch.int64)
+    return replace(
+        whole,
+        candidate=to_tensors(data.fitted.candidate, take_block(data.candidate, rows), builder.row_maps),
+        request_of=request_of,
+        labels=torch.from_numpy(data.labels[rows]),
+        weights=torch.from_numpy(data.weights[rows]),
+        pairs={name: pair_up(request_of, whole.histories[name].lengths) for name in whole.pairs},
+        train_only=to_tensors(data.fitted.train_only, take_block(data.train_only, rows), builder.row_maps),
+        rows=torch.from_numpy(rows),
+        rows_in_step=len(rows),
+    )
+
+
+def _scores(logits: Tensor, link: Link) -> Tensor:
+    match link:
+        case "sigmoid":
+            return torch.sigmoid(logits)
+        case "exp":
+            return torch.exp(logits)
+        case "identity":
+            return logits
+
+
+def _head(model: Model, name: str | None) -> tuple[str, int]:
+    names = [head.name for head in model.heads]
+    if name is not None and name not in names:
+        raise UserError(f"no head {name!r}; {nearest(name, names)}")
+    return (names[0], 0) if name is None else (name, names.index(name))
+
+
+def _rows_of_item(data: Dataset, request: int, rows: np.ndarray, item: str) -> np.ndarray:
+    """Rows of the request whose candidate has the value; else its last row before the request ends."""
+    wanted = canonical(item)
+    symbols = [(j, data.encoder.tables[table].lookup(wanted)) for j, (_, table) in enumerate(data.fitted.candidate.ids)]
+    known = [
+        (j, symbol)
+        for j, symbol in symbols
+        if data.encoder.tables[data.fitted.candidate.ids[j][1]].name(symbol) == item
+    ]
+    for span in (rows, np.arange(int(rows[-1]) + 1)):
+        hit = np.zeros(len(span), dtype=bool)
+        for j, symbol in known:
+            hit |= data.candidate.ids[span, j] == symbol
+        if hit.any():
+            return span[hit] if span is rows else span[hit][-1:]
+    shown = names_of(data.encoder, data.fitted.candidate, take_block(data.candidate, rows[:3]))
+    raise UserError(
+        f"item {item!r} was never a candidate up to this request; the request's own candidates begin with "
+        f"{[next(iter(s.values()), '') for s in shown]}"
+    )
+
+
+def _event_names(data: Dataset, history: str, request: int) -> list[Mapping[str, str]]:
+    slices = data.slices[history]
+    block, _ = data.events[history].gather(np.arange(slices.start[request], slices.end[request]))
+    return names_of(data.encoder, data.fitted.histories[history], block)
+
+
+def _weights(attention: Mapping[str, Tensor], history: str, candidates: int, events: int) -> Tensor | None:
+    """[C, T]: pairs of one request come candidate after candidate, events oldest first."""
+    found = attention.get(history)
+    return None if found is None else found.view(candidates, events)
+
+
+def _each_event_left_out(batch: Batch) -> Batch:
+    """The request once per event of each history, in order, without that event. batch: of one request with C candidates."""
+    total = sum(len(h.segments) for h in batch.histories.values())
+    copies = torch.arange(total)
+    request_of = copies.repeat_interleave(batch.N)
+    histories: dict[str, Jagged] = {}
+    first = 0
+    for name, history in batch.histories.items():
+        events = len(history.segments)
+        segments = copies.repeat_interleave(events)
+        event = torch.arange(events).repeat(total)
+        kept = segments != event + first
+        lengths = torch.full((total,), events)
+        lengths[first : first + events] -= 1
+        starts = lengths.cumsum(0) - lengths
+        segments, event = segments[kept], event[kept]
+        histories[name] = Jagged(
+            _take(history.events, event),
+            segments,
+            torch.arange(len(segments)) - starts[segments],
+            lengths,
+            history.ages[event],
+        )
+        first += events
+    return replace(
+        batch,
+        request=_take(batch.request, torch.zeros(total, dtype=torch.int64)),
+        candidate=_take(batch.candidate, torch.arange(batch.N).repeat(total)),
+        request_of=request_of,
+        histories=histories,
+        labels=batch.labels.repeat(total, 1),
+        weights=batch.weights.repeat(total, 1),
+        pairs={name: pair_up(request_of, histories[name].lengths) for name in batch.pairs},
+        train_only=None,
+        requests=None,
+        rows=None,
+        rows_in_step=0,
+    )
+
+
+def _take(block: Block[Tensor], index: Tensor) -> Block[Tensor]:
+    """Rows of a block; the distinct lists stay as they are, their order of occurrence does not matter in evaluation."""
+    lists = {n: Lists(x.index[index], x.ids, x.weights, x.segments, x.lengths) for n, x in block.lists.items()}
+    return Block(block.ids[index], block.numbers[index], lists)

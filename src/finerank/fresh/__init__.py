@@ -1,0 +1,1 @@
+"""Scores of raw rows by a finished run: files that it was not prepared from, ids that it never saw."""

@@ -1,0 +1,120 @@
+"""The past that raw rows are scored with: a log of events, or list columns, encoded by the encoder of a finished run.
+
+n rows · R requests
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from finerank.data.dataset import Dataset, Slices
+from finerank.data.encode import canonical_series, encode_block
+from finerank.data.events import EventTable
+from finerank.data.prepare import Keys
+from finerank.data.source import collect, microseconds
+from finerank.errors import UserError
+from finerank.runtime.blocks import Block
+from finerank.runtime.encoder import Encoder
+from finerank.runtime.fields import fields_of
+from finerank.runtime.values import canonical
+from finerank.schema import History
+
+
+@dataclass(frozen=True)
+class Log:
+    """The past of users: an event table per history that reads the log, and users' codes in them."""
+
+    tables: dict[str, EventTable]
+    users: pl.DataFrame  # user (text), code (int64)
+
+    @staticmethod
+    def stored(data: Dataset) -> Log:
+        """The events that the run was prepared from."""
+        users = pl.read_parquet(data.folder / "users.parquet")
+        tables = {h.name: data.events[h.name] for h in data.encoder.schema.histories if not h.lists}
+        return Log(tables, _coded(users["user"]))
+
+    @staticmethod
+    def read(encoder: Encoder, keys: Keys, events: pl.LazyFrame) -> Log:
+        """Another log, encoded as the run's own was; values that it did not know are out of vocabulary."""
+        if keys.user is None or keys.time is None:
+            raise UserError("events: the run's recipe names no keys.user and keys.time, so it reads no event log")
+        histories = [h for h in encoder.schema.histories if not h.lists]
+        wanted = {keys.user, keys.time, *(k for k in (keys.sequence, keys.known_at) if k)}
+        wanted |= {c for h in histories for f in fields_of(encoder.schema, h.name) for c in f.columns}
+        wanted |= {c for h in histories for c in h.where}
+        frame = collect(events, sorted(wanted), "events")
+        names = canonical_series(frame[keys.user])
+        users = _coded(names.drop_nulls().unique().sort())
+        code = codes(names, users)
+        return Log({h.name: _table(encoder, h, keys, frame, code, len(users)) for h in histories}, users)
+
+
+def _table(
+    encoder: Encoder, history: History, keys: Keys, frame: pl.DataFrame, code: np.ndarray, users: int
+) -> EventTable:
+    """The events that belong to a history (`where`), of users known by name."""
+    keep = pl.Series(code >= 0)
+    for column, value in history.where.items():  # by canonical text, as everywhere: 1, 1.0 and "1" are one value
+        keep &= (canonical_series(frame[column]) == canonical(value)).fill_null(False)
+    kept = np.flatnonzero(keep.to_numpy())
+    sequence = whole(frame, keys.sequence, "events") if keys.sequence else np.arange(frame.height)
+    part = frame[kept]
+    time = microseconds(part[str(keys.time)], keys.time_unit, "events")
+    known_at = time + round(history.delay * 1_000_000)
+    if keys.known_at:
+        known_at = microseconds(part[keys.known_at], keys.time_unit, "events")
+    columns: dict[str, str] = {}
+    for field in fields_of(encoder.schema, history.name):
+        columns |= dict(zip((field.feature.name, f"{field.feature.name}·weights"), field.columns, strict=False))
+    block = encode_block(encoder, history.name, part.select(**{name: pl.col(c) for name, c in columns.items()}))
+    return EventTable.build(None, code[kept], time, known_at, sequence[kept], block, users=users)
+
+
+def _coded(users: pl.Series) -> pl.DataFrame:
+    return pl.DataFrame({"user": users, "code": pl.Series(range(len(users)), dtype=pl.Int64)})
+
+
+def codes(names: pl.Series, users: pl.DataFrame) -> np.ndarray:
+    """int64 [n]: the code of each user, -1 for one without events or name."""
+    joined = pl.DataFrame({"user": names.cast(pl.String)}).join(users, on="user", how="left", maintain_order="left")
+    return joined["code"].fill_null(-1).to_numpy()
+
+
+def whole(frame: pl.DataFrame, column: str, where: str) -> np.ndarray:
+    """A column of whole numbers as int64 [n]; UserError for anything else."""
+    values = frame[column]
+    if not values.dtype.is_integer() or values.null_count():
+        raise UserError(f"{where}: column {column!r} is {values.dtype} or has nulls; accepted: whole numbers")
+    return values.cast(pl.Int64).to_numpy()
+
+
+def from_lists(encoder: Encoder, history: History, heads: pl.DataFrame) -> tuple[EventTable, Slices]:
+    """A history of list columns: every request's list is its own slice of a table of this batch."""
+    fields, lengths = {}, np.zeros(heads.height, dtype=np.int64)
+    for i, (name, column) in enumerate(history.lists.items()):
+        lists = heads[column]
+        if lists.dtype == pl.Null:
+            lists = lists.cast(pl.List(pl.String))
+        if lists.dtype == pl.String:
+            if history.separator is None:
+                raise UserError(f"history {history.name!r}: column {column!r} is text; say how it is joined: separator")
+            lists = lists.replace("", None).str.split(history.separator)
+        if not isinstance(lists.dtype, pl.List):
+            raise UserError(
+                f"history {history.name!r}: column {column!r} is {lists.dtype}; accepted: lists or joined text"
+            )
+        these = lists.list.len().fill_null(0).cast(pl.Int64).to_numpy()
+        if i and (these != lengths).any():
+            raise UserError(f"history {history.name!r}: column {column!r} differs in length from the others")
+        lengths = these
+        fields[name] = lists.filter(pl.Series(these > 0)).explode()
+    block: Block[np.ndarray] = encode_block(encoder, history.name, pl.DataFrame(fields))
+    request = np.repeat(np.arange(len(lengths)), lengths)
+    ends = np.cumsum(lengths)
+    position = np.arange(len(request)) - np.repeat(ends - lengths, lengths)
+    table = EventTable.build(None, request, request, request, position, block, users=len(lengths))
+    return table, Slices(np.maximum(ends - lengths, ends - history.max_length), ends, ends)

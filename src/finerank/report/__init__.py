@@ -1,0 +1,1 @@
+"""One HTML file per run, comparison, ablation or explanation: pictures inside, no network."""

@@ -1,0 +1,80 @@
+"""The page of `finerank explain`: one request's candidates and their past, or the fields of a whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from finerank.explain.embedding_map import EmbeddingMap
+from finerank.explain.importance import Importance
+from finerank.explain.lift import Lift
+from finerank.explain.past import Explained, Explanation
+from finerank.report import pictures
+from finerank.report.page import render
+from finerank.report.pictures import Picture, ago
+
+EVENTS_PER_CANDIDATE = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A heading with pictures, and a table behind a fold."""
+
+    title: str
+    text: str = ""
+    pictures: Sequence[Picture] = ()
+    titles: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = field(default=())
+    open: bool = False
+
+
+def request_page(found: Explanation, model: str, planes: Sequence[EmbeddingMap] = ()) -> str:
+    """The page of one user's request."""
+    context = ", ".join(f"{name} {value}" for name, value in found.request.items())
+    sections = [
+        Section(
+            title="What lit up",
+            pictures=pictures.past(found),
+            titles=("candidate", found.head, "label", "strongest past events (attention, effect on the logit)"),
+            rows=[
+                (" ".join(c.what.values()), f"{c.score:.4f}", f"{c.label:g}", strongest_text(c)) for c in ranked(found)
+            ],
+            open=True,
+        )
+    ]
+    sections += [
+        Section(title=f"Where {p.field} lies", pictures=[pictures.item_map(p, f"user {found.user}")]) for p in planes
+    ]
+    summary = f"{len(found.candidates)} candidates, scored by {found.head}" + (f" · {context}" if context else "")
+    return render("explanation.html", title=f"{model}: user {found.user}", summary=summary, parts=sections)
+
+
+def fields_page(
+    model: str, summary: str, importance: Sequence[Importance], lifts: Sequence[tuple[str, float, Sequence[Lift]]]
+) -> str:
+    """The page of a run's fields. lifts: (field, rate of all rows, its values)."""
+    sections = []
+    if importance:
+        picture = Picture(pictures.importance_chart(importance), "AUC lost when the values are dealt out anew.")
+        sections.append(Section(title="Fields that count", pictures=[picture]))
+    sections += [
+        Section(title=f"P(positive | {name})", pictures=[pictures.lift_chart(values, name, overall)])
+        for name, overall, values in lifts
+    ]
+    return render("explanation.html", title=f"{model}: its fields", summary=summary, parts=sections)
+
+
+def ranked(found: Explanation) -> list[Explained]:
+    """The candidates, highest score first."""
+    return sorted(found.candidates, key=lambda c: -c.score)
+
+
+def strongest_text(candidate: Explained, most: int = EVENTS_PER_CANDIDATE) -> str:
+    """The past events that moved a candidate most, in one line: name, age, attention, effect."""
+    seen = sorted(candidate.past, key=lambda s: -abs(s.effect if s.weight is None else s.weight))[:most]
+    parts = []
+    for event in seen:
+        age = "" if event.age is None else f" {ago(event.age)} ago"
+        weight = "" if event.weight is None else f"{event.weight:+.3f}, "
+        parts.append(f"{' '.join(event.what.values())}{age} ({weight}{event.effect:+.3f})")
+    return " · ".join(parts)

@@ -1,0 +1,207 @@
+"""Explanations: weights and effects are the model's own, importance finds what is used, lifts are counted rightly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+import tiny
+import torch
+
+from finerank.data.columns import take_block
+from finerank.data.dataset import Dataset, Slices
+from finerank.errors import UserError
+from finerank.explain.embedding_map import embedding_map, table_vectors
+from finerank.explain.importance import permutation_importance
+from finerank.explain.lift import Z95, _interval, lift
+from finerank.explain.past import batch_of, explain, latest_request
+from finerank.explain.readable import names_of
+from finerank.models.registry import parse
+from finerank.training.loop import Trainer
+from finerank.training.options import TrainingOptions
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny.dataset(tmp_path_factory.mktemp("tiny") / "data")
+
+
+@pytest.fixture(scope="module")
+def din(data: Dataset) -> Trainer:
+    """Random weights, large enough that every field speaks."""
+    composition = parse({"name": "din", "representation": {"embedding": {"width": 4, "std": 1.0}}})
+    return Trainer(composition, data, TrainingOptions(threads=1, keep_memory=False))
+
+
+def someone(data: Dataset, split: str = "test") -> str:
+    """The user of the split's request with the longest past."""
+    requests = data.requests_of(split)
+    slices = data.slices["clicks"]
+    longest = requests[np.argmax(slices.end[requests] - slices.start[requests])]
+    return str(pl.read_parquet(data.folder / "users.parquet").to_series(0)[int(data.user[longest])])
+
+
+def test_weights_and_scores_are_those_of_the_model(din: Trainer, data: Dataset) -> None:
+    user = someone(data)
+    request = latest_request(data, user, "test")
+    found = explain(din, user)
+    din.model.eval()
+    out = din.model(din.builder.batch(np.array([request]), epoch=None))
+    np.testing.assert_allclose([c.logit for c in found.candidates], out.logits[:, 0].detach(), rtol=1e-6)
+    weights = [s.weight for c in found.candidates for s in c.past if s.history == "clicks"]
+    np.testing.assert_allclose(weights, out.attention["clicks"].detach(), rtol=1e-6)
+    assert [c.score for c in found.candidates] == pytest.approx([1 / (1 + np.exp(-c.logit)) for c in found.candidates])
+    assert all(s.age is not None and s.age > 0 for c in found.candidates for s in c.past)
+
+
+@pytest.mark.parametrize("name", ["din", "base", "dien"])
+def test_an_effect_is_the_logit_without_the_event(data: Dataset, name: str) -> None:
+    """The oldest and the newest event can be left out by moving the ends of the slices: the plain twin."""
+    trainer = Trainer(parse({"name": name}), data, TrainingOptions(threads=1, keep_memory=False, seed=3))
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    user = someone(data)
+    request = latest_request(data, user, "test")
+    found = explain(trainer, user)
+    assert found.candidates[0].past
+    slices = data.slices["clicks"]
+    for end, shift in (("start", 1), ("end", -1)):
+        moved = {"start": slices.start.copy(), "end": slices.end.copy()}
+        moved[end][request] += shift
+        trainer.builder.dataset = replace(data, slices={"clicks": Slices(moved["start"], moved["end"], slices.known)})
+        without = trainer.model(trainer.builder.batch(np.array([request]), epoch=None)).logits[:, 0].detach().numpy()
+        effect = [c.past[0 if end == "start" else -1].effect for c in found.candidates]
+        np.testing.assert_allclose(effect, [c.logit for c in found.candidates] - without, rtol=1e-4, atol=1e-5)
+    trainer.builder.dataset = data
+
+
+def test_an_item_of_the_request_and_one_from_before(din: Trainer, data: Dataset) -> None:
+    user = someone(data)
+    whole = explain(din, user)
+    item = whole.candidates[-1].what["item"]
+    one = explain(din, user, item)
+    assert [c.logit for c in one.candidates] == pytest.approx(
+        [c.logit for c in whole.candidates if c.what["item"] == item], rel=1e-6
+    )
+    here = {c.what["item"] for c in whole.candidates}
+    rows = data.rows_of(np.arange(latest_request(data, user, "test")))
+    names = names_of(data.encoder, data.fitted.candidate, take_block(data.candidate, rows))
+    other = next(n["item"] for n in names if n["item"] not in here and not n["item"].startswith("<"))
+    (found,) = explain(din, user, other).candidates
+    assert found.what["item"] == other
+
+
+def test_whom_and_what_it_does_not_know_it_says(din: Trainer, data: Dataset) -> None:
+    with pytest.raises(UserError, match=r"user 'nobody' is not in the data; "):
+        explain(din, "nobody")
+    with pytest.raises(UserError, match=r"item 'i999' was never a candidate up to this request"):
+        explain(din, someone(data), "i999")
+    with pytest.raises(UserError, match=r"no head 'clik'; .*click"):
+        explain(din, someone(data), head="clik")
+    with pytest.raises(UserError, match="no candidate id field 'itm'"):
+        embedding_map(din, "itm", 5)
+
+
+# ------------------------------------------------------------------------------------------------ fields
+
+
+def test_importance_is_nought_for_what_the_model_does_not_read(data: Dataset) -> None:
+    """A linear model over no embeddings of histories: dealing these out anew changes nothing at all."""
+    trainer = Trainer(parse({"name": "lr"}), data, TrainingOptions(threads=1, keep_memory=False))
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter += torch.randn_like(parameter)
+    found = {(i.level, i.field): i for i in permutation_importance(trainer, "train", rows=10_000, repeats=2)}
+    assert all(found[key].loss == 0 for key in found if key[0] == "clicks")
+    assert any(i.loss != 0 for i in found.values())
+
+
+def test_importance_finds_the_field_that_decides(data: Dataset) -> None:
+    """The weights of `item` alone are set, to what each item was clicked: only it can count."""
+    trainer = Trainer(parse({"name": "lr"}), data, TrainingOptions(threads=1, keep_memory=False))
+    rows = data.rows_of(data.requests_of("train"))
+    j = [name for name, _ in data.fitted.candidate.ids].index("item")
+    symbols = np.asarray(data.candidate.ids)[rows, j].astype(int)
+    size = data.encoder.tables["item"].size
+    rate = np.bincount(symbols, data.labels[rows, 0], size) / np.maximum(np.bincount(symbols, minlength=size), 1)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.zero_()
+        (tables,) = trainer.model.embeddings().values()
+        tables.table("item")[:] = torch.from_numpy(rate).float()[:, None]
+    first, second, *_ = permutation_importance(trainer, "train", rows=10_000)
+    assert (first.level, first.field) == ("candidate", "item")
+    assert first.loss > 0.05
+    assert first.low <= first.loss <= first.high
+    assert second.loss == 0
+
+
+def test_a_lift_is_counted_by_hand(data: Dataset) -> None:
+    samples, _ = tiny.frames()
+    train = data.rows_of(data.requests_of("train"))
+    ordered = samples.sort("time", "sequence", maintain_order=True)[train.tolist()]
+    assert ordered["click"].to_list() == data.labels[train, 0].astype(int).tolist()
+    overall = ordered["click"].mean()
+    for v in lift(data, "category", "click"):
+        mine = ordered.filter(pl.col("category").cast(pl.String) == v.value)["click"]
+        assert (v.rows, v.positives) == (len(mine), mine.sum())
+        assert v.rate == pytest.approx(mine.mean())
+        assert v.lift == pytest.approx(mine.mean() / overall)
+        assert 0 <= v.low <= v.rate <= v.high <= 1
+    tags = ordered.explode("tags").group_by("tags").agg(pl.len(), pl.col("click").sum())
+    counted = {tag: (rows, clicks) for tag, rows, clicks in tags.drop_nulls().iter_rows()}
+    assert {v.value: (v.rows, v.positives) for v in lift(data, "tags")} == counted
+
+
+def test_the_interval_of_a_lift_knows_users() -> None:
+    positive = np.array([1.0] * 30 + [0.0] * 70)
+    alone = _interval(positive, np.arange(100), 0.3)
+    n, p = 100, 0.3
+    wilson = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 / (1 + Z95**2 / n) * (p * (1 - p) / n + Z95**2 / (4 * n * n)) ** 0.5
+    assert alone == pytest.approx((wilson - half, wilson + half))
+    together = _interval(positive, np.arange(100) // 10, 0.3)  # ten users, each all or nothing
+    ten = (p + Z95**2 / 20) / (1 + Z95**2 / 10)
+    half = Z95 / (1 + Z95**2 / 10) * (p * (1 - p) / 10 + Z95**2 / 400) ** 0.5
+    assert together == pytest.approx((ten - half, ten + half))
+
+
+def test_lift_of_what_is_not_there(data: Dataset) -> None:
+    with pytest.raises(UserError, match=r"no id or list field 'amount'"):
+        lift(data, "amount")
+    with pytest.raises(UserError, match="no binary task 'x'"):
+        lift(data, "item", "x")
+
+
+# ------------------------------------------------------------------------------------------------ the map
+
+
+def test_a_map_of_flat_embeddings_keeps_everything(data: Dataset) -> None:
+    """In two dimensions the plane loses nothing: distances on it are those of the embeddings."""
+    composition = parse({"name": "din", "representation": {"embedding": {"width": 2, "std": 1.0}}})
+    trainer = Trainer(composition, data, TrainingOptions(threads=1, keep_memory=False))
+    request = int(data.requests_of("test")[-1])
+    found = embedding_map(trainer, "item", request, "category", top=10)
+    assert found.kept == pytest.approx(1)
+    vectors = table_vectors(trainer.model, "item")
+    symbols = [data.encoder.tables["item"].lookup(s.name) for s in found.spots]
+    wanted = np.linalg.norm(vectors[symbols][:, None] - vectors[symbols][None], axis=2)
+    place = np.array([(s.x, s.y) for s in found.spots])
+    np.testing.assert_allclose(np.linalg.norm(place[:, None] - place[None], axis=2), wanted, atol=1e-5)
+    counts = [s.count for s in found.spots]
+    assert counts == sorted(counts, reverse=True)
+
+
+def test_a_map_scores_items_for_the_request(din: Trainer, data: Dataset) -> None:
+    request = latest_request(data, someone(data), "test")
+    found = embedding_map(din, "item", request, top=5)
+    spot = found.spots[0]
+    j = [name for name, _ in data.fitted.candidate.ids].index("item")
+    until = int(data.first[request + 1])
+    symbol = data.encoder.tables["item"].lookup(spot.name)
+    row = np.flatnonzero(np.asarray(data.candidate.ids)[:until, j] == symbol)[-1:]
+    logit = din.model.eval()(batch_of(din.builder, request, row)).logits[0, 0].detach()
+    assert spot.score == pytest.approx(float(torch.sigmoid(logit)), rel=1e-5)

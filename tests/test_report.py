@@ -1,0 +1,183 @@
+"""The pages: what stands in them, that it is escaped, and that a real browser opens them without any network."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import test_run
+
+from finerank.cli.app import verbs
+from finerank.errors import UserError
+from finerank.evaluation.document import Evaluation, evaluation_path
+from finerank.explain.past import Explained, Explanation, Seen
+from finerank.metrics.estimate import Estimate
+from finerank.recipe import Recipe
+from finerank.report import charts, pictures
+from finerank.report.explain_report import request_page
+from finerank.report.page import number, percent
+from finerank.report.run_report import run_report
+from finerank.run import Run, run
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two finished runs, `din` and `lr`, on the same data."""
+    folder = tmp_path_factory.mktemp("shop")
+    test_run.logs(folder)
+    run(Recipe.parse(test_run.table(), folder), folder / "din", folder / "data")
+    run(Recipe.parse(test_run.table() | {"model": {"name": "lr"}}, folder), folder / "lr", folder / "data")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(shop: Path) -> str:
+    return run_report(Run.open(shop / "din"), rows=200)
+
+
+def finerank(*words: object) -> None:
+    verbs()([str(w) for w in words], standalone_mode=False)
+
+
+def svgs(html: str) -> list[str]:
+    return re.findall(r"<svg .*?</svg>", html, re.DOTALL)
+
+
+# ------------------------------------------------------------------------------------------------ what stands in them
+
+
+def test_a_report_says_what_was_measured(shop: Path, page: str) -> None:
+    found = Evaluation.read(evaluation_path(shop / "din", "test"))
+    for head in found.heads.values():
+        for name in ("auc", "gauc", "logloss"):
+            assert number(head.metrics[name].value) in page
+            assert number(head.metrics[name].low) in page
+    for title in (
+        "Result: click",
+        "Result: conversion",
+        "Learning",
+        "Slices",
+        "Fields that count",
+        "A past that lit up",
+        "Data",
+    ):
+        assert f"<h2>{title}</h2>" in page
+    assert "name = &#34;din&#34;" in page  # the recipe
+    assert len(svgs(page)) > 10
+
+
+def test_pictures_are_sound_and_nothing_is_fetched(page: str) -> None:
+    for svg in svgs(page):
+        ElementTree.fromstring(svg)
+        assert 'role="img"' in svg
+    assert "<script" not in page
+    links = re.findall(r'(?:href|src)="([^"#][^"]*)"', page)
+    assert not [link for link in links if not link.startswith("#")]
+    assert "url(http" not in page
+
+
+def test_without_rows_no_importance(shop: Path) -> None:
+    assert "Fields that count" not in run_report(Run.open(shop / "lr"), rows=0)
+
+
+def test_a_run_without_scores_of_the_split_says_so(shop: Path) -> None:
+    with pytest.raises(UserError, match="no scores of 'train'"):
+        run_report(Run.open(shop / "lr"), "train")
+
+
+def test_several_runs_are_compared(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finerank("report", shop / "lr")
+    finerank("report", shop / "lr", shop / "din", "-o", shop / "both.html")
+    assert "both.html" in capsys.readouterr().out
+    html = (shop / "both.html").read_text(encoding="utf-8")
+    assert "<h1>lr, din</h1>" in html
+    assert 'href="lr/report.html"' in html
+    assert "RelaImpr" in html
+    assert re.search(r"din is .* lr|din and lr", html)
+    assert len(svgs(html)) >= 4
+
+
+def test_names_from_the_data_are_escaped() -> None:
+    seen = Seen("clicks", {"item": "<b>"}, 60.0, 0.5, 0.1)
+    other = Seen("clicks", {"item": "<b>"}, 60.0, -0.5, 0.2)
+    candidate = Explained({"item": '"><script>alert(1)</script>'}, 1.0, 0.0, 0.5, (seen, other))
+    html = request_page(Explanation("<i>", 0, "click", {"country": "A&B"}, (candidate,)), "din")
+    assert "<script" not in html
+    assert "<i>" not in html
+    assert "<b>" not in html
+    assert "A&amp;B" in html
+    for svg in svgs(html):
+        ElementTree.fromstring(svg)
+
+
+def test_names_that_no_picture_can_hold_are_replaced() -> None:
+    """A control character once killed the process."""
+    drawn = charts.bars([{"name": "a\x02b\x00\ud800", "value": 1.0, "low": 0.0, "high": 1.0}], "x", "\x01")
+    assert "a\ufffdb" in drawn
+
+
+def test_equal_events_keep_a_column_each() -> None:
+    seen = tuple(Seen("clicks", {"item": "same"}, 60.0, 0.1 * t, 0.0) for t in range(3))
+    found = Explanation("u", 0, "click", {}, (Explained({"item": "a"}, 0.0, 0.0, 0.5, seen),))
+    weights, effects = pictures.past(found)
+    for picture in (weights, effects):
+        assert picture.svg.count('aria-roledescription="rect mark"') == 3
+        assert picture.svg.count("same") >= 3
+
+
+def test_numbers_for_people() -> None:
+    assert number(12345) == "12,345"
+    assert number(float("nan")) == "–"
+    assert number(0.12345) == "0.1235"
+    assert percent(0.123) == "12.3 %"
+    assert [pictures.ago(s) for s in (5, 90, 7_200, 200_000)] == ["5 s", "2 min", "2 h", "2 d"]
+
+
+def test_a_slice_without_an_interval_is_not_drawn() -> None:
+    drawn = charts.intervals([("a", Estimate(value=0.5, low=0.4, high=0.6))], "AUC", "one", line=0.5)
+    assert "one" in drawn
+    ElementTree.fromstring(drawn)
+
+
+# ------------------------------------------------------------------------------------------------ in a browser
+
+
+@browser
+def test_a_browser_opens_the_pages_without_network(shop: Path, page: str, tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    (tmp_path / "run.html").write_text(page, encoding="utf-8")
+    finerank("report", shop / "lr", shop / "din", "-o", tmp_path / "both.html")
+    finerank("explain", shop / "din", "--user", "u1", "--map", "item", "--split", "train", "-o", tmp_path / "user.html")
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        for name, headings in (("run", 7), ("both", 2), ("user", 2)):
+            tab = chromium.new_page(viewport={"width": 1200, "height": 900})
+            asked: list[str] = []
+            wrong: list[str] = []
+            tab.on("request", lambda request, asked=asked: asked.append(request.url))
+            tab.on("console", lambda message, wrong=wrong: wrong.append(message.text))
+            tab.on("pageerror", lambda error, wrong=wrong: wrong.append(str(error)))
+            tab.goto((tmp_path / f"{name}.html").as_uri())
+            assert len(asked) == 1
+            assert not wrong
+            assert tab.locator("h2").count() >= headings
+            for k in range(tab.locator("svg").count()):
+                box = tab.locator("svg").nth(k).bounding_box()
+                assert box is None or (box["width"] > 50 and box["height"] > 20)
+            across = tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            assert across == 0, f"{name}: the page is wider than the window"
+            shot = tab.screenshot(path=tmp_path / f"{name}.png")
+            assert len(shot) > 10_000
+            tab.close()
+        chromium.close()
