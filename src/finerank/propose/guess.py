@@ -61,10 +61,8 @@ def find_role(frame: pl.DataFrame, role: str, given: str | None) -> tuple[str, s
 
 def _could_be(column: pl.Series, role: str) -> bool:
     if role == "label":
-        values = set(column.drop_nulls().unique().head(3).to_list())
-        return (
-            column.dtype != pl.String and column.dtype.is_numeric() | (column.dtype == pl.Boolean) and values == {0, 1}
-        )
+        numbers = column.dtype.is_numeric() or column.dtype == pl.Boolean
+        return numbers and set(column.drop_nulls().unique().head(3).to_list()) == {0, 1}
     if role == "time":
         whole = column.dtype.is_integer() and column.null_count() == 0 and int(str(column.min())) >= 0
         return column.dtype.is_temporal() or whole

@@ -1,0 +1,308 @@
+"""What a user gets for a wrong word or a broken file, verb by verb: one sentence, exit code 2, nothing touched.
+
+Every case says the sentence it shows. `test_they_hit_different_code` counts the lines of our code that refuse: forty cases
+that all meet the same check would prove one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+import test_cli
+import test_run
+
+import finerank
+from finerank.cli import app
+from finerank.errors import UserError
+from finerank.evaluation.document import evaluation_path
+from finerank.evaluation.evaluate import evaluate
+from finerank.recipe import Recipe
+from finerank.run import Run, run
+
+pytestmark = pytest.mark.xdist_group("bad inputs")  # one process sees all the lines
+Break = Callable[[Path], None]
+SRC = Path(finerank.__file__).parent
+
+
+def nothing(shop: Path) -> None:
+    pass
+
+
+def removed(name: str) -> Break:
+    def make(shop: Path) -> None:
+        at = shop / name
+        shutil.rmtree(at) if at.is_dir() else at.unlink()
+
+    return make
+
+
+def written(name: str, content: str | bytes) -> Break:
+    def make(shop: Path) -> None:
+        (shop / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return make
+
+
+def cut(name: str) -> Break:
+    def make(shop: Path) -> None:
+        whole = (shop / name).read_bytes()
+        (shop / name).write_bytes(whole[: len(whole) // 2])
+
+    return make
+
+
+def changed(name: str, change: Callable[[pl.DataFrame], pl.DataFrame]) -> Break:
+    def make(shop: Path) -> None:
+        change(pl.read_parquet(shop / name)).write_parquet(shop / name)
+
+    return make
+
+
+def other_rows(shop: Path) -> None:
+    """A second run on a data set with other rows."""
+    test_run.logs(shop / "other", seed=5)
+    run(Recipe.parse(test_run.table(epochs=1) | {"model": {"name": "lr"}}, shop / "other"), shop / "elsewhere")
+
+
+def no_such_text(shop: Path) -> None:
+    found = json.loads((shop / "lr" / "run.json").read_text())
+    found["data"] = "../gone"
+    (shop / "lr" / "run.json").write_text(json.dumps(found))
+
+
+CASES: dict[str, tuple[Break, tuple[str, ...], str]] = {
+    # a run that is none
+    "evaluate: no run": (nothing, ("evaluate", "nope"), "nope: no finished run here (no run.json); train one with"),
+    "evaluate: data gone": (no_such_text, ("evaluate", "lr"), "no prepared data set here"),
+    "evaluate: run.json cut": (cut("lr/run.json"), ("evaluate", "lr"), "run.json: damaged ("),
+    "evaluate: scores gone": (removed("lr/scores"), ("evaluate", "lr"), "no scores of 'test'"),
+    "evaluate: scores cut": (
+        lambda s: cut(str(next((s / "lr" / "scores" / "test").glob("*logits*.npy")).relative_to(s)))(s),
+        ("evaluate", "lr"),
+        "logits",
+    ),
+    "evaluate: no such slice": (nothing, ("evaluate", "lr", "--slice", "contry"), "'contry'"),
+    "evaluate: samples of another log": (
+        changed("samples.parquet", lambda f: f.rename({"country": "land"})),
+        ("evaluate", "lr", "--samples", "samples.parquet"),
+        "no column 'country'",
+    ),
+    # comparing
+    "compare: one run": (nothing, ("compare", "lr"), "one run cannot be compared; give two or more"),
+    "compare: twice the same": (nothing, ("compare", "lr", "lr"), "given twice; name each run once"),
+    "compare: other rows": (other_rows, ("compare", "lr", "elsewhere"), "rows"),
+    # predicting
+    "predict: no samples": (
+        nothing,
+        ("predict", "lr", "--samples", "nope.parquet", "-o", "p.csv"),
+        "nope.parquet: no such file",
+    ),
+    "predict: unknown suffix": (
+        nothing,
+        ("predict", "lr", "--samples", "samples.parquet", "-o", "p.xlsx"),
+        "p.xlsx",
+    ),
+    "predict: a column is missing": (
+        changed("samples.parquet", lambda f: f.drop("item")),
+        ("predict", "lr", "--samples", "samples.parquet", "-o", "p.parquet"),
+        "'item'",
+    ),
+    "predict: text for a number": (
+        changed("samples.parquet", lambda f: f.with_columns(age=pl.lit("old"))),
+        ("predict", "lr", "--samples", "samples.parquet", "-o", "p.parquet"),
+        "'age'",
+    ),
+    "predict: no rows": (
+        changed("samples.parquet", lambda f: f.head(0)),
+        ("predict", "lr", "--samples", "samples.parquet", "-o", "p.parquet"),
+        "no rows",
+    ),
+    "predict: the file is there": (
+        written("p.parquet", b"mine"),
+        ("predict", "lr", "--samples", "samples.parquet", "-o", "p.parquet"),
+        "p.parquet",
+    ),
+    # explaining
+    "explain: nobody": (nothing, ("explain", "din", "--user", "nobody"), "user 'nobody' is not in the data; "),
+    "explain: item without user": (nothing, ("explain", "din", "--item", "i1"), "name the user with --user"),
+    "explain: lift with user": (
+        nothing,
+        ("explain", "din", "--user", "u1", "--lift", "item"),
+        "--lift is of the whole run; leave --user out",
+    ),
+    "explain: no such field": (nothing, ("explain", "din", "--lift", "itm"), "no id or list field 'itm' of request or"),
+    "explain: no such split": (nothing, ("explain", "din", "--user", "u1", "--split", "tset"), "no split 'tset'; "),
+    "explain: no such head": (
+        nothing,
+        ("explain", "din", "--user", "u1", "--split", "train", "--head", "clik"),
+        "no head 'clik'; ",
+    ),
+    "explain: never a candidate": (
+        nothing,
+        ("explain", "din", "--user", "u1", "--split", "train", "--item", "i999"),
+        "item 'i999' was never a candidate up to this request",
+    ),
+    "explain: no such map": (
+        nothing,
+        ("explain", "din", "--user", "u1", "--split", "train", "--map", "price_"),
+        "no candidate id field 'price_'; ",
+    ),
+    "explain: best weights gone": (removed("din/best"), ("explain", "din"), "no best weights here"),
+    "explain: best weights cut": (
+        lambda s: cut(str(next((s / "din" / "best").rglob("*.safetensors")).relative_to(s)))(s),
+        ("explain", "din"),
+        "best",
+    ),
+    # the report
+    "report: document damaged": (
+        written("lr/evaluation_test.json", "{"),
+        ("report", "lr"),
+        "evaluation_test.json: damaged",
+    ),
+    "report: of another format": (
+        written("lr/evaluation_test.json", '{"format": "other 3"}'),
+        ("report", "lr"),
+        "format is 'other 3', accepted:",
+    ),
+    "report: into a file's place": (written("f", b""), ("report", "lr", "-o", "f/report.html"), "f"),
+    # vocabularies
+    "vocab: a number": (nothing, ("vocab", "data", "amount"), "a number has no vocabulary"),
+    "vocab: no such feature": (nothing, ("vocab", "data", "itm"), "no feature or table 'itm'; did you mean 'item'"),
+    "vocab: a table is damaged": (
+        written("data/manifest.json", "{"),
+        ("vocab", "data", "item"),
+        "manifest.json: damaged (",
+    ),
+    # proposing
+    "init: no such file": (nothing, ("init", "nope.csv"), "nope.csv: no such file"),
+    "init: the recipe is there": (
+        written("recipe.toml", b"mine"),
+        ("init", "samples.parquet"),
+        "recipe.toml: exists already",
+    ),
+    "init: no label": (
+        changed("samples.parquet", lambda f: f.drop("click", "conversion")),
+        ("init", "samples.parquet", "-o", "new.toml"),
+        "no column looks like a label",
+    ),
+    "init: no such column": (
+        nothing,
+        ("init", "samples.parquet", "--user", "usr", "-o", "new.toml"),
+        "--user usr: no such column; ",
+    ),
+    "init: no rows": (
+        changed("samples.parquet", lambda f: f.head(0)),
+        ("init", "samples.parquet", "-o", "new.toml"),
+        "no rows; is this the right file?",
+    ),
+    # training again
+    "train: a run is there": (nothing, ("train", "r.toml", "-o", "lr"), "lr: holds a run already; go on with it"),
+    "train: resume another recipe": (
+        nothing,
+        ("train", "r.toml", "-o", "lr", "--resume", "--set", "training.seed=9"),
+        "lr: holds a run of another recipe",
+    ),
+    "train: into a file": (
+        written("f", b""),
+        ("train", "r.toml", "-o", "f"),
+        "f: is a file; name a folder for the run",
+    ),
+    "train: data of another recipe": (
+        nothing,
+        ("train", "r.toml", "-o", "new", "--data", "data", "--set", "data.split.test=0.3"),
+        "data: was prepared by another recipe or from files that have changed since",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with logs, a recipe, and two finished runs on one data set."""
+    folder = tmp_path_factory.mktemp("whole")
+    test_run.logs(folder)
+    test_cli.write(folder, test_cli.recipe())
+    for name, model in (("lr", {"name": "lr"}), ("din", test_run.table()["model"])):
+        recipe = (
+            Recipe.read(folder / "r.toml")
+            if name == "lr"
+            else Recipe.parse(test_cli.recipe() | {"model": model}, folder)
+        )
+        run(recipe, folder / name, folder / "data")
+        evaluate(Run.open(folder / name)).write(evaluation_path(folder / name, "test"))
+    return folder
+
+
+@pytest.fixture
+def shop(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, times of change included, in which one stands."""
+    shutil.copytree(whole, tmp_path / "shop")
+    stamp = tmp_path / "shop" / "data" / "recipe.json"  # says where the sources lie
+    stamp.write_text(stamp.read_text().replace(str(whole), str(tmp_path / "shop")))
+    for name in ("lr", "din"):
+        at = tmp_path / "shop" / name / "recipe.toml"
+        at.write_text(at.read_text().replace(str(whole), str(tmp_path / "shop")))
+    monkeypatch.chdir(tmp_path / "shop")
+    return tmp_path / "shop"
+
+
+def refused(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[str]]:
+    """Exit code, and the line of our code that refused, innermost last."""
+    seen: list[str] = []
+    say = app._refuse
+
+    def remember(sentence: str) -> None:
+        error = sys.exc_info()[1]
+        assert isinstance(error, UserError | OSError)
+        frames = traceback.extract_tb(error.__traceback__)
+        seen.extend(
+            f"{Path(f.filename).relative_to(SRC)}:{f.lineno}" for f in frames if Path(f.filename).is_relative_to(SRC)
+        )
+        say(sentence)
+
+    monkeypatch.setattr(app, "_refuse", remember)
+    monkeypatch.setattr(sys, "argv", ["finerank", *words])
+    try:
+        app.main()
+    except SystemExit as left:
+        return (left.code if isinstance(left.code, int) else 1), seen
+    return 0, seen
+
+
+LINES: dict[str, str] = {}
+
+
+@pytest.mark.parametrize("what", CASES)
+def test_one_sentence(
+    what: str, shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    break_it, words, sentence = CASES[what]
+    break_it(shop)
+    before = test_run.content(shop)
+    code, lines = refused(words, monkeypatch)
+    out, err = capsys.readouterr()
+    assert code == 2, out + err
+    assert sentence in err
+    assert err.startswith("finerank: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    after = test_run.content(shop)
+    assert {name: after.get(name) for name in before} == before  # nothing that was there is touched
+    LINES[what] = lines[-1]
+
+
+def test_they_hit_different_code(shop: Path) -> None:
+    """Of the cases run in this process (all of them, unless some were chosen): a line of our code each, nearly."""
+    if len(LINES) < len(CASES):
+        pytest.skip("only some of the cases ran in this process")
+    assert len(set(LINES.values())) >= 30
+
+
+def test_there_are_forty() -> None:
+    assert len(CASES) >= 40
