@@ -1,7 +1,7 @@
 """What a user gets for a wrong word or a broken file, verb by verb: one sentence, exit code 2, nothing touched.
 
-Every case says the sentence it shows. `test_they_hit_different_code` counts the lines of our code that refuse: forty cases
-that all meet the same check would prove one.
+Every case says the sentence it shows. The lines of our code that refuse are counted: forty cases that all meet the same
+check would prove one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from finerank.evaluation.evaluate import evaluate
 from finerank.recipe import Recipe
 from finerank.run import Run, run
 
-pytestmark = pytest.mark.xdist_group("bad inputs")  # one process sees all the lines
 Break = Callable[[Path], None]
 SRC = Path(finerank.__file__).parent
 
@@ -239,17 +238,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def shop(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, times of change included, in which one stands."""
-    shutil.copytree(whole, tmp_path / "shop")
-    stamp = tmp_path / "shop" / "data" / "recipe.json"  # says where the sources lie
-    stamp.write_text(stamp.read_text().replace(str(whole), str(tmp_path / "shop")))
-    for name in ("lr", "din"):
-        at = tmp_path / "shop" / name / "recipe.toml"
-        at.write_text(at.read_text().replace(str(whole), str(tmp_path / "shop")))
-    monkeypatch.chdir(tmp_path / "shop")
-    return tmp_path / "shop"
+def copy(whole: Path, shop: Path) -> None:
+    """The folder again at another place, times of change included."""
+    shutil.copytree(whole, shop)
+    for name in ("data/recipe.json", "lr/recipe.toml", "din/recipe.toml"):  # say where the sources lie
+        (shop / name).write_text((shop / name).read_text().replace(str(whole), str(shop)))
 
 
 def refused(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[str]]:
@@ -275,34 +268,31 @@ def refused(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> tuple[in
     return 0, seen
 
 
-LINES: dict[str, str] = {}
-
-
-@pytest.mark.parametrize("what", CASES)
-def test_one_sentence(
-    what: str, shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_each_is_one_sentence_and_they_meet_different_code(
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    subtests: pytest.Subtests,
 ) -> None:
-    break_it, words, sentence = CASES[what]
-    break_it(shop)
-    before = test_run.content(shop)
-    code, lines = refused(words, monkeypatch)
-    out, err = capsys.readouterr()
-    assert code == 2, out + err
-    assert sentence in err
-    assert err.startswith("finerank: ")
-    assert err.count("\n") == 1
-    assert "Traceback" not in err
-    after = test_run.content(shop)
-    assert {name: after.get(name) for name in before} == before  # nothing that was there is touched
-    LINES[what] = lines[-1]
-
-
-def test_they_hit_different_code(shop: Path) -> None:
-    """Of the cases run in this process (all of them, unless some were chosen): a line of our code each, nearly."""
-    if len(LINES) < len(CASES):
-        pytest.skip("only some of the cases ran in this process")
-    assert len(set(LINES.values())) >= 30
-
-
-def test_there_are_forty() -> None:
+    refusing = set()
+    for i, (what, (break_it, words, sentence)) in enumerate(CASES.items()):
+        shop = tmp_path / f"shop{i}"
+        copy(whole, shop)
+        monkeypatch.chdir(shop)
+        with subtests.test(what):
+            break_it(shop)
+            before = test_run.content(shop)
+            code, lines = refused(words, monkeypatch)
+            out, err = capsys.readouterr()
+            assert code == 2, out + err
+            assert sentence in err
+            assert err.startswith("finerank: ")
+            assert err.count("\n") == 1
+            assert "Traceback" not in err
+            after = test_run.content(shop)
+            assert {name: after.get(name) for name in before} == before  # nothing that was there is touched
+            refusing.add(lines[-1])
+        shutil.rmtree(shop)
+    assert len(refusing) >= 30
     assert len(CASES) >= 40
