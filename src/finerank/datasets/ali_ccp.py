@@ -31,7 +31,14 @@ ITEM = ("205", "206", "207", "216")
 INTENTIONS = "210"
 CROSSES = ("508", "509", "702", "853")
 CONTEXT = "301"
-SKELETON = {"sample": pl.String, "click": pl.Int64, "purchase": pl.Int64, "common": pl.String, "n": pl.Int64, "items": pl.String}
+SKELETON = {
+    "sample": pl.String,
+    "click": pl.Int64,
+    "purchase": pl.Int64,
+    "common": pl.String,
+    "n": pl.Int64,
+    "items": pl.String,
+}
 COMMON = {"common": pl.String, "n": pl.Int64, "items": pl.String}
 _NUMBER = r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
 _ITEMS = rf"^[0-9_]+\x02\d+\x03{_NUMBER}(?:\x01[0-9_]+\x02\d+\x03{_NUMBER})*$"
@@ -120,14 +127,14 @@ def _well_formed(frame: pl.LazyFrame) -> pl.LazyFrame:
 
 def _one(field: str) -> pl.Expr:
     """The id of a field that occurs once; null where it does not occur."""
-    return pl.col("items").str.extract(rf"\x01{field}\x02(\d+)\x03").cast(pl.UInt64, strict=False).alias(field)
+    return pl.col("items").str.extract(rf"\x01{field}\x02(\d+)\x03").cast(pl.UInt32, strict=False).alias(field)
 
 
 def _found(field: str, what: str) -> pl.Expr:
     """All ids, or all values, of a field in a line; an empty list where it does not occur."""
     item = pl.col("items").str.extract_all(rf"\x01{field}\x02[^\x01]+")
     if what == "id":
-        return item.list.eval(pl.element().str.extract(r"\x02(\d+)\x03").cast(pl.UInt64, strict=False))
+        return item.list.eval(pl.element().str.extract(r"\x02(\d+)\x03").cast(pl.UInt32, strict=False))
     return item.list.eval(pl.element().str.extract(r"\x03(.+)$").cast(pl.Float32, strict=False))
 
 
@@ -173,9 +180,11 @@ by = "column"
 
 # ---- the user: 101 id, 121 to 129 profile
 
-{declare(USER, "request", encoding=encoding)}# ---- what the user did before: 109 categories, 110 shops, 127 brands, 150 intentions, with how much
+{declare(USER, "request", encoding=encoding)}\
+# ---- what the user did before: 109 categories, 110 shops, 127 brands, 150 intentions, with how much
 
-{lists(PAST, "request")}# ---- the item: 205 id, 206 category, 207 shop, 216 brand, 210 intentions
+{lists(PAST, "request")}\
+# ---- the item: 205 id, 206 category, 207 shop, 216 brand, 210 intentions
 
 {declare(ITEM, "candidate", encoding=encoding)}{lists((INTENTIONS,), "candidate")}\
 # ---- the user's past with the item's category, shop, brand, intentions; ids and how much

@@ -16,7 +16,7 @@ from typing import Literal
 import polars as pl
 
 from finerank.datasets.adapter import Adapter, Converted, register
-from finerank.datasets.protocol import by_lot, by_position, declare, total
+from finerank.datasets.protocol import by_lot, by_position, declare, lot_note, total
 from finerank.datasets.raw import fields, find, marked, sound, told
 from finerank.errors import UserError
 
@@ -95,24 +95,21 @@ def _split(options: AvazuOptions, rows: int, frame: pl.LazyFrame) -> tuple[pl.Ex
                     "whole file"
                 )
             part = pl.when(day == last).then(pl.lit("test")).when(day == last - timedelta(days=1))
-            return part.then(pl.lit("validation")).otherwise(pl.lit("train")), (f"Test is {last}, validation the day before.",)
+            return part.then(pl.lit("validation")).otherwise(pl.lit("train")), (
+                f"Test is {last}, validation the day before.",
+            )
         case "ffm":
             note = f"Test is what the FFM paper calls validation, the last {FFM_LINES:,} lines; validation are as many before."
             return by_position(rows, FFM_LINES, FFM_LINES), (note,)
         case lot:
-            note = (
-                f"Parts by lot, seed {options.seed}, in the shares of {lot}. The published parts were drawn by other generators: "
-                "their rows, and so their checksums, cannot be had without their files. By lot, training sees rows later than "
-                "the test's."
-            )
-            return by_lot(SHARES[lot], options.seed), (note,)
+            return by_lot(SHARES[lot], options.seed), (lot_note(options.seed, lot),)
 
 
 def _recipe(options: AvazuOptions) -> str:
     encoding = {"kind": "vocabulary", "min_count": options.min_count}
     return f"""\
 # Avazu: a deep and cross network. Lines have no user and no request: each is a request of its own.
-# device_id and device_ip are no users: four rows of five share one device_id. They are features like the others.
+# device_id and device_ip are no users: most rows share one device_id. They are features like the others.
 
 [data]
 samples = "samples.parquet"

@@ -64,8 +64,8 @@ def convert(folder: Path, options: CensusOptions) -> Converted:
     else:
         split = [by_lot((0.1, 0.1), options.seed)]
         note = (
-            f"There is only {here[0]}: it is divided by lot, seed {options.seed}, 80:10:10, which is not comparable with papers "
-            "that train on the 199,523 lines."
+            f"There is only {here[0]}: it is divided by lot, seed {options.seed}, 80:10:10. That is not comparable with "
+            "papers that train on the 199,523 lines."
         )
     labelled = [frame.with_columns(split=of).drop("row") for frame, of in zip(whole, split, strict=True)]
     return Converted(samples=pl.concat(labelled), recipe=_recipe(options), counts=counts, notes=(note,))
@@ -95,7 +95,8 @@ by = "column"
 
 # ---- numbers: most people have no wage, gain or loss to tell, and a few have a large one
 
-{declare(NUMBERS, "candidate", "numeric", transform="log1p")}# ---- categories; codes are names, not numbers, and "?" is a value of its own
+{declare(NUMBERS, "candidate", "numeric", transform="log1p")}\
+# ---- categories; codes are names, not numbers, and "?" is a value of its own
 
 {declare(CATEGORIES, "candidate")}[[task]]
 name = "{first}"

@@ -17,7 +17,7 @@ from typing import Literal
 import polars as pl
 
 from finerank.datasets.adapter import Adapter, Converted, register
-from finerank.datasets.protocol import by_lot, by_position, declare, total
+from finerank.datasets.protocol import by_lot, by_position, declare, lot_note, total
 from finerank.datasets.raw import fields, find, marked, sound, told
 from finerank.errors import UserError
 
@@ -79,28 +79,23 @@ def _lines(path: Path) -> pl.LazyFrame:
 def _split(options: CriteoOptions, rows: int) -> tuple[pl.Expr, tuple[str, ...]]:
     match options.split:
         case "position":
-            return by_position(rows, round(0.1 * rows), round(0.1 * rows)), ("Parts by position: lines are in order of time.",)
+            return by_position(rows, round(0.1 * rows), round(0.1 * rows)), (
+                "Parts by position: lines are in order of time.",
+            )
         case "dcn":
             day = round(rows / 7)
-            note = "The last seventh of the lines stands for the last day; the file marks no days. Validation comes before test."
+            note = "The last seventh of the lines stands for the last day, for the file marks none; validation comes first."
             return by_position(rows, day // 2, day - day // 2), (note,)
         case "ffm":
             note = f"Test is what the FFM paper calls validation, the last {FFM_LINES:,} lines; validation are as many before."
             return by_position(rows, FFM_LINES, FFM_LINES), (note,)
         case lot:
-            note = (
-                f"Parts by lot, seed {options.seed}, in the shares of {lot}. The published parts were drawn by other generators: "
-                "their rows, and so their checksums, cannot be had without their files. By lot, training sees rows later than "
-                "the test's."
-            )
-            return by_lot(SHARES[lot], options.seed), (note,)
+            return by_lot(SHARES[lot], options.seed), (lot_note(options.seed, lot),)
 
 
 def _recipe(options: CriteoOptions) -> str:
     encoding = {"kind": "vocabulary", "min_count": options.min_count}
-    buckets = "".join(
-        declare([f"{name}_bucket"], "candidate", "bucketed", column=name, buckets=20) for name in NUMBERS
-    )
+    buckets = "".join(declare([f"{name}_bucket"], "candidate", "bucketed", column=name, buckets=20) for name in NUMBERS)
     return f"""\
 # Criteo: a deep and cross network. Lines have no user and no request: each is a request of its own.
 

@@ -60,8 +60,12 @@ def convert(folder: Path, options: MindOptions) -> Converted:
     news = pl.concat([sound(each) for each in read]).unique("news_id", keep="first", maintain_order=True).collect()
     counts = total(*(told(log) for log in logs.values())) | total(*(told(each, "news") for each in read))
 
-    parts = {part: sound(log).with_columns(request=pl.lit(f"{part}-") + pl.col("impression")) for part, log in logs.items()}
-    parts["train"] = parts["train"].with_columns(split=_split(parts["train"], options.validation, test="dev" not in parts))
+    parts = {
+        part: sound(log).with_columns(request=pl.lit(f"{part}-") + pl.col("impression")) for part, log in logs.items()
+    }
+    parts["train"] = parts["train"].with_columns(
+        split=_split(parts["train"], options.validation, test="dev" not in parts)
+    )
     if "dev" in parts:
         parts["dev"] = parts["dev"].with_columns(split=pl.lit("test"))
     rows = pl.concat([_with_past(part, news, options) for part in parts.values()])
@@ -122,7 +126,9 @@ def _entities(cell: str) -> list[str]:
 def _split(train: pl.LazyFrame, share: float, test: bool) -> pl.Expr:
     """By time; impressions of one second stay together."""
     times = train.select(pl.col("time").sort()).collect(engine="streaming")["time"]
-    first = {part: times[max(0, len(times) - max(1, round(n * share * len(times))))] for part, n in (("a", 1), ("b", 2))}
+    first = {
+        part: times[max(0, len(times) - max(1, round(n * share * len(times))))] for part, n in (("a", 1), ("b", 2))
+    }
     last = pl.col("time") >= pl.lit(first["a"], dtype=times.dtype)
     if not test:
         return pl.when(last).then(pl.lit("validation")).otherwise(pl.lit("train"))
@@ -142,7 +148,9 @@ def _with_past(frame: pl.LazyFrame, news: pl.DataFrame, options: MindOptions) ->
     every = pl.col("history").list.eval(of("subcategory"))
     recent = pl.col("history").list.tail(options.history)
     return frame.with_columns(
-        interests=every.map_batches(lambda lists: _ranked(lists, options.interests), return_dtype=pl.List(pl.String), is_elementwise=True),
+        interests=every.map_batches(
+            lambda lists: _ranked(lists, options.interests), return_dtype=pl.List(pl.String), is_elementwise=True
+        ),
         history=recent,
         history_category=recent.list.eval(of("category")),
         history_subcategory=recent.list.eval(of("subcategory")),
@@ -153,9 +161,13 @@ def _ranked(lists: pl.Series, most: int) -> pl.Series:
     """Each list of tags -> its most frequent tags as `tag#rank`, rank 1 the most frequent; ties: the text that sorts first."""
     frame = lists.rename("tag").to_frame().with_row_index("at")
     counted = frame.explode("tag").drop_nulls("tag").group_by("at", "tag").len()
-    ranked = counted.sort("at", "len", "tag", descending=[False, True, False]).with_columns(rank=pl.int_range(1, pl.len() + 1).over("at"))
+    ranked = counted.sort("at", "len", "tag", descending=[False, True, False]).with_columns(
+        rank=pl.int_range(1, pl.len() + 1).over("at")
+    )
     named = ranked.filter(pl.col("rank") <= most).select("at", name=pl.format("{}#{}", "tag", "rank"))
-    joined = frame.select("at").join(named.group_by("at", maintain_order=True).agg("name"), on="at", how="left", maintain_order="left")
+    joined = frame.select("at").join(
+        named.group_by("at", maintain_order=True).agg("name"), on="at", how="left", maintain_order="left"
+    )
     return joined["name"].fill_null(pl.lit([], dtype=pl.List(pl.String))).rename(lists.name)
 
 

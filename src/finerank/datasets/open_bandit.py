@@ -45,20 +45,29 @@ class OpenBanditOptions:
 def convert(folder: Path, options: OpenBanditOptions) -> Converted:
     """See the module."""
     policies = ("random", "bts") if options.policy == "both" else (options.policy,)
-    paths = {policy: find(folder, f"{policy}/{options.campaign}.csv", f"{policy}/*/{options.campaign}.csv") for policy in policies}
+    paths = {
+        policy: find(folder, f"{policy}/{options.campaign}.csv", f"{policy}/*/{options.campaign}.csv")
+        for policy in policies
+    }
     items = _items(find(paths[policies[0]].parent, "item_context.csv"))
     logs = [_lines(path).with_columns(policy=pl.lit(policy)) for policy, path in paths.items()]
     counts = total(*(told(log) for log in logs)) | told(items, "item_context")
     known = sound(items)
     rows = pl.concat([sound(log) for log in logs])
     strange = rows.join(known, on="item_id", how="anti").select(pl.len()).collect().item()
-    samples = rows.join(known, on="item_id", how="left", maintain_order="left").sort("time", maintain_order=True)
+    samples = rows.join(known, on="item_id", how="left", maintain_order="left")
     notes = ["Time order: the last tenth is for test, the tenth before it for validation."]
     if strange:
-        notes.append(f"{strange} kept lines show an item that item_context.csv does not have: its features are missing.")
+        notes.append(
+            f"{strange} kept lines show an item that item_context.csv does not have: its features are missing."
+        )
     if options.policy == "both":
-        notes.append("Items are described by the random policy's item_context.csv; the other's hashes name nothing else.")
-    return Converted(samples=samples, recipe=_recipe(options), counts=counts | {"kept, unknown item": strange}, notes=tuple(notes))
+        notes.append(
+            "Items are described by the random policy's item_context.csv; the other's hashes name nothing else."
+        )
+    return Converted(
+        samples=samples, recipe=_recipe(options), counts=counts | {"kept, unknown item": strange}, notes=tuple(notes)
+    )
 
 
 def _lines(path: Path) -> pl.LazyFrame:
@@ -67,39 +76,55 @@ def _lines(path: Path) -> pl.LazyFrame:
     header = names[0].split(",") if names else []
     propensity = next((name for name in PROPENSITY if name in header), None)
     if propensity is None:
-        raise UserError(f"{path}: the first line names no column {' or '.join(PROPENSITY)}; is it the file as published?")
+        raise UserError(
+            f"{path}: the first line names no column {' or '.join(PROPENSITY)}; is it the file as published?"
+        )
     felt = [name for name in header if name.startswith(AFFINITY)]
+    if not felt or header[-len(felt) :] != felt:
+        raise UserError(f"{path}: the first line does not end in columns {AFFINITY}...; is it the file as published?")
     types: dict[str, type[pl.DataType]] = {"timestamp": pl.String, "item_id": pl.Int64, "position": pl.Int64}
-    types |= {"click": pl.Int64, propensity: pl.Float64} | dict.fromkeys(USER, pl.String) | dict.fromkeys(felt, pl.Float32)
-    frame = fields(path, types, header=True, optional=USER)
-    vector = pl.concat_list(felt) if felt else pl.lit([], dtype=pl.List(pl.Float32))
+    types |= {"click": pl.Int64, propensity: pl.Float64} | dict.fromkeys((*USER, felt[0]), pl.String)
+    frame = fields(path, types, header=True, optional=USER, rest=felt[0])
+    frame = frame.with_columns(
+        vector=pl.col(felt[0]).str.split(",").list.eval(pl.element().cast(pl.Float32, strict=False))
+    )
+    vector = pl.col("vector")
     positive = vector.list.eval((pl.element() > 0).arg_true())
-    items = pl.Series([name.removeprefix(AFFINITY) for name in felt], dtype=pl.String).cast(pl.Int64)  # by place in the vector
+    items = pl.Series([name.removeprefix(AFFINITY) for name in felt]).cast(pl.Int64)  # by place in the vector
     place = pl.col("item_id").replace_strict(items, range(len(items)), default=None, return_dtype=pl.Int64)
     frame = frame.select(
         "click",
         "position",
         "item_id",
         *USER,
-        time=pl.col("timestamp").str.to_datetime("%Y-%m-%d %H:%M:%S%.f%z", time_unit="us", strict=False).dt.replace_time_zone(None),
+        time=pl.col("timestamp")
+        .str.to_datetime("%Y-%m-%d %H:%M:%S%.f%z", time_unit="us", strict=False)
+        .dt.replace_time_zone(None),
         propensity=propensity,
         affinity=vector.list.get(place, null_on_oob=True),
         affine_items=positive.list.eval(pl.element().replace_strict(range(len(items)), items, default=None)),
         affine_weights=vector.list.gather(positive),
+        numbers=~vector.list.eval(pl.element().is_null()).list.any(),
         fault="fault",
     ).with_columns(hour=pl.col("time").dt.hour())
     shown = pl.col("position").is_between(1, 3) & (pl.col("propensity") > 0) & (pl.col("propensity") <= 1)
-    return marked(frame, "malformed", ~(shown & pl.col("click").is_in([0, 1])) | pl.col("time").is_null())
+    whole = shown & pl.col("click").is_in([0, 1]) & pl.col("time").is_not_null() & pl.col("numbers")
+    return marked(frame, "malformed", ~whole).drop("numbers")
 
 
 def _items(path: Path) -> pl.LazyFrame:
-    types: dict[str, type[pl.DataType]] = {"item_id": pl.Int64, ITEM[0]: pl.Float64} | dict.fromkeys(ITEM[1:], pl.String)
+    types: dict[str, type[pl.DataType]] = {"item_id": pl.Int64, ITEM[0]: pl.Float64} | dict.fromkeys(
+        ITEM[1:], pl.String
+    )
     frame = fields(path, types, header=True, optional=ITEM)
     return marked(frame, "repeated", ~pl.col("item_id").is_first_distinct())
 
 
 def _recipe(options: OpenBanditOptions) -> str:
-    shown = declare(["policy"], "request") if options.policy == "both" else ""
+    user = declare(("hour", *USER), "request") + (declare(["policy"], "request") if options.policy == "both" else "")
+    drawn_to = {"weights": "affine_weights", "pooling": "sum", "table": "item_id"}
+    train_only = declare(["position"], "candidate", use="train_only")
+    train_only += declare(["propensity"], "candidate", "numeric", use="train_only", transform="none")
     return f"""\
 # Open Bandit, policy {options.policy}, campaign {options.campaign}. Few rows are clicked (below 1 %): a small model, FM.
 
@@ -116,13 +141,13 @@ test = 0.1
 
 # ---- the user, and the items that the user is drawn to (how much)
 
-{declare(("hour", *USER), "request")}{shown}{declare(("affine_items",), "request", "multivalued", weights="affine_weights", pooling="sum", table="item_id")}\
+{user}{declare(["affine_items"], "request", "multivalued", **drawn_to)}\
 # ---- the item, and how much the user is drawn to it
 
 {declare(("item_id", *ITEM[1:]), "candidate")}{declare((ITEM[0], "affinity"), "candidate", "numeric", transform="standard")}\
 # ---- known only of what was shown: never in the served graph
 
-{declare(("position",), "candidate", use="train_only")}{declare(("propensity",), "candidate", "numeric", use="train_only", transform="none")}\
+{train_only}\
 [[task]]
 name = "click"
 

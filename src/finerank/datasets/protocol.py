@@ -44,7 +44,19 @@ def by_position(rows: int, validation: int, test: int, row: str = "row") -> pl.E
         )
     train = pl.col(row) < rows - validation - test
     return (
-        pl.when(train).then(pl.lit("train")).when(pl.col(row) < rows - test).then(pl.lit("validation")).otherwise(pl.lit("test"))
+        pl.when(train)
+        .then(pl.lit("train"))
+        .when(pl.col(row) < rows - test)
+        .then(pl.lit("validation"))
+        .otherwise(pl.lit("test"))
+    )
+
+
+def lot_note(seed: int, shares: str) -> str:
+    """What a reader of a split by lot should know."""
+    return (
+        f"Parts by lot, seed {seed}, in the shares of {shares}. The published parts were drawn by other generators: their "
+        "rows, and so their checksums, cannot be had without their files. By lot, training sees rows later than the test's."
     )
 
 

@@ -20,9 +20,15 @@ import polars as pl
 
 from finerank.errors import UserError, nearest
 
+Columns = dict[str, type[pl.DataType]]
 NOWHERE = "\x1e"  # as a separator: the whole line is one field
 MALFORMED, CUT = "malformed", "cut"
 LAST_LINE = 1 << 24  # bytes from the end of a file in which its last line lies
+
+
+def commented(*sentences: str) -> str:
+    """Lines of comment, to head a recipe."""
+    return "".join(f"# {sentence}\n" for sentence in sentences)
 
 
 def find(folder: Path, *patterns: str) -> Path:
@@ -68,11 +74,13 @@ def fields(
     separator: str = ",",
     header: bool = False,
     optional: Collection[str] = (),
+    rest: str | None = None,
 ) -> pl.LazyFrame:
     """The columns of delimited text without quoting, typed, and `fault`: null, "malformed" or "cut".
 
     columns   name -> type, in the file's order; with a header they are found by name (blanks around names are ignored)
     optional  columns that may be empty; they are null then
+    rest      one of the columns: it and all that follow in the file come as one text, separators and all
     A line is malformed if it has another number of fields, a number that does not parse, or nothing where something must be.
     It is cut if it is the file's last line besides and has no line end: a download or a copy broke off.
     """
@@ -84,21 +92,25 @@ def fields(
             if column not in names:
                 raise UserError(f"{path}: no column {column!r} in the first line; {nearest(column, names)}")
         frame = frame.slice(1)
-    parts = [f"·{i}" for i in range(len(names))]
+    parts = [f"·{i}" for i in range(len(names) if rest is None else names.index(rest) + 1)]
     split = frame.select(
         "line",
-        pl.col("line").str.split_exact(separator, len(names) - 1).struct.rename_fields(parts).alias("·parts"),
+        pl.col("line").str.splitn(separator, len(parts)).struct.rename_fields(parts).alias("·parts"),
         whole=pl.col("line").str.count_matches(separator, literal=True) == len(names) - 1,
     ).unnest("·parts")
     texts = split.select(
         "line",
         "whole",
-        **{f"·{name}": pl.col(parts[names.index(name)]).str.strip_chars().replace("", None) for name in columns},
+        **{f"·{name}": pl.col(parts[names.index(name)]).str.strip_chars() for name in columns},
     )
-    values = {name: pl.col(f"·{name}").cast(kind, strict=False) for name, kind in columns.items()}
+    # when-then rather than `replace`, which Polars would not stream
+    values = {
+        name: pl.when(pl.col(f"·{name}") != "").then(pl.col(f"·{name}")).cast(kind, strict=False)
+        for name, kind in columns.items()
+    }
     bad = ~pl.col("whole")
     for name, value in values.items():
-        bad |= value.is_null() if name not in optional else value.is_null() & pl.col(f"·{name}").is_not_null()
+        bad |= value.is_null() if name not in optional else value.is_null() & (pl.col(f"·{name}") != "")
     cut = pl.when(pl.col("line") == unfinished(path)).then(pl.lit(CUT)).otherwise(pl.lit(MALFORMED))
     return texts.select(**values, fault=pl.when(bad).then(cut))
 
@@ -109,7 +121,7 @@ def unfinished(path: Path) -> str:
         if path.suffix != ".gz":  # what is packed can only be read through
             file.seek(max(0, path.stat().st_size - LAST_LINE))
         try:
-            last = deque(gzip.open(file) if path.suffix == ".gz" else file, maxlen=1)
+            last = deque(gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file, maxlen=1)
         except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"{path}: cannot be unpacked ({error}); is the file whole?") from error
     return last[0].decode("utf-8", "replace").rstrip("\r") if last and not last[0].endswith(b"\n") else ""
