@@ -12,6 +12,7 @@ import pytest
 from by_adapter import RAW, converted, real, samples, trained
 
 from finerank.datasets import avazu, criteo
+from finerank.datasets.protocol import by_position
 from finerank.errors import UserError
 
 
@@ -77,6 +78,14 @@ def test_criteo_parts_by_position_put_validation_before_test(criteo_folder: Path
     frame = samples("criteo", criteo_folder, split="dcn")
     assert parts(frame) == ["train", "validation", "test"]
     assert frame["split"].value_counts().sort("split")["count"].to_list() == [15, 180, 15]
+
+
+def test_positions_of_unequal_parts() -> None:
+    frame = pl.DataFrame({"row": range(10)}).select(split=by_position(10, validation=3, test=2))
+    assert frame["split"].to_list() == ["train"] * 5 + ["validation"] * 3 + ["test"] * 2
+    for validation, test in ((0, 2), (3, 0), (5, 5)):
+        with pytest.raises(UserError, match="does not go with 10 rows"):
+            by_position(10, validation, test)
 
 
 def test_criteo_ffm_holds_out_the_last_lines(criteo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
