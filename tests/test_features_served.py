@@ -33,6 +33,7 @@ from finerank.schema import (
     Ranked,
     Schema,
     Task,
+    field_names,
 )
 
 __all__ = ["_no_traces"]  # a fixture
@@ -133,6 +134,8 @@ def test_every_list_pools_to_what_its_row_says(world: World) -> None:
             ("request", requests, lists_of("request", "past_tags", "past_weights", "past_ranked")[1::3]),
             ("candidate", candidates, lists_of("candidate", "tags", "tag_weights", "ranked")),
         ):
+            declared = [f for f in data.fitted.schema.at(block) if not isinstance(f, Numeric)]  # type: ignore[arg-type]
+            assert found[block].names == tuple(name for f in declared for name in field_names(f))
             for feature in features:
                 assert isinstance(feature, MultiValued | Ranked)
                 for name, top in (
