@@ -276,7 +276,7 @@ def schemas(draw: st.DrawFn) -> schema.Schema:
     features: list[Any] = []
     for f in full_schema.features:
         given: dict[str, Any] = {"column": st.none() | st.text(min_size=1, max_size=6)}
-        given |= {"encoding": encodings, "dim": dims, "max_rank": counts, "buckets": st.integers(2, 99)}
+        given |= {"encoding": encodings, "dim": dims, "max_rank": st.integers(3, 10**9), "buckets": st.integers(2, 99)}
         given |= {"transform": st.sampled_from(["none", "log1p", "standard", "minmax", "powers"])}
         given |= {"rank": st.sampled_from(["embedded", "joint", "segments", "none"]), "segments": st.just((1, 3))}
         given |= {"dim": st.none() | counts | st.sampled_from(["log2", "quarter", "quarter:8", "dcn"])}

@@ -145,10 +145,10 @@ class Bucketed:
 
 @dataclass(frozen=True, kw_only=True)
 class Categorical:
-    """One id per row.
+    """One id per row. `table` names the embedding table (default: the feature's own name): equal names share rows.
 
-    table  names the embedding table (default: the feature's own name): equal names share rows
-    dim    its width: a number, or a rule of `finerank.widths` (log2, quarter, dcn); default: the width of the model
+    dim  its width: a number, or a rule over its n values: log2, quarter (n^1/4), quarter:k (k * n^1/4), dcn (6 * n^1/4),
+         see `finerank.widths`; default: the width of the model
     """
 
     kind: ClassVar[str] = "categorical"
