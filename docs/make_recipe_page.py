@@ -77,7 +77,8 @@ COMMON = {
     "column": "the source column, if it is not called like the feature",
     "encoding": "how values become rows of a table",
     "table": "features that name the same table share its rows; default: a table of its own",
-    "dim": "width of the embedding; default: the model's",
+    "dim": "width of the embedding: a number, or a rule over its n values: log2, quarter (n^1/4), quarter:k "
+    "(k * n^1/4), dcn (6 * n^1/4); default: the model's",
     "pooling": "how the entries of a list become one vector",
     "separator": "for text that joins its values (`a|b|c`); lists need none",
     "samples": "files of candidates, a path or a pattern",

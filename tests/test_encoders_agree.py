@@ -70,12 +70,30 @@ def every_kind() -> Schema:
         )
     features += [
         Numeric(name=f"x_{t}", level="candidate", column="x", transform=t)  # type: ignore[arg-type]
-        for t in ("none", "log1p", "standard", "minmax")
+        for t in ("none", "log1p", "standard", "minmax", "powers")
     ]
     features += [
+        Ranked(name=f"ranks_{rank}", level="candidate", column="ranked", rank=rank, max_rank=3, segments=(1, 3))  # type: ignore[arg-type]
+        for rank in ("joint", "segments", "none")
+    ]
+    features += [
+        Bucketed(name="b_width", level="candidate", column="x", law="equal_width", buckets=3),
+        Bucketed(name="b_criteo", level="candidate", column="x", law="criteo"),
+        Ranked(
+            name="joined_segments",
+            level="candidate",
+            column="joined",
+            separator="|",
+            rank="segments",
+            segments=(1, 2),
+            encoding=Growing(capacity=3),
+        ),
         Bucketed(name="b_fitted", level="candidate", column="x", buckets=4),
         Bucketed(name="b_given", level="candidate", column="x", cuts=(-1.0, 0.0, 0.1, 1e6)),
         MultiValued(name="weighted", level="candidate", column="tags", weights="w"),
+        MultiValued(
+            name="w_sum", level="candidate", column="tags", weights="w", pooling="sum", encoding=Hashed(buckets=5)
+        ),
         MultiValued(name="joined", level="candidate", column="joined", separator="|"),
         Ranked(name="joined_ranked", level="candidate", column="joined", separator="|", max_rank=2),
         Cross(name="three", level="candidate", of=("id", "flag", "joined"), encoding=Vocabulary()),
@@ -87,7 +105,7 @@ def every_kind() -> Schema:
     ]
     past = History(
         name="past",
-        fields=("id_v", "kind", "x_standard", "b_fitted", "weighted", "ranked_h"),
+        fields=("id_v", "kind", "x_standard", "b_fitted", "weighted", "ranked_h", "x_powers", "ranks_segments"),
         columns={"id_v": "item", "kind": "flag"},
     )
     lists = History(name="given", fields=("id_v",), lists={"id_v": "clicked"})
@@ -206,7 +224,8 @@ def by_field(frame: pl.DataFrame) -> pl.DataFrame:
         "weighted": "tags",
         "weighted·weights": "w",
     }
-    return frame.select(**{field: pl.col(c) for field, c in (names | {"ranked_h": "ranked"}).items()})
+    names |= {"ranked_h": "ranked", "x_powers": "x", "ranks_segments": "ranked"}
+    return frame.select(**{field: pl.col(c) for field, c in names.items()})
 
 
 def assert_same(a: Block[np.ndarray], b: Block[np.ndarray]) -> None:
@@ -294,7 +313,7 @@ def test_bulk_canonical_texts_are_the_single_ones(data: st.DataObject, dtype: An
     assert canonical_series(series).to_list() == [canonical(v) for v in series.to_list()]
 
 
-@pytest.mark.parametrize("transform", ["none", "log1p", "standard", "minmax"])
+@pytest.mark.parametrize("transform", ["none", "log1p", "standard", "minmax", "powers"])
 def test_numbers_agree_to_the_bit_on_many_values(transform: Any) -> None:
     # vector instructions and their scalar remainders must round alike: 1-row arrays against long ones
     rng = np.random.default_rng(0)
@@ -499,7 +518,8 @@ def test_history_reads_its_feature_and_ages_compare_exactly() -> None:
     encoder, _ = fit(SCHEMA, TRAIN)
     columns = encoder.columns("past")
     assert columns.ids == (("id_v", "id_v"), ("kind", "kind"), ("b_fitted", "b_fitted"), ("age", "past.age"))
-    assert columns.numbers == ("x_standard",)
+    assert columns.numbers == ("x_standard", "x_powers", "x_powers²", "√x_powers")
+    assert [c.name for c in columns.lists] == ["weighted", "ranked_h", "ranks_segments.top1", "ranks_segments.top3"]
     assert encoder.columns("given").ids == (("id_v", "id_v"),)  # list columns have no times, so no ages
     assert "given.age" not in encoder.tables
     block = encoder.events("past", [{"item": 1, "flag": True}, {"item": 2}])

@@ -17,7 +17,8 @@ SRC = Path(finerank.__file__).parent
 FILES = sorted(SRC.rglob("*.py"))
 
 BASE = {"errors"}
-RUNTIME = {*BASE, "typed", "schema", "runtime"}
+SCHEMA = {*BASE, "widths"}
+RUNTIME = {*SCHEMA, "typed", "schema", "runtime"}
 DATA = {*RUNTIME, "data"}
 MODELS = {*DATA, "layers", "models"}
 TRAINING = {*MODELS, "metrics", "training"}
@@ -27,7 +28,8 @@ EVALUATION = {*RUN, "fresh", "evaluation"}
 MAY_IMPORT = {
     "errors": BASE,
     "typed": BASE,
-    "schema": BASE,
+    "widths": BASE,
+    "schema": SCHEMA,
     "metrics": {*BASE, "metrics"},
     "runtime": RUNTIME,
     "serving": {*RUNTIME, "serving"},

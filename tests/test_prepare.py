@@ -824,7 +824,7 @@ NONE = Split(validation=0, test=0)
             None,
             Keys(time="t"),
             NONE,
-            "history 'past': column 'p' differs in length from the others in row 0",
+            "history 'past': row 0 has 2 entries in 'p' but 1 in 'i'; give lists of one length",
         ),
         # splits
         (PLAIN, {}, None, Keys(), Split(by="user"), 'split by "user" needs keys.user'),

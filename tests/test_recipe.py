@@ -235,7 +235,7 @@ def of(base: Any) -> st.SearchStrategy[Any]:
     return st.sampled_from([cls.Options() for cls in registry._parts[base].values()])
 
 
-widths = st.builds(EmbeddingOptions, width=st.integers(1, 64), std=st.floats(0, 1))
+widths = st.builds(EmbeddingOptions, width=st.integers(1, 64), dim_scale=st.floats(0.1, 4), std=st.floats(0, 1))
 towers = st.builds(Tower.Options, hidden=st.lists(st.integers(1, 99), max_size=3).map(tuple), batch_norm=st.booleans())
 interactions = st.lists(of(Interaction) | towers, min_size=1, max_size=3, unique_by=lambda o: o.kind).map(tuple)
 
@@ -276,9 +276,14 @@ def schemas(draw: st.DrawFn) -> schema.Schema:
     features: list[Any] = []
     for f in full_schema.features:
         given: dict[str, Any] = {"column": st.none() | st.text(min_size=1, max_size=6)}
-        given |= {"encoding": encodings, "dim": dims, "max_rank": counts, "buckets": st.integers(2, 99)}
-        given |= {"transform": st.sampled_from(["none", "log1p", "standard", "minmax"])}
-        given |= {"pooling": st.sampled_from(["sum", "mean", "max"]), "separator": st.none() | st.text(max_size=2)}
+        given |= {"encoding": encodings, "dim": dims, "max_rank": st.integers(3, 10**9), "buckets": st.integers(2, 99)}
+        given |= {"transform": st.sampled_from(["none", "log1p", "standard", "minmax", "powers"])}
+        given |= {"rank": st.sampled_from(["embedded", "joint", "segments", "none"]), "segments": st.just((1, 3))}
+        given |= {"dim": st.none() | counts | st.sampled_from(["log2", "quarter", "quarter:8", "dcn"])}
+        given |= {
+            "pooling": st.sampled_from(["sum", "mean", "max"]),
+            "separator": st.none() | st.text(min_size=1, max_size=2),
+        }
         given |= {"cuts": st.lists(numbers, max_size=4, unique=True).map(sorted).map(tuple)}
         features.append(replace(f, **{name: draw(s) for name, s in given.items() if hasattr(f, name)}))
     used = {"item", "price", "user"}  # by the history and the cross
@@ -444,7 +449,30 @@ MISTAKES = [
     ("history/0/columns", {"tags": "t"}, "recipe: history 'clicks': columns names 'tags'; accepted: item, price"),
     ("task/1/within", "clik", "recipe: task 'conversion': within = 'clik' must be a task declared before it; did you"),
     ("feature/0/table", "item", "recipe: features 'user' and 'item' share the table 'item' but not their encoding"),
+    ("feature/5/law", "criteo", "recipe.feature[5]: law = 'criteo' beside given cuts; accepted: one of the two"),
     # numbers out of range
+    ("feature/5/cuts", [1.0, float("inf")], "recipe.feature[5]: cuts = [1.0, inf]; accepted: rising finite numbers"),
+    ("feature/5/cuts", [2.0, 1.0], "recipe.feature[5]: cuts = [2.0, 1.0]; accepted: rising finite numbers"),
+    ("feature/5/law", "equal_with", "recipe.feature[5].law: got 'equal_with' (string); did you mean 'equal_width'?"),
+    ("feature/3/dim", 0, "recipe.feature[3]: dim = 0; accepted: 1 or more, or a rule: log2, quarter, dcn"),
+    ("feature/3/dim", "log", "recipe.feature[3]: dim = 'log'; did you mean 'log2'? accepted: dcn, log2, quarter"),
+    ("feature/3/dim", "quarter:17", "recipe.feature[3]: dim = 'quarter:17'; accepted: quarter:k with 0 < k <= 16"),
+    ("feature/3/dim", "dcn:2", "recipe.feature[3]: dim = 'dcn:2'; accepted: quarter:k with 0 < k <= 16; other rules"),
+    ("feature/4/dim", "quarter:x", "recipe.feature[4]: dim = 'quarter:x'; accepted: quarter:k"),
+    ("feature/2/rank", "segment", "recipe.feature[2].rank: got 'segment' (string); did you mean 'segments'?"),
+    ("feature/2/separator", "", "recipe.feature[2]: separator is empty; accepted: the text between two values"),
+    ("feature/4/separator", "", "recipe.feature[4]: separator is empty; accepted"),
+    ("history/0/separator", "", "recipe.history[0]: separator is empty; accepted"),
+    (
+        "model/representation/embedding/dim_scale",
+        0,
+        "recipe.model.representation.embedding: dim_scale = 0.0; accepted: above 0",
+    ),
+    (
+        "model/representation/embedding/std",
+        -1,
+        "recipe.model.representation.embedding: std = -1.0; accepted: at least 0",
+    ),
     ("data/split/test", 0.9, "recipe.data.split: split: validation = 0.2, test = 0.9; accepted: shares"),
     ("training/epochs", 0, "recipe.training: epochs: got 0; accepted: whole numbers of at least 1"),
     ("training/threads", 0, "recipe.training: threads: got 0; accepted: at least 1"),
@@ -459,6 +487,25 @@ def test_a_mistake_is_named_where_it_stands(path: str, value: Any, message: str)
         Recipe.parse(changed(path, value))
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("segments", [[], [0, 2], [2, 2], [3, 1], [2, 4]])
+def test_segments_rise_within_the_ranks(segments: list[int]) -> None:
+    table = changed("feature/2/rank", "segments")
+    table["feature"][2]["segments"] = segments
+    with pytest.raises(UserError) as caught:
+        Recipe.parse(table)
+    assert str(caught.value) == (
+        f"recipe.feature[2]: segments = {segments}; accepted: rising ranks from 1 to max_rank = 3"
+    )
+
+
+def test_a_segment_may_not_be_named_like_another_feature() -> None:
+    table = changed("feature/2/rank", "segments")
+    table["feature"][2]["segments"] = [3]
+    table["feature"][0]["name"] = "interests.top3"
+    with pytest.raises(UserError, match=r"field 'interests\.top3' is declared twice"):
+        Recipe.parse(table)
 
 
 def test_a_mistake_in_a_file_or_override_names_it(tmp_path: Path) -> None:

@@ -287,8 +287,15 @@ def schemas(draw: st.DrawFn) -> schema.Schema:
             given["encoding"] = encodings
         if "table" in fields:
             given["table"] = st.just(f"table {i}")
-        valid = {"cuts": rising(st.floats(allow_nan=False)), "buckets": st.integers(min_value=2), "max_rank": counts}
-        valid |= {"dim": st.none() | counts, "of": st.lists(word, min_size=2, max_size=3).map(tuple)}
+        cuts = rising(st.floats(allow_nan=False, allow_infinity=False))
+        law = draw(st.sampled_from(["quantile", "equal_width", "criteo"]))
+        valid = {"law": st.just(law), "cuts": cuts if law == "quantile" else st.just(())}
+        valid |= {"buckets": st.integers(min_value=2), "max_rank": st.integers(min_value=9)}
+        valid |= {"segments": st.sampled_from([(1,), (3, 9), (1, 2, 8)]), "separator": st.none() | word}
+        valid |= {
+            "dim": st.none() | counts | st.sampled_from(["log2", "quarter:2.5", "dcn"]),
+            "of": st.lists(word, min_size=2, max_size=3).map(tuple),
+        }
         given |= {key: strategy for key, strategy in valid.items() if key in fields}
         features.append(draw(drawn(cls, **given)))
     usable = [f.name for f in features if f.level != "request" and f.use == "input" and not isinstance(f, schema.Cross)]
@@ -302,7 +309,7 @@ def schemas(draw: st.DrawFn) -> schema.Schema:
             lists |= st.fixed_dictionaries(dict.fromkeys(fields_of, word))
         given = {"name": st.just(name), "fields": st.just(tuple(fields_of)), "columns": columns, "lists": lists}
         given |= {"where": mapping(names | st.integers() | st.booleans()), "delay": st.floats(0, 1e9)}
-        given |= {"max_length": counts, "age_cuts": rising(st.integers())}
+        given |= {"separator": st.none() | word, "max_length": counts, "age_cuts": rising(st.integers())}
         histories.append(draw(drawn(schema.History, **given)))
     tasks: list[schema.Task] = []
     for name in draw(st.lists(word, min_size=1, max_size=3, unique=True)):

@@ -11,13 +11,16 @@ Indices  0 padding · 1 out of vocabulary · 2 missing (null, NaN or empty text)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from finerank.errors import UserError, nearest
+from finerank.widths import Dim, check_dim
 
 PADDING, OOV, MISSING, FIRST = 0, 1, 2, 3
 """The first rows of every table; values start at FIRST."""
@@ -27,6 +30,10 @@ def _at_least(least: int, **values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < least:
             raise UserError(f"{name} = {value}; accepted: {least} or more")
+
+
+def _rising(values: Sequence[float]) -> bool:
+    return all(a < b for a, b in pairwise(values))
 
 
 Level = Literal["request", "candidate", "event"]
@@ -86,7 +93,11 @@ Encoding = Vocabulary | Hashed | Growing
 class Numeric:
     """A number that reaches the model as a number. Missing (null, NaN) becomes 0 beside an indicator column.
 
-    transform  none · log1p (sign-preserving) · standard · minmax; statistics from training rows only
+    transform  none · log1p (sign-preserving) · standard · minmax · powers; statistics from training rows only
+
+    powers yields three columns, x~, x~² and √x~, of the share x~ of the training rows that lie below the value (their
+    own value: half), read off between stored quantiles: Covington et al. 2016, section 4.1. A value beyond the training
+    range counts as its nearer end. Two transforms of one column are two features.
     """
 
     kind: ClassVar[str] = "numeric"
@@ -94,15 +105,20 @@ class Numeric:
     level: Level
     use: Use = "input"
     column: str | None = None
-    transform: Literal["none", "log1p", "standard", "minmax"] = "standard"
+    transform: Literal["none", "log1p", "standard", "minmax", "powers"] = "standard"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bucketed:
     """A number cut into buckets, each with an embedding: an ordered categorical. Bucket i holds cuts[i-1] <= x < cuts[i].
 
-    cuts      stored cut points; empty: `buckets` - 1 quantiles of the training rows, stored in the fitted schema
-    buckets   how many, where no cuts are given
+    cuts     the cut points; empty: made from the training rows by `law`, and stored. What lies beyond them at serving
+             falls into the first or the last bucket; missing has a row of its own
+    law      quantile: about equal shares of the rows · equal_width: between the least and the greatest value (several
+             granularities, AutoCross's 10, 100, 1000..., are several features on one column) · criteo: the buckets of
+             v > 2 -> floor(ln(v)^2), else floor(v) - 2, from the least to the greatest value; usually beside a Numeric
+             with transform = "minmax" on the same column, which keeps the order
+    buckets  how many at most, for quantile and equal_width
     """
 
     kind: ClassVar[str] = "bucketed"
@@ -111,20 +127,29 @@ class Bucketed:
     use: Use = "input"
     column: str | None = None
     cuts: tuple[float, ...] = ()
+    law: Literal["quantile", "equal_width", "criteo"] = "quantile"
     buckets: int = 10
     table: str | None = None
-    dim: int | None = None
+    dim: Dim | None = None
 
     def __post_init__(self) -> None:
         _at_least(2, buckets=self.buckets)
-        _at_least(1, dim=self.dim)
-        if any(not a < b for a, b in zip(self.cuts, self.cuts[1:], strict=False)):
-            raise UserError(f"cuts = {list(self.cuts)}; accepted: rising numbers, or none for quantiles")
+        check_dim(self.dim)
+        if not _rising(self.cuts) or not all(map(math.isfinite, self.cuts)):
+            raise UserError(
+                f"cuts = {list(self.cuts)}; accepted: rising finite numbers, or none to have a law make them"
+            )
+        if self.cuts and self.law != "quantile":
+            raise UserError(f"law = {self.law!r} beside given cuts; accepted: one of the two")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Categorical:
-    """One id per row. `table` names the embedding table (default: the feature's own name): equal names share rows."""
+    """One id per row. `table` names the embedding table (default: the feature's own name): equal names share rows.
+
+    dim  its width: a number, or a rule over its n values: log2, quarter (n^1/4), quarter:k (k * n^1/4), dcn (6 * n^1/4),
+         see `finerank.widths`; default: the width of the model
+    """
 
     kind: ClassVar[str] = "categorical"
     name: str
@@ -133,7 +158,10 @@ class Categorical:
     column: str | None = None
     encoding: Encoding = Vocabulary()
     table: str | None = None
-    dim: int | None = None
+    dim: Dim | None = None
+
+    def __post_init__(self) -> None:
+        check_dim(self.dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,14 +183,21 @@ class MultiValued:
     separator: str | None = None
     encoding: Encoding = Vocabulary()
     table: str | None = None
-    dim: int | None = None
+    dim: Dim | None = None
+
+    def __post_init__(self) -> None:
+        check_dim(self.dim)
+        _check_separator(self.separator)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranked:
-    """A list of `tag#rank` texts (`military#1`), split at the last `#`: the tag has its table, the rank another.
+    """A list of `tag#rank` texts (`military#1`), split at the last `#`; a rank that is no 1...`max_rank` is 0 (unknown).
 
-    The vector of an entry is e_tag + p_rank; a rank that is not a number 1...`max_rank` is rank 0 (unknown).
+    rank      what becomes of the rank: embedded: the vector of an entry is e_tag + p_rank, each of its own table ·
+              joint: tag and rank are one id (`military#1`, unknown: `military#0`) · segments: see below · none: nothing
+    segments  for rank = "segments": a field per segment instead of one, `x.top3` of the tags with a rank of 1 to 3, and
+              so on. They are nested and share the table; within a segment all tags weigh the same
     """
 
     kind: ClassVar[str] = "ranked"
@@ -171,14 +206,23 @@ class Ranked:
     use: Use = "input"
     column: str | None = None
     max_rank: int = 20
+    rank: Literal["embedded", "joint", "segments", "none"] = "embedded"
+    segments: tuple[int, ...] = (3, 20)
     pooling: Literal["sum", "mean", "max"] = "mean"
     separator: str | None = None
     encoding: Encoding = Vocabulary()
     table: str | None = None
-    dim: int | None = None
+    dim: Dim | None = None
 
     def __post_init__(self) -> None:
-        _at_least(1, max_rank=self.max_rank, dim=self.dim)
+        _at_least(1, max_rank=self.max_rank)
+        check_dim(self.dim)
+        _check_separator(self.separator)
+        ends = (0, *self.segments, self.max_rank + 1)
+        if self.rank == "segments" and not (self.segments and _rising(ends)):
+            raise UserError(
+                f"segments = {list(self.segments)}; accepted: rising ranks from 1 to max_rank = {self.max_rank}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,12 +236,17 @@ class Cross:
     use: Use = "input"
     encoding: Encoding = Hashed()
     table: str | None = None
-    dim: int | None = None
+    dim: Dim | None = None
 
     def __post_init__(self) -> None:
-        _at_least(1, dim=self.dim)
+        check_dim(self.dim)
         if not 2 <= len(self.of) <= 3:
             raise UserError(f"of = {list(self.of)}; accepted: two or three columns")
+
+
+def _check_separator(separator: str | None) -> None:
+    if separator == "":
+        raise UserError("separator is empty; accepted: the text between two values, or none for lists")
 
 
 Feature = Numeric | Bucketed | Categorical | MultiValued | Ranked | Cross
@@ -214,6 +263,16 @@ def column_of(feature: Feature) -> str:
 def table_of(feature: Feature) -> str | None:
     """The name of a feature's embedding table; None for numbers."""
     return None if isinstance(feature, Numeric) else (feature.table or feature.name)
+
+
+def segments_of(feature: Feature) -> tuple[int | None, ...]:
+    """The greatest rank that each field of a feature takes in; a feature without segments is one field without a limit."""
+    return feature.segments if isinstance(feature, Ranked) and feature.rank == "segments" else (None,)
+
+
+def field_names(feature: Feature) -> tuple[str, ...]:
+    """The names of the fields that a feature yields: its own, or that of each segment."""
+    return tuple(feature.name if top is None else f"{feature.name}.top{top}" for top in segments_of(feature))
 
 
 # ------------------------------------------------------------------------------------------------ histories and tasks
@@ -268,9 +327,10 @@ class History:
         _at_least(1, max_length=self.max_length)
         if not self.fields:
             raise UserError(f"history {self.name!r}: fields is empty; name what an event is described by")
+        _check_separator(self.separator)
         if not 0 <= self.delay < float("inf"):
             raise UserError(f"history {self.name!r}: delay = {self.delay}; accepted: seconds, 0 or more")
-        if any(not a < b for a, b in zip(self.age_cuts, self.age_cuts[1:], strict=False)):
+        if not _rising(self.age_cuts):
             raise UserError(f"history {self.name!r}: age_cuts = {list(self.age_cuts)}; accepted: rising seconds")
 
 
@@ -304,6 +364,7 @@ class Schema:
     def __post_init__(self) -> None:
         for what, names in (
             ("feature", [f.name for f in self.features]),
+            ("field", [name for f in self.features for name in field_names(f)]),
             ("history", [h.name for h in self.histories]),
             ("task", [t.name for t in self.tasks]),
         ):
@@ -360,8 +421,8 @@ class Schema:
         for feature in self.features:
             if isinstance(feature, Numeric):
                 continue
-            cuts = isinstance(feature, Bucketed)
-            meaning = (cuts, feature.cuts if isinstance(feature, Bucketed) else feature.encoding, feature.dim)
+            made = (feature.cuts, feature.law, feature.buckets) if isinstance(feature, Bucketed) else feature.encoding
+            meaning = (made, feature.dim)
             first, known = sharers.setdefault(feature.table or feature.name, (feature.name, meaning))
             if known != meaning:
                 raise UserError(
@@ -411,7 +472,8 @@ class Columns:
     """The fixed, declared order of one block's columns: what `Block.ids`, `.numbers` and `.lists` hold.
 
     ids       (name, table) of each single-id column; in a history the last one is ("age", "<history>.age")
-    numbers   names of number columns; a numeric feature x yields "x" and, if training rows missed it, "x?"
+    numbers   names of number columns; a numeric feature x yields "x" (powers: also "x²" and "√x") and, if training rows
+              missed it, "x?"
     lists     (name, table, rank table or None, weighted?, pooling) of each list column
     """
 

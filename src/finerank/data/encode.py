@@ -14,15 +14,15 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from finerank.data.tally import CutsTally, Moments, TextTally
+from finerank.data.tally import CutsTally, Moments, Ranks, TextTally
 from finerank.errors import UserError, nearest
 from finerank.runtime.blocks import Block, Lists
 from finerank.runtime.encoder import Encoder, block_from
-from finerank.runtime.fields import declared_tables, fields_of, is_weighted, rank_table, source_columns
+from finerank.runtime.fields import declared_tables, fields_of, is_weighted, rank_table, source_columns, tag_and_rank
 from finerank.runtime.hashing import mix, splitmix64
 from finerank.runtime.symbols import GrowingTable, HashedTable
-from finerank.runtime.values import CROSS, canonical, list_weights, number, split_rank
-from finerank.schema import MISSING, Bucketed, Feature, ListFeature, Numeric, Ranked, Schema, Use, table_of
+from finerank.runtime.values import CROSS, canonical, list_weights, number
+from finerank.schema import MISSING, Bucketed, Feature, ListFeature, Numeric, Schema, Use, table_of
 
 Int64s: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
@@ -46,7 +46,9 @@ class Fitter:
         self._specs = declared_tables(schema)
         self._cuts = {name: CutsTally() for name, spec in self._specs.items() if spec.encoding == "cuts"}
         self._texts = {name: TextTally() for name, spec in self._specs.items() if spec.encoding != "cuts"}
-        self._moments = {f.name: Moments() for f in schema.features if isinstance(f, Numeric)}
+        self._numbers = {
+            f.name: Ranks() if f.transform == "powers" else Moments() for f in schema.features if isinstance(f, Numeric)
+        }
 
     def add(self, feature: Feature | str, series: Columns, weights: NDArray[Any] | None = None) -> None:
         """Count a column of training rows, or of past events for a history's field.
@@ -65,7 +67,7 @@ class Fitter:
         if not each.all():
             columns, each = [column.filter(pl.Series(each != 0)) for column in columns], each[each != 0]
         if isinstance(feature, Numeric):
-            self._moments[feature.name].add(_floats(feature, columns[0]), each)
+            self._numbers[feature.name].add(_floats(feature, columns[0]), each)
             return
         table = str(table_of(feature))
         if isinstance(feature, Bucketed):
@@ -74,15 +76,12 @@ class Fitter:
             flat, lengths = _flatten(feature, columns[0])
             texts, inverse = _distinct_texts(feature, [flat])
             counts = _sums(inverse, np.repeat(each, lengths), len(texts)).tolist()
-            known = [(text, n) for text, n in zip(texts, counts, strict=True) if text is not None]
-            if isinstance(feature, Ranked):
-                split = [(*split_rank(text, feature.max_rank), n) for text, n in known]
-                known = [(tag, n) for tag, _, n in split if tag is not None]
-                ranks = [(rank, n) for tag, rank, n in split if tag is not None]
-                self._cuts[rank_table(feature)].add(
-                    np.array([float(r) for r, _ in ranks]), np.array([n for _, n in ranks])
-                )
-            self._texts[table].add([text for text, _ in known], [n for _, n in known])
+            entries = [tag_and_rank(feature, text) for text in texts]
+            known = [(*entry, n) for entry, n in zip(entries, counts, strict=True) if entry is not None]
+            kept = [n for _, _, n in known]
+            self._texts[table].add([tag for tag, _, _ in known], kept)
+            if ranks := rank_table(feature):
+                self._cuts[ranks].add(np.array([float(rank) for _, rank, _ in known]), np.array(kept, dtype=np.int64))
         else:
             texts, inverse = _distinct_texts(feature, columns)
             self._texts[table].add(texts, _sums(inverse, each, len(texts)).tolist())
@@ -93,11 +92,7 @@ class Fitter:
         for name, spec in self._specs.items():
             tally = self._cuts[name] if spec.encoding == "cuts" else self._texts[name]
             tables[name], self.counts[name] = tally.fit(name, spec)
-        numbers = {}
-        for name, moments in self._moments.items():
-            feature = self.schema.feature(name)
-            assert isinstance(feature, Numeric)
-            numbers[name] = moments.fit(feature)
+        numbers = {f.name: self._numbers[f.name].fit(f) for f in self.schema.features if isinstance(f, Numeric)}
         return Encoder(self.schema, tables, numbers)
 
 
@@ -129,7 +124,7 @@ def encode_block(
         if isinstance(feature, Numeric):
             numbers += encoder.number_columns(feature, _floats(feature, columns[0]), _place(feature))
         elif isinstance(feature, ListFeature):
-            lists[feature.name] = _encode_lists(encoder, feature, columns, grow)
+            lists[field.name] = _encode_lists(encoder, feature, field.top, columns, grow)
         else:
             ids.append(encode_ids(encoder, feature, columns, grow))
     return block_from(frame.height, ids, numbers, lists)
@@ -149,15 +144,16 @@ def encode_ids(encoder: Encoder, feature: Feature, series: Columns, grow: bool =
     return symbols[inverse]
 
 
-def _encode_lists(encoder: Encoder, feature: ListFeature, columns: list[pl.Series], grow: bool) -> Lists[NDArray[Any]]:
+def _encode_lists(
+    encoder: Encoder, feature: ListFeature, top: int | None, columns: list[pl.Series], grow: bool
+) -> Lists[NDArray[Any]]:
     flat, lengths = _flatten(feature, columns[0])
     texts, inverse = _distinct_texts(feature, [flat])
     table = encoder.table(feature)
     if grow and isinstance(table, GrowingTable):
-        ranked = isinstance(feature, Ranked)
-        table.extend(split_rank(t, 0)[0] if ranked and t is not None else t for t in texts)
-    entries = [encoder.entry(feature, text) for text in texts]
-    width = 2 if isinstance(feature, Ranked) else 1
+        table.extend(entry[0] for t in texts if (entry := tag_and_rank(feature, t, top)) is not None)
+    entries = [encoder.entry(feature, text, top) for text in texts]
+    width = 2 if rank_table(feature) else 1
     symbols = np.array([e or (0,) * width for e in entries], dtype=np.int64).reshape(-1, width)
     kept = np.array([e is not None for e in entries], dtype=bool)[inverse]
     segments = np.repeat(np.arange(len(lengths)), lengths)[kept]

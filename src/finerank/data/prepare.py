@@ -23,6 +23,7 @@ from finerank.data.dataset import FORMAT, Dataset, Slices, content_hash
 from finerank.data.encode import Fitter, encode_block
 from finerank.data.events import EventTable, coverage, flatten
 from finerank.data.labels import label_columns, labels_of
+from finerank.data.lists import list_events
 from finerank.data.source import TimeUnit, collect, microseconds
 from finerank.data.split import NAMES, TRAIN, Split, assign
 from finerank.errors import UserError
@@ -343,36 +344,12 @@ def _from_lists(history: History, samples: pl.LazyFrame, rows: _Rows) -> _Made:
     frame = collect(samples, history.lists.values(), "samples")
     _same_within_requests(frame, rows)
     frame = frame[rows.heads]
-    fields = {}
-    lengths: np.ndarray | None = None
-    for name, column in history.lists.items():
-        lists = frame[column]
-        if lists.dtype == pl.Null:  # nobody has a past
-            lists = lists.cast(pl.List(pl.String))
-        if lists.dtype == pl.String:
-            if history.separator is None:
-                raise UserError(f"history {history.name!r}: column {column!r} is text; say how it is joined: separator")
-            lists = lists.replace("", None).str.split(history.separator)
-        if not isinstance(lists.dtype, pl.List):
-            raise UserError(
-                f"history {history.name!r}: column {column!r} is {lists.dtype}; accepted: lists or joined text"
-            )
-        lists = lists.fill_null(pl.Series([[]], dtype=lists.dtype)) if lists.null_count() else lists
-        these = lists.list.len().cast(pl.Int64).to_numpy()
-        if lengths is not None and (these != lengths).any():
-            bad = int(np.flatnonzero(these != lengths)[0])
-            raise UserError(
-                f"history {history.name!r}: column {column!r} differs in length from the others in row {rows.heads[bad]}"
-            )
-        lengths = these
-        fields[name] = lists.filter(pl.Series(these > 0)).explode()
-    assert lengths is not None
+    made, lengths = list_events(history, frame, rows.heads)
     ends = np.cumsum(lengths)
     begins = ends - lengths
     request = np.repeat(np.arange(len(lengths)), lengths)
     position = np.arange(len(request)) - begins[request]
     slices = Slices(np.maximum(begins, ends - history.max_length), ends, ends)
-    made = pl.DataFrame(fields)
     return _Made(made, request, len(lengths), request, request, position, np.arange(len(request)), slices)
 
 

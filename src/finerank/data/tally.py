@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from decimal import Context, Decimal
 from typing import TypeAlias
 
 import numpy as np
@@ -17,6 +19,13 @@ from finerank.schema import MISSING, Growing, Hashed, Numeric, Vocabulary
 
 Int64s: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
+
+
+POINTS = 1_000
+"""How many steps of equal share the ranks of transform = "powers" are read off from, at most."""
+
+CRITEO_LOW, CRITEO_HIGH = -100.0, 2.0**63
+"""Between these the Criteo rule has a bucket of its own for each of its values, about 2,000 in all."""
 
 
 class TextTally:
@@ -50,30 +59,54 @@ class TextTally:
         return table, _counted(table, table.lookup_all(texts), np.array(list(self._counts.values())), self._missing)
 
 
-class CutsTally:
-    """Occurrences of each number of one table of cuts."""
+class NumberTally:
+    """Occurrences of each number."""
 
     def __init__(self) -> None:
         self._values: list[Floats] = []
         self._counts: list[Int64s] = []
-        self._missing = 0
+        self.missing = 0
 
     def add(self, values: Floats, counts: Int64s) -> None:
         """Count numbers (NaN is missing), each as often as `counts` says."""
         known = ~np.isnan(values)
-        distinct, inverse = np.unique(values[known], return_inverse=True)
-        sums = np.zeros(len(distinct), dtype=np.int64)
-        np.add.at(sums, inverse, counts[known])
+        distinct, sums = _summed(values[known], counts[known])
         self._values.append(distinct)
         self._counts.append(sums)
-        self._missing += int(counts[~known].sum())
+        self.missing += int(counts[~known].sum())
+
+    def distinct(self) -> tuple[Floats, Int64s]:
+        """The distinct numbers, ascending, and how often each occurs."""
+        values = np.concatenate([np.zeros(0), *self._values])
+        return _summed(values, np.concatenate([np.zeros(0, dtype=np.int64), *self._counts]))
+
+
+class CutsTally(NumberTally):
+    """Occurrences of each number of one table of cuts."""
 
     def fit(self, name: str, spec: TableSpec) -> tuple[SymbolTable, Int64s]:
         """The table and the occurrences of each symbol."""
-        values = np.concatenate([np.zeros(0), *self._values])
-        counts = np.concatenate([np.zeros(0, dtype=np.int64), *self._counts])
-        table = CutsTable(name, quantile_cuts(values, counts, spec.buckets) if spec.cuts is None else spec.cuts)
-        return table, _counted(table, table.bucket(values), counts, self._missing)
+        values, counts = self.distinct()
+        cuts = np.array(made_cuts(spec, values, counts) if spec.cuts is None else spec.cuts, dtype=np.float64)
+        table = CutsTable(name, cuts)
+        return table, _counted(table, table.bucket(values), counts, self.missing)
+
+
+class Ranks(NumberTally):
+    """The share of the training rows below each number, for transform = "powers"."""
+
+    def fit(self, feature: Numeric) -> NumberStats:
+        """At most `POINTS` + 1 of the distinct values, ends included, with their shares. None if all are missing."""
+        values, counts = self.distinct()
+        missing = self.missing > 0
+        if not len(values):
+            return NumberStats(missing=missing)
+        low, high = float(values[0]), float(values[-1])
+        if not math.isfinite(high - low):
+            raise _too_large(feature, low, high)
+        shares = (np.cumsum(counts) - counts / 2) / counts.sum()
+        kept = np.unique(np.searchsorted(shares, np.linspace(shares[0], shares[-1], POINTS + 1)))
+        return NumberStats(missing=missing, points=tuple(values[kept].tolist()), ranks=tuple(shares[kept].tolist()))
 
 
 class Moments:
@@ -110,11 +143,21 @@ class Moments:
         if self.n and feature.transform == "minmax":
             shift, scale = self.low, self.high - self.low
         if not (math.isfinite(shift) and math.isfinite(scale)):
-            raise UserError(
-                f"feature {feature.name!r}: training values from {self.low!r} to {self.high!r} are too large for transform = "
-                f'{feature.transform!r}; clean the column or use transform = "log1p"'
-            )
+            raise _too_large(feature, self.low, self.high)
         return NumberStats(shift=shift, scale=scale or 1.0, missing=self.missing)
+
+
+def made_cuts(spec: TableSpec, values: Floats, counts: Int64s) -> Floats:
+    """The cut points that a table's law makes of the training values. values: distinct, ascending."""
+    if len(values) < 2:  # a constant column, or nothing at all: one bucket
+        return np.zeros(0)
+    match spec.law:
+        case "quantile":
+            return quantile_cuts(values, counts, spec.buckets)
+        case "equal_width":
+            return width_cuts(float(values[0]), float(values[-1]), spec.buckets)
+        case "criteo":
+            return criteo_cuts(float(values[0]), float(values[-1]))
 
 
 def quantile_cuts(values: Floats, counts: Int64s, buckets: int) -> Floats:
@@ -126,9 +169,7 @@ def quantile_cuts(values: Floats, counts: Int64s, buckets: int) -> Floats:
     >>> quantile_cuts(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1, 1, 1, 1]), 2).tolist()
     [3.0]
     """
-    distinct, inverse = np.unique(values, return_inverse=True)
-    sums = np.zeros(len(distinct), dtype=np.int64)
-    np.add.at(sums, inverse, counts)
+    distinct, sums = _summed(values, counts)
     if len(distinct) < 2:
         return np.zeros(0)
     below = np.cumsum(sums)[:-1] * buckets  # of distinct[1:]; shares in integers, so that nothing is rounded
@@ -137,6 +178,58 @@ def quantile_cuts(values: Floats, counts: Int64s, buckets: int) -> Floats:
     under = (above - 1).clip(min=0)
     cuts: Floats = distinct[1:][np.unique(np.where(wanted - below[under] <= below[above] - wanted, under, above))]
     return cuts
+
+
+def width_cuts(low: float, high: float, buckets: int) -> Floats:
+    """Cut points that part [low, high] into buckets of equal width; the greatest value lies in the last one.
+
+    >>> width_cuts(0.0, 10.0, 4).tolist()
+    [2.5, 5.0, 7.5]
+    """
+    part = np.arange(1, buckets) / buckets
+    cuts = np.unique(low * (1 - part) + high * part)  # not low + part * (high - low), which may overflow
+    inside: Floats = cuts[(cuts > low) & (cuts <= high)]
+    return inside
+
+
+def criteo_cuts(low: float, high: float) -> Floats:
+    """Cut points of the Criteo rule v > 2 -> floor(ln(v)^2), else floor(v) - 2, between a least and a greatest value.
+
+    The rule steps at the whole numbers up to 2 and at e^sqrt(k), k = 1, 2, ..., none of which is a whole number: each is
+    the least float64 at or above it, found in decimal arithmetic, so the same on every machine. Values below
+    `CRITEO_LOW` share a bucket, and so do those above `CRITEO_HIGH`.
+
+    >>> cuts = criteo_cuts(0, 11)
+    >>> [int(np.searchsorted(cuts, v, side="right")) - 2 for v in range(12)]
+    [-2, -1, 0, 1, 1, 2, 3, 3, 4, 4, 5, 5]
+    """
+    low, high = max(low, CRITEO_LOW), min(high, CRITEO_HIGH)
+    cuts = [float(v) for v in range(math.floor(low) + 1, math.floor(min(high, 2.0)) + 1)]
+    exact = Context(prec=40)
+    for k in itertools.count(1):
+        edge = exact.exp(exact.sqrt(Decimal(k)))
+        cut = float(edge)
+        cut = cut if Decimal(cut) >= edge else math.nextafter(cut, math.inf)
+        if cut > high:
+            return np.array(cuts)
+        if cut > low:
+            cuts.append(cut)
+    raise AssertionError("the edges grow without bound")
+
+
+def _summed(values: Floats, counts: Int64s) -> tuple[Floats, Int64s]:
+    """The distinct values, ascending, and the sum of the counts of each."""
+    distinct, inverse = np.unique(values, return_inverse=True)
+    sums = np.zeros(len(distinct), dtype=np.int64)
+    np.add.at(sums, inverse, counts)
+    return distinct, sums
+
+
+def _too_large(feature: Numeric, low: float, high: float) -> UserError:
+    return UserError(
+        f"feature {feature.name!r}: training values from {low!r} to {high!r} are too large for transform = "
+        f'{feature.transform!r}; clean the column or use transform = "log1p"'
+    )
 
 
 def _counted(table: SymbolTable, symbols: Int64s, counts: Int64s, missing: int) -> Int64s:

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from finerank.data.batch import Batch, TensorBlock, TensorLists
 from finerank.layers.segments import segment_max, segment_mean, segment_sum
-from finerank.schema import FIRST, Columns, FittedSchema, ListColumn
+from finerank.schema import FIRST, Columns, FittedSchema, ListColumn, field_names
+from finerank.widths import scaled_width
 
 
 @dataclass
@@ -135,6 +136,7 @@ class Embedding(nn.Module):
     std      initial standard deviation; 0.01 is the usual choice, a wrong one costs more than most architectures give
     blocks   which blocks to embed ("request", "candidate", history names); default all
     forced   give every table this width, whatever its feature declares (first-order weights)
+    scale    times the widths that features declare, rounded
     ages     embed the age of past events; False for models that do not read it, so that nothing idle is touched
     """
 
@@ -147,6 +149,7 @@ class Embedding(nn.Module):
         forced: bool = False,
         sparse: bool = True,
         ages: bool = True,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         chosen = {name: cols for name, cols in fitted.blocks() if blocks is None or name in blocks}
@@ -157,7 +160,8 @@ class Embedding(nn.Module):
         used: dict[str, int] = {}
         for cols in chosen.values():
             for table in _tables(cols):
-                used[table] = width if forced else (fitted.tables[table].dim or width)
+                dim = None if forced else fitted.tables[table].dim
+                used[table] = width if dim is None else scaled_width(dim, scale)
         self.widths = used
         self.width = width
         by_width: dict[int, dict[str, int]] = {}
@@ -283,7 +287,7 @@ def _schema_order(fitted: FittedSchema, cols: Columns) -> tuple[str, ...]:
     names = [name for name, _ in cols.ids]
     if not cols.lists:
         return tuple(names)
-    declared = {f.name: i for i, f in enumerate(fitted.schema.features)}
+    declared = {name: i for i, name in enumerate(n for f in fitted.schema.features for n in field_names(f))}
     return tuple(sorted([*names, *(c.name for c in cols.lists)], key=lambda n: declared.get(n, len(declared))))
 
 

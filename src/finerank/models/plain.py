@@ -5,6 +5,7 @@ R requests · N candidates · F fields · D width of a field
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,15 +24,23 @@ from finerank.schema import Columns, FittedSchema
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingOptions:
-    """width: of a field (a feature's own `dim` is projected to it) · std: of the initial values."""
+    """How wide the fields are and how they begin.
+
+    width      of a field; a table of another width (a feature's own `dim`) is projected to it
+    dim_scale  times every feature's own `dim`: a search tries 0.5, 1 and 2
+    std        of the initial values; worth a search of its own, from 1e-4 to 0.1
+    """
 
     width: int = 16
+    dim_scale: float = 1.0
     std: float = 0.01
 
     def __post_init__(self) -> None:
         if self.width < 1:
             raise UserError(f"width = {self.width}; accepted: at least 1, usually 8 to 64")
-        if not self.std >= 0:
+        if not 0 < self.dim_scale < math.inf:
+            raise UserError(f"dim_scale = {self.dim_scale}; accepted: above 0, usually 0.5, 1 or 2")
+        if not 0 <= self.std < math.inf:
             raise UserError(f"std = {self.std}; accepted: at least 0, usually 0.01")
 
 
@@ -46,7 +55,7 @@ class FieldEmbedding(nn.Module):
         ages: bool = True,
     ) -> None:
         super().__init__()
-        self.embedding = Embedding(fitted, options.width, options.std, blocks, ages=ages)
+        self.embedding = Embedding(fitted, options.width, options.std, blocks, ages=ages, scale=options.dim_scale)
         self.dim = options.width
         self.table_of = {name: _table_of(cols) for name, cols in fitted.blocks()}
         unequal = {t: w for t, w in self.embedding.widths.items() if w != options.width}

@@ -19,9 +19,17 @@ from numpy.typing import NDArray
 
 from finerank.errors import UserError, nearest
 from finerank.runtime.blocks import Block, Lists
-from finerank.runtime.fields import age_table, declared_tables, fields_of, is_weighted, rank_table
+from finerank.runtime.fields import (
+    Field,
+    age_table,
+    declared_tables,
+    fields_of,
+    is_weighted,
+    rank_table,
+    tag_and_rank,
+)
 from finerank.runtime.symbols import CutsTable, Int64s, SymbolTable, read_json, write_json
-from finerank.runtime.values import canonical, cross_text, list_weights, number, shown, split_rank
+from finerank.runtime.values import canonical, cross_text, list_weights, number, shown
 from finerank.schema import (
     FIRST,
     Bucketed,
@@ -33,12 +41,12 @@ from finerank.schema import (
     ListColumn,
     ListFeature,
     Numeric,
-    Ranked,
     Schema,
     Use,
     table_of,
 )
 from finerank.typed import build, plain
+from finerank.widths import width_of
 
 T = TypeVar("T")
 Place: TypeAlias = Callable[[int], str]
@@ -51,12 +59,16 @@ MICROSECONDS = 1_000_000
 class NumberStats:
     """What the training rows taught about a numeric feature: it becomes (x - shift) / scale.
 
-    missing   some training row lacked it, so that an indicator column `x?` follows it
+    missing        some training row lacked it, so that an indicator column `x?` follows it
+    points, ranks  for transform = "powers": rising values, and the share of the training rows below each (a value's own
+                   rows count half)
     """
 
     shift: float = 0.0
     scale: float = 1.0
     missing: bool = False
+    points: tuple[float, ...] = ()
+    ranks: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,47 +79,48 @@ class Encoder:
     tables: Mapping[str, SymbolTable]
     numbers: Mapping[str, NumberStats]
 
-    def columns(self, name: str, use: Use = "input") -> Columns:
-        """The column order of the block of `name` ("request", "candidate" or a history).
+    def columns(self, block: str, use: Use = "input") -> Columns:
+        """The column order of a block ("request", "candidate" or a history).
 
         A history whose events have times ends with the id column ("age", "<history>.age"), which is not in the blocks
         that the encoders make: the age depends on the row that looks back, see `age_ids`.
         """
         ids, numbers, lists = [], [], []
-        for field in fields_of(self.schema, name, use):
-            feature = field.feature
+        for field in fields_of(self.schema, block, use):
+            feature, name = field.feature, field.name
             if isinstance(feature, Numeric):
-                numbers += [feature.name, f"{feature.name}?"] if self.numbers[feature.name].missing else [feature.name]
+                numbers += [name, f"{name}²", f"√{name}"] if feature.transform == "powers" else [name]
+                numbers += [f"{name}?"] if self.numbers[name].missing else []
             elif isinstance(feature, ListFeature):
-                ranks = rank_table(feature) if isinstance(feature, Ranked) else None
-                weighted = len(field.columns) > 1
                 lists.append(
                     ListColumn(
-                        name=feature.name,
+                        name=name,
                         table=str(table_of(feature)),
-                        ranks=ranks,
-                        weighted=weighted,
+                        ranks=rank_table(feature),
+                        weighted=len(field.columns) > 1,
                         pooling=feature.pooling,
                     )
                 )
             else:
-                ids.append((feature.name, str(table_of(feature))))
-        if use == "input" and age_table(name) in self.tables:
-            ids.append(("age", age_table(name)))
+                ids.append((name, str(table_of(feature))))
+        if use == "input" and age_table(block) in self.tables:
+            ids.append(("age", age_table(block)))
         return Columns(tuple(ids), tuple(numbers), tuple(lists))
 
     def fitted_tables(self, counts: Mapping[str, NDArray[np.int64]]) -> dict[str, FittedTable]:
         """What models need to know of each embedding table. counts: int64 per symbol, as the fitter gives them."""
         specs = declared_tables(self.schema)
-        return {
-            name: FittedTable(
-                rows=FIRST + spec.encoding.capacity if isinstance(spec.encoding, Growing) else self.tables[name].size,
-                counts=counts[name],
-                encoding=spec.encoding,
-                dim=spec.dim,
-            )
+        rows = {
+            name: FIRST + spec.encoding.capacity if isinstance(spec.encoding, Growing) else self.tables[name].size
             for name, spec in specs.items()
         }
+        fitted = {}
+        for name, spec in specs.items():
+            model = spec.like or name  # the table that says how wide it is
+            dim = specs[model].dim
+            width = None if dim is None else width_of(dim, rows[model] - FIRST)
+            fitted[name] = FittedTable(rows=rows[name], counts=counts[name], encoding=spec.encoding, dim=width)
+        return fitted
 
     # -------------------------------------------------------------------------------------------- one request
 
@@ -155,18 +168,21 @@ class Encoder:
             elif isinstance(feature, Bucketed):
                 ids.append(self.cuts(feature).bucket(_floats(values[0], where)))
             elif isinstance(feature, ListFeature):
-                lists[feature.name] = self._lists(feature, values, where)
+                lists[field.name] = self._lists(field, values, where)
             elif isinstance(feature, Cross):
                 ids.append(self.table(feature).lookup_all(_each(cross_text, zip(*values, strict=True), where)))
             else:
                 ids.append(self.table(feature).lookup_all(_each(canonical, values[0], where)))
         return block_from(len(rows), ids, numbers, lists)
 
-    def _lists(self, feature: ListFeature, columns: list[list[object]], place: Place) -> Lists[NDArray[Any]]:
+    def _lists(self, field: Field, columns: list[list[object]], place: Place) -> Lists[NDArray[Any]]:
+        feature = field.feature
+        assert isinstance(feature, ListFeature)
+
         def read(values: tuple[object, ...]) -> tuple[tuple[tuple[int, ...], ...], bytes]:
             """The symbols of each entry that is not null, and the bytes of the weights."""
             items = list_items(values[0], feature.separator)
-            entries = [self.entry(feature, canonical(item)) for item in items]
+            entries = [self.entry(feature, canonical(item), field.top) for item in items]
             known = tuple(entry for entry in entries if entry is not None)
             if len(values) == 1:
                 return known, b""
@@ -178,7 +194,7 @@ class Encoder:
 
         distinct: dict[tuple[tuple[tuple[int, ...], ...], bytes], int] = {}
         index = [distinct.setdefault(key, len(distinct)) for key in _each(read, zip(*columns, strict=True), place)]
-        width = 2 if isinstance(feature, Ranked) else 1
+        width = 2 if rank_table(feature) else 1
         lengths = np.array([len(entries) for entries, _ in distinct], dtype=np.int64)
         weights = np.frombuffer(b"".join(w for _, w in distinct), dtype=np.float32).copy()
         return Lists(
@@ -201,18 +217,22 @@ class Encoder:
         assert isinstance(table, CutsTable)
         return table
 
-    def entry(self, feature: ListFeature, text: str | None) -> tuple[int, ...] | None:
-        """The symbols of one entry of a list: (value,), or (tag, rank) of a ranked feature; None: null, to be dropped."""
-        if text is not None and isinstance(feature, Ranked):
-            tag, rank = split_rank(text, feature.max_rank)
-            return None if tag is None else (self.table(feature).lookup(tag), FIRST + rank)
-        return None if text is None else (self.table(feature).lookup(text),)
+    def entry(self, feature: ListFeature, text: str | None, top: int | None) -> tuple[int, ...] | None:
+        """The symbols of one entry of a list: (value,), or (tag, rank) where ranks are embedded; None: to be dropped.
+
+        text  canonical; top: of a segment, the greatest rank that it takes in
+        """
+        found = tag_and_rank(feature, text, top)
+        if found is None:
+            return None
+        symbol = self.table(feature).lookup(found[0])
+        return (symbol, FIRST + found[1]) if rank_table(feature) else (symbol,)
 
     def number_columns(self, feature: Numeric, x: NDArray[np.float64], place: Place) -> list[NDArray[np.float32]]:
-        """The column of a numeric feature and, if training rows lacked it, its indicator. x: [n], NaN where missing."""
+        """The columns of a numeric feature and, if training rows lacked it, its indicator. x: [n], NaN where missing."""
         stats = self.numbers[feature.name]
-        column = scaled(feature, stats, x, place)
-        return [column, np.isnan(x).astype(np.float32)] if stats.missing else [column]
+        columns = powers(stats, x) if feature.transform == "powers" else [scaled(feature, stats, x, place)]
+        return [*columns, np.isnan(x).astype(np.float32)] if stats.missing else columns
 
     # -------------------------------------------------------------------------------------------- files
 
@@ -259,6 +279,24 @@ def scaled(feature: Numeric, stats: NumberStats, x: NDArray[np.float64], place: 
             'clean the column or use transform = "log1p"'
         )
     return out
+
+
+def powers(stats: NumberStats, x: NDArray[np.float64]) -> list[NDArray[np.float32]]:
+    """x~, x~² and √x~ of numbers, [n] each: linear between the stored points, 0 where missing.
+
+    Written out in elementary operations, which IEEE 754 rounds in one way only: one row and many agree to the bit.
+    """
+    known = ~np.isnan(x)
+    share = np.zeros(len(x))
+    if len(stats.points) == 1:
+        share[known] = stats.ranks[0]
+    elif stats.points:
+        points, ranks = np.array(stats.points), np.array(stats.ranks)
+        inside = x[known].clip(points[0], points[-1])
+        at = (np.searchsorted(points, inside, side="right") - 1).clip(max=len(points) - 2)
+        part = (inside - points[at]) / (points[at + 1] - points[at])
+        share[known] = ranks[at] + part * (ranks[at + 1] - ranks[at])
+    return [y.astype(np.float32) for y in (share, share * share, np.sqrt(share))]
 
 
 def block_from(

@@ -26,6 +26,7 @@ from finerank.runtime.rows import RowMap
 from finerank.schema import Columns
 
 Array: TypeAlias = NDArray[Any]
+LISTS = (list, tuple, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -184,22 +185,38 @@ class Scorer:
 
 
 def list_rows(encoder: Encoder, history: str, request: Mapping[str, object]) -> list[dict[str, object]]:
-    """The events of a history that the request brings as list columns, oldest first, as rows by event column."""
+    """The events of a history that the request brings as list columns, oldest first, as rows by event column.
+
+    What is missing or empty, and where, means what it means in `data.lists`.
+    """
     declared = encoder.schema.history(history)
-    columns, found = [], []
-    for f in fields_of(encoder.schema, history):
-        columns.append(f.columns[0])
-        at = declared.lists[f.feature.name]
+    event_column = {f.feature.name: f.columns[0] for f in fields_of(encoder.schema, history)}
+    found: list[list[object]] = []
+    for at in declared.lists.values():
         try:
             found.append(list_items(request.get(at), declared.separator))
         except UserError as error:
             raise UserError(f"history {history!r}: column {at!r}: {error}") from None
-        if len(found[-1]) != len(found[0]):
+    length = max(map(len, found))
+    for i, at in enumerate(declared.lists.values()):
+        if length == 1 and not found[i] and not isinstance(request.get(at), LISTS):
+            found[i] = [None]
+        if len(found[i]) != length:
             raise UserError(
-                f"history {history!r}: column {at!r} has {len(found[-1])} entries, the others {len(found[0])}; "
+                f"history {history!r}: column {at!r} has {len(found[i])} entries, the others up to {length}; "
                 "give lists of one length"
             )
-    return [dict(zip(columns, values, strict=True)) for values in zip(*found, strict=True)][-declared.max_length :]
+    columns = [event_column[name] for name in declared.lists]
+    rows = zip(*found, strict=True)
+    events = [dict(zip(columns, values, strict=True)) for values in rows if not all(map(_missing, values))]
+    return events[-declared.max_length :]
+
+
+def _missing(value: object) -> bool:
+    """Whether a value says nothing: null, NaN, empty text, an empty list."""
+    if isinstance(value, LISTS):
+        return len(value) == 0
+    return value is None or value == "" or (isinstance(value, (float, np.floating)) and bool(np.isnan(value)))
 
 
 def to_rows(columns: Columns, block: Block[Array], row_maps: Mapping[str, RowMap]) -> Block[Array]:
