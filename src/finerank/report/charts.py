@@ -106,6 +106,20 @@ def lines(
     return svg({"width": WIDTH, "height": WIDTH if diagonal else HEIGHT, "layer": layers}, describe)
 
 
+def by_date(values: Values, y: str, describe: str) -> Markup:
+    """Lines over days. values: {x: ISO date, y, series}."""
+    encoding = {
+        "x": {"field": "x", "type": "temporal", "title": None, "axis": {"format": "%b %d", "labelAngle": -40}},
+        "y": _x("y", y, axis={"format": "%"}),
+        "color": _series(True, "field"),
+    }
+    mark = {"type": "line", "strokeWidth": 1.5}
+    return svg(
+        {"width": 2 * WIDTH, "height": HEIGHT, "data": {"values": list(values)}, "mark": mark, "encoding": encoding},
+        describe,
+    )
+
+
 def reliability(bins: Values, describe: str) -> Markup:
     """Predicted against observed, with the interval of each bin. bins: {predicted, observed, low, high, rows}."""
     top = max([1e-3, *(float(str(b[k])) for b in bins for k in ("predicted", "observed"))]) * 1.06

@@ -22,6 +22,7 @@ from finerank.explain.importance import permutation_importance
 from finerank.explain.past import explain
 from finerank.metrics.estimate import Estimate
 from finerank.report import pictures
+from finerank.report.fields import field_table
 from finerank.report.page import number, percent, render
 from finerank.report.pictures import Picture
 from finerank.run import Run
@@ -83,7 +84,7 @@ def run_report(
         example=example,
         splits=[(name, *counts) for name, counts in run.dataset.manifest["split"].items()],
         facts=_facts(run.dataset),
-        fields=None,
+        fields=field_table(run.dataset),
         timings=_timings(measured),
         recipe=(run.folder / "recipe.toml").read_text(encoding="utf-8"),
         environment=list(json.loads((run.folder / "environment.json").read_text(encoding="utf-8")).items()),
