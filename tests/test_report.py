@@ -74,6 +74,15 @@ def test_a_report_says_what_was_measured(shop: Path, page: str) -> None:
     assert len(svgs(page)) > 10
 
 
+def test_every_field_has_its_line(shop: Path, page: str) -> None:
+    data = Run.open(shop / "din").dataset
+    fields = page[page.index("<h3>Fields</h3>") :]
+    for name in ("user", "country", "item", "tags", "clicks.item", "train_only.position"):
+        assert f"<td>{name}</td>" in fields
+    counts = data.fitted.tables["country"].counts
+    assert re.search(rf"<td>country</td><td[^>]*>categorical</td>.*?<td[^>]*>{(counts[3:] > 0).sum()}</td>", fields)
+
+
 def test_pictures_are_sound_and_nothing_is_fetched(page: str) -> None:
     for svg in svgs(page):
         ElementTree.fromstring(svg)
