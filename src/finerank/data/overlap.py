@@ -4,8 +4,8 @@ A published "validation" file that is the test file, and a builder that leaves e
 and common; both make metrics look better than they are. Splits that are made here (by time, by user) cannot overlap.
 
 A row is known by who, when and what: user, time (and place in the log, where there is one), and the candidate's columns. Labels
-do not count: a copy with another label is a copy. Where rows have no user, or neither time nor lists of the past,
-equal rows may well be different impressions; then only parts that are equal as a whole are refused. N rows.
+do not count: a copy with another label is a copy. Nor does the request's name: a copy may have another. Where rows have no
+user or no time, equal rows may well be different impressions; then only parts equal as a whole are refused. N rows.
 """
 
 from __future__ import annotations

@@ -440,7 +440,7 @@ def _refuse_overlap(part: np.ndarray, samples: pl.LazyFrame, schema: Schema, key
     lists = [column for history in schema.histories for column in history.lists.values()]
     features = [column for f in schema.features if f.level != "event" for column in _columns(f)]
     who_and_when = [column for column in (keys.user, keys.time, keys.sequence) if column is not None]
-    known = keys.user is not None and (keys.time is not None or bool(lists))
+    known = keys.user is not None and keys.time is not None
     refuse_overlap(samples, part, list(dict.fromkeys([*who_and_when, *features, *lists])), known)
 
 
