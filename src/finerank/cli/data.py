@@ -28,15 +28,15 @@ def data(
         screen.console.print(_listed())
         return
     chosen = adapter(name)
-    if source is None or out is None:
-        missing = "--from FOLDER" if source is None else "-o OUT"
-        raise UserError(
-            f"data {name}: {missing} is missing; name the folder of {', '.join(chosen.files)} and one to write"
+    if out is None or (chosen.files and source is None):  # a synthetic world has no files
+        missing, wanted = (
+            ("--from FOLDER", ", ".join(chosen.files)) if chosen.files and not source else ("-o OUT", "the result")
         )
+        raise UserError(f"data {name}: {missing} is missing; name the folder of {wanted}")
     options = build(chosen.options, apply_overrides({}, choices or ()), f"data {name}")
     vacant(out)
-    with screen.console.status(f"{name}: reading {source}"):
-        converted = chosen.convert(source, options)
+    with screen.console.status(f"{name}: reading {source or 'nothing, drawing'}"):
+        converted = chosen.convert(source or Path(), options)
     with screen.console.status(f"{name}: writing {out}"):
         converted.write(out)
     for what, count in converted.counts.items():
