@@ -184,7 +184,7 @@ def test_mind_cuts_the_past_but_not_the_profile() -> None:
     assert row["interests"] == ["football_nfl#1"], "twice in the whole past, though not in its last two"
 
 
-def mind_files(folder: Path, impressions: int, draw: np.random.Generator) -> None:
+def mind_files(folder: Path, impressions: int, draw: np.random.Generator, day: int = 9) -> None:
     folder.mkdir(parents=True)
     news = [f'N{i}\tc{i % 3}\ts{i % 5}\ta "title\t\turl\t[{{"WikidataId": "Q{i % 4}"}}]\t[]\n' for i in range(12)]
     folder.joinpath("news.tsv").write_text("".join(news))
@@ -193,7 +193,7 @@ def mind_files(folder: Path, impressions: int, draw: np.random.Generator) -> Non
         past = " ".join(f"N{n}" for n in draw.integers(12, size=draw.integers(6)))
         shown = " ".join(f"N{n}-{int(k == 0)}" for k, n in enumerate(draw.permutation(12)[:4]))
         lines.append(
-            f"{i}\tU{i % 9}\t11/{9 + i // 24}/2019 {i % 12 + 1}:00:00 {'AP'[i % 24 // 12]}M\t{past}\t{shown}\n"
+            f"{i}\tU{i % 9}\t11/{day + i // 24}/2019 {i % 12 + 1}:00:00 {'AP'[i % 24 // 12]}M\t{past}\t{shown}\n"
         )
     folder.joinpath("behaviors.tsv").write_text("".join(lines))
 
@@ -201,7 +201,7 @@ def mind_files(folder: Path, impressions: int, draw: np.random.Generator) -> Non
 def test_mind_trains(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     mind_files(tmp_path / "raw" / "MINDsmall_train", 60, draw)
-    mind_files(tmp_path / "raw" / "MINDsmall_dev", 20, draw)
+    mind_files(tmp_path / "raw" / "MINDsmall_dev", 20, draw, day=15)
     result = trained(converted("mind", tmp_path / "raw"), tmp_path)
     assert 0 <= result.test["click"]["gauc"] <= 1
     assert [c.name for c in result.dataset.fitted.request.lists] == ["interests"]

@@ -1,6 +1,7 @@
 """recipe.toml <-> typed configuration. One file describes a run; every error names the key, what it got and what it takes.
 
-[data]          samples, events (files), or dataset = {kind = "online_retail"}; [data.keys], [data.split]
+[data]          samples, events (files; validation and test too, where they are files of their own), or
+                dataset = {kind = "online_retail"}; [data.keys], [data.split]
 [[feature]]     kind, name, level, ...     (schema.Feature)
 [[history]]     name, fields, ...          (schema.History)
 [[task]]        name, column, ...          (schema.Task)
@@ -14,6 +15,7 @@ import glob
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import InitVar, dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -28,6 +30,8 @@ from finerank.models.registry import Composition, parse
 from finerank.schema import Cross, Feature, History, Numeric, Schema, Task, column_of
 from finerank.training.options import TrainingOptions
 from finerank.typed import apply_overrides, build, plain, read_toml, to_toml
+
+PART = "·part"  # the column that says from which of three files a row came
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +52,18 @@ class OnlineRetail:
 class DataOptions:
     """Where the rows come from, who is who in them, and how they are split. Paths are relative to the recipe.
 
-    dataset  a known data set instead of files
-    keys     who, when and together
-    split    what is for training, validation and test
-    tables   attributes that change, added to the samples as they were known before each row (`data.asof`)
+    samples, events    files: one row per candidate; one row per past event
+    validation, test   files of these parts, where a data set comes split; samples then is the training part, and no
+                       [data.split] is given
+    dataset            a known data set instead of files
+    keys               who, when and together
+    split              what is for training, validation and test
+    tables             attributes that change, added to the samples as they were known before each row (`data.asof`)
     """
 
     samples: str | None = None
+    validation: str | None = None
+    test: str | None = None
     events: str | None = None
     dataset: OnlineRetail | None = None
     tables: tuple[AsOf, ...] = ()
@@ -64,6 +73,13 @@ class DataOptions:
     def __post_init__(self) -> None:
         if (self.samples is None) == (self.dataset is None):
             raise UserError("give either samples (a file) or dataset (a known one), one of the two")
+        if (self.validation is None) != (self.test is None) or (self.test is not None and self.samples is None):
+            raise UserError("files of parts: give samples (for training), validation and test, all three")
+        if self.test is not None:
+            given = Split(by="column", column=PART)
+            if self.split not in (Split(), given):
+                raise UserError("give either files for validation and test, or [data.split], one of the two")
+            object.__setattr__(self, "split", given)
         if self.tables and self.keys.time is None:
             raise UserError("tables are joined as of the row's time, so they need keys.time")
 
@@ -98,7 +114,19 @@ class Recipe:
             return None if name is None else os.path.abspath(folder / name)
 
         tables = tuple(replace(t, file=os.path.abspath(folder / t.file)) for t in self.data.tables)
-        data = replace(self.data, samples=anchored(self.data.samples), events=anchored(self.data.events), tables=tables)
+        data = self.data
+        parts = {name: anchored(getattr(data, name)) for name in ("samples", "validation", "test")}
+        for one, other in combinations(parts, 2):
+            if parts[one] is not None and parts[one] == parts[other]:
+                raise UserError(f"data.{one} and data.{other} are the same file, {parts[one]}; give each part its own")
+        data = replace(
+            data,
+            samples=parts["samples"],
+            validation=parts["validation"],
+            test=parts["test"],
+            events=anchored(data.events),
+            tables=tables,
+        )
         object.__setattr__(self, "data", data)
 
     @staticmethod
@@ -152,7 +180,8 @@ class Recipe:
 
     def files(self) -> list[Path]:
         """The files of samples, events and tables as they are there now, patterns expanded."""
-        given = (self.data.samples, self.data.events, *(t.file for t in self.data.tables))
+        data = self.data
+        given = (data.samples, data.validation, data.test, data.events, *(t.file for t in self.data.tables))
         found = [glob.glob(name) or [name] for name in given if name is not None]
         return [Path(name) for names in found for name in sorted(names)]
 
@@ -165,6 +194,9 @@ class Recipe:
             made = online_retail(data.dataset.task, data.dataset.negatives, data.dataset.seed)
             return self._with_tables(made.samples.lazy()), made.events.lazy()
         assert data.samples is not None
+        if data.test is not None:
+            text = self._text_columns()
+            return self._with_tables(self._parts(text)), scan(data.events, text) if data.events else None
         return self.sources_in(data.samples, data.events)
 
     def sources_in(
@@ -173,6 +205,24 @@ class Recipe:
         """(samples, events) of other files, read as this recipe reads its own."""
         text = self._text_columns()
         return self._with_tables(scan(samples, text)), scan(events, text) if events else None
+
+    def _parts(self, text: set[str]) -> pl.LazyFrame:
+        """The samples of three files, one after the other."""
+        data = self.data
+        assert data.samples is not None
+        assert data.validation is not None
+        assert data.test is not None
+        files = {"train": data.samples, "validation": data.validation, "test": data.test}
+        frames = {name: scan(file, text).with_columns(pl.lit(name).alias(PART)) for name, file in files.items()}
+        try:
+            whole = pl.concat(frames.values(), how="vertical_relaxed")
+            whole.collect_schema()
+        except pl.exceptions.PolarsError as error:
+            raise UserError(
+                f"{data.samples}, {data.validation} and {data.test} do not have the same columns: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+        return whole
 
     def _with_tables(self, samples: pl.LazyFrame) -> pl.LazyFrame:
         for table in self.data.tables:

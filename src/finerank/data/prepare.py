@@ -24,6 +24,7 @@ from finerank.data.encode import Fitter, encode_block
 from finerank.data.events import EventTable, coverage, flatten
 from finerank.data.labels import label_columns, labels_of
 from finerank.data.lists import list_events
+from finerank.data.overlap import refuse_overlap
 from finerank.data.source import TimeUnit, collect, microseconds
 from finerank.data.split import NAMES, TRAIN, Split, assign
 from finerank.errors import UserError
@@ -100,7 +101,7 @@ def prepare(
     progress("keys")
     rows, event_users = _rows(samples, events, keys, schema)
     progress("split")
-    parts = _split(rows, samples, split)
+    parts = _split(rows, samples, split, schema, keys)
     weight = np.where(parts == TRAIN, rows.sizes, 0)  # [R] training rows of each request
     if not weight.any():
         raise UserError("no training rows: the split leaves none; give more rows or smaller shares")
@@ -392,7 +393,7 @@ def _same_within_requests(frame: pl.DataFrame, rows: _Rows) -> None:
 # ------------------------------------------------------------------------------------------------ split and labels
 
 
-def _split(rows: _Rows, samples: pl.LazyFrame, split: Split) -> np.ndarray:
+def _split(rows: _Rows, samples: pl.LazyFrame, split: Split, schema: Schema, keys: Keys) -> np.ndarray:
     if split.by != "column":
         if split.by == "user" and (rows.user < 0).all():
             raise UserError('split by "user" needs keys.user')
@@ -402,11 +403,22 @@ def _split(rows: _Rows, samples: pl.LazyFrame, split: Split) -> np.ndarray:
     bad = column.filter(~column.cast(pl.String).is_in(list(NAMES)).fill_null(False))
     if len(bad):
         raise UserError(f"samples: column {split.column!r} holds {bad[0]!r}; accepted: {', '.join(NAMES)}")
-    codes = column.replace_strict(NAMES, return_dtype=pl.Int8).to_numpy()[rows.order]
+    given = column.replace_strict(NAMES, return_dtype=pl.Int8).to_numpy()
+    _refuse_overlap(given, samples, schema, keys)
+    codes = given[rows.order]
     of_request: np.ndarray = codes[rows.first[:-1]]
     if (np.repeat(of_request, rows.sizes) != codes).any():
         raise UserError(f"samples: rows of one request have different values of {split.column!r}; split whole requests")
     return of_request
+
+
+def _refuse_overlap(part: np.ndarray, samples: pl.LazyFrame, schema: Schema, keys: Keys) -> None:
+    """See `data.overlap`; part: int8 [N] in the samples' order."""
+    lists = [column for history in schema.histories for column in history.lists.values()]
+    features = [column for f in schema.features if f.level != "event" for column in _columns(f)]
+    who_and_when = [column for column in (keys.user, keys.time, keys.sequence) if column is not None]
+    known = keys.user is not None and keys.time is not None
+    refuse_overlap(samples, part, list(dict.fromkeys([*who_and_when, *features, *lists])), known)
 
 
 def _labels(schema: Schema, samples: pl.LazyFrame, rows: _Rows) -> tuple[np.ndarray, np.ndarray]:

@@ -42,8 +42,7 @@ class Converted:
 
     def write(self, folder: Path) -> None:
         """Write the folder; raises UserError if it exists and is not empty."""
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder}: exists already and is not empty; remove it or name another folder")
+        vacant(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, frame in (("samples", self.samples), ("events", self.events)):
             if frame is not None:
@@ -51,6 +50,12 @@ class Converted:
         told = {"counts": dict(self.counts), "notes": list(self.notes)}
         (folder / "counts.json").write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
         (folder / "recipe.toml").write_text(self.recipe, encoding="utf-8")
+
+
+def vacant(folder: Path) -> None:
+    """Raises UserError if the folder exists and is not empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: exists already and is not empty; remove it or name another folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +96,11 @@ def names() -> list[str]:
     """All data sets."""
     _discover()
     return sorted(_adapters)
+
+
+def adapters() -> list[Adapter]:
+    """All data sets, by name."""
+    return [_adapters[name] for name in names()]
 
 
 def adapter(name: str) -> Adapter:

@@ -30,6 +30,15 @@ CATEGORY_DIGITS = 3
 """A stock code's leading digits that serve as category: neighbours in the catalogue, listed at the same time."""
 DRAW, ORDER = 0, 1  # what a request's random numbers are for: an order by the numbers that drew would show the labels
 
+SALE = (
+    pl.col("CustomerID").is_not_null()
+    & (pl.col("Quantity") > 0)
+    & (pl.col("UnitPrice") > 0)
+    & ~pl.col("InvoiceNo").str.starts_with("C")
+    & pl.col("StockCode").str.contains(r"^\d{5}")
+)
+"""The lines that count: a product, sold to a known customer."""
+
 
 @dataclass(frozen=True)
 class RetailData:
@@ -72,13 +81,7 @@ def clean(lines: pl.DataFrame) -> pl.DataFrame:
     five digits (the others are postage, carriage, charges and manual entries). Lines of one product in one invoice are
     one event: their quantities add up, the last line's price and description stand.
     """
-    sales = lines.filter(
-        pl.col("CustomerID").is_not_null(),
-        pl.col("Quantity") > 0,
-        pl.col("UnitPrice") > 0,
-        ~pl.col("InvoiceNo").str.starts_with("C"),
-        pl.col("StockCode").str.contains(r"^\d{5}"),
-    )
+    sales = lines.filter(SALE)
     words = sales.select(pl.col("Description").unique()).with_columns(
         words=pl.col("Description")
         .str.to_lowercase()
