@@ -60,7 +60,7 @@ def test_it_tells_the_counts_and_the_next_step(data: Call) -> None:
 
 
 def test_a_synthetic_world_needs_no_folder(data: Call) -> None:
-    code, out, err = data("world_popularity", "-o", "world")
+    code, _, err = data("world_popularity", "-o", "world")
     assert (code, err) == (0, "")
     assert Path("world/recipe.toml").exists()
 
