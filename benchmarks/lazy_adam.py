@@ -10,12 +10,12 @@ and its second moment decays; under lazy Adam it stands still.
 from __future__ import annotations
 
 import argparse
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from finerank.cli.demo import demo_recipe
 from finerank.metrics.ranking import auc
 from finerank.recipe import Recipe
 from finerank.run import prepared
@@ -59,8 +59,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data", type=Path, default=Path("runs/lazy_adam_data"))
     given = parser.parse_args()
-    with resources.as_file(resources.files("finerank.datasets") / "demo_base.toml") as path:
-        recipe = Recipe.read(path)
+    recipe = demo_recipe("base")
     variants = ("dense", "lazy, global", "lazy, row")
     found = {v: [train(recipe, given.data, v, seed) for seed in range(1, given.seeds + 1)] for v in variants}
     for name, values in found.items():

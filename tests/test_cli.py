@@ -384,7 +384,7 @@ WRONG: dict[str, Wrong] = {
         "events.parquet/run: Not a directory",
     ),
     # the demo
-    "no such demo": (nothing, ("demo", "--model", "nope"), "--model nope: the demo has lr, fm, base, din"),
+    "no such demo": (nothing, ("demo", "--model", "nope"), "--model nope: the demo has lr, fm, base, "),
     "no such task": (
         nothing,
         ("demo", "--task", "buy"),

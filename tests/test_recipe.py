@@ -6,7 +6,6 @@ import os
 import tomllib
 from copy import deepcopy
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from test_typed import drawn, exact
 
 from finerank import schema
+from finerank.cli import demo
 from finerank.data.order import Budget
 from finerank.data.prepare import Keys
 from finerank.data.split import Split
@@ -31,7 +31,7 @@ from finerank.models.registry import Composition
 from finerank.recipe import DataOptions, OnlineRetail, Recipe
 from finerank.training import options
 from finerank.training.options import TrainingOptions
-from finerank.typed import apply_overrides, read_toml
+from finerank.typed import apply_overrides
 
 FULL = """
 [data]
@@ -524,23 +524,14 @@ def test_a_mistake_in_a_file_or_override_names_it(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ shipped recipes
 
 
-def test_the_shipped_recipes_parse() -> None:
-    found = {p.name: p for p in resources.files("finerank.datasets").iterdir() if p.name.endswith(".toml")}
-    assert {f"demo_{name}.toml" for name in ("lr", "fm", "base", "din")} <= set(found)
-    for name, entry in found.items():
-        with resources.as_file(entry) as path:
-            recipe = Recipe.read(path)
-            declared = {key for key, value in read_toml(path).items() if value}
-        assert declared == {"data", "feature", "history", "task", "model", "training"}, name
-        assert recipe.data.dataset == OnlineRetail(), name
-        assert recipe.model.name == name.removeprefix("demo_").removesuffix(".toml")
-        assert exact(back(recipe)) == exact(recipe)
+@pytest.mark.parametrize("name", demo.models())
+def test_the_shipped_recipes_parse(name: str) -> None:
+    recipe = demo.demo_recipe(name)
+    assert recipe.data.dataset == OnlineRetail()
+    assert recipe.model.name == name
+    assert exact(back(recipe)) == exact(recipe)
 
 
-def test_the_shipped_recipes_differ_only_in_the_model_and_its_training() -> None:
-    """Else the demo would compare data sets."""
-    found = [p for p in resources.files("finerank.datasets").iterdir() if p.name.endswith(".toml")]
-    tables = [tomllib.loads(p.read_text(encoding="utf-8")) for p in found]
-    for table in tables[1:]:
-        for part in ("data", "feature", "history", "task"):
-            assert table[part] == tables[0][part]
+def test_the_demo_compares_models_on_the_same_data() -> None:
+    assert {"lr", "fm", "base", "din"} <= set(demo.models())
+    assert len({str(demo.demo_recipe(name).data) + str(demo.demo_recipe(name).schema) for name in demo.models()}) == 1
