@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from finerank.data.batch import Batch, TensorBlock, TensorLists
+from finerank.kernels import rows as loops
 from finerank.layers.segments import segment_max, segment_mean, segment_sum
 from finerank.schema import FIRST, Columns, FittedSchema, ListColumn
 
@@ -68,7 +69,7 @@ class Tables(nn.Module):
             self.before_gather(rows)
         values = self.weight.detach().index_select(0, rows).requires_grad_()
         self.touched.append(Touched(rows, values))
-        return F.embedding(local, values)
+        return loops.lookup(values, local) if loops.fits(values) else F.embedding(local, values)
 
     def _distinct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """(rows, local): the distinct ids and, for each id, where it stands among them. Linear time: no sort."""
@@ -76,7 +77,9 @@ class Tables(nn.Module):
             rows, local = torch.unique(ids, return_inverse=True)
             return rows, local
         if self._mark is None or len(self._mark) != len(self.weight):
-            self._mark = np.zeros(len(self.weight), dtype=np.int64)
+            self._mark = np.zeros(len(self.weight), dtype=np.int32)
+        if loops.fits(self.weight):
+            return loops.distinct(ids, torch.from_numpy(self._mark))
         mark, index = self._mark, ids.numpy()
         count = np.arange(len(index))
         mark[index] = count  # of equal ids the last one stays

@@ -20,6 +20,7 @@ from finerank.data.builder import BatchBuilder
 from finerank.data.dataset import Dataset
 from finerank.data.order import Step
 from finerank.errors import UserError
+from finerank.kernels import build as loops
 from finerank.models.composition import Model
 from finerank.models.registry import Composition, build
 from finerank.runtime.hashing import mix
@@ -82,6 +83,7 @@ class Trainer:
     ) -> None:
         if options.threads:
             torch.set_num_threads(options.threads)
+        loops.switch(options.loops == "auto")
         if options.keep_memory:
             keep_freed_memory()
         self.options, self.dataset, self.composition = options, dataset, composition
