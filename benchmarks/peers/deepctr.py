@@ -46,7 +46,7 @@ def prepared(world):
         lists = [[index.setdefault(v, len(index) + 1) for v in joined.split("^")] for joined in data[history]]
         features[name] = np.array([index.setdefault(str(v), len(index) + 1) for v in data[name]])
         padded = np.zeros((len(lists), HISTORY), dtype=np.int64)
-        for row, values in zip(padded, lists):
+        for row, values in zip(padded, lists, strict=True):
             row[: len(values)] = values[:HISTORY]
         features["hist_" + name] = padded
         sizes[name] = len(index) + 1
