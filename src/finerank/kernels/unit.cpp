@@ -40,9 +40,99 @@ Range share(i64 N, const i64* first, const i64* count, int thread, int threads) 
     return {bound(thread), thread + 1 == threads ? N : bound(thread + 1)};
 }
 
+// What reads Z for the first time goes through it in order, so that the processor fetches ahead; the other loops go down
+// the columns, a vector of them at a time, and what they sum over the pairs stays in a register.
 template <class T>
-inline T active(T z, T slope) {
+using V = typename Vector<T>::type;
+template <class T>
+constexpr i64 LENGTH = Vector<T>::length;
+
+template <class T>
+inline V<T> load(const T* at) {
+    return *reinterpret_cast<const V<T>*>(at);
+}
+
+template <class T>
+inline void store(T* at, V<T> value) {
+    *reinterpret_cast<V<T>*>(at) = value;
+}
+
+template <class T>
+inline V<T> active(V<T> z, V<T> slope) {
     return z > 0 ? z : slope * z;
+}
+
+// out = the activation of z, [t, width]
+template <class T>
+void activate(i64 t, i64 width, const T* z, const T* slope, T* out) {
+    for (i64 i = 0; i < t; i++)
+        for (i64 h = 0; h < width; h += LENGTH<T>) store(out + i * width + h, active<T>(load(z + i * width + h), load(slope + h)));
+}
+
+// From the gradient of a layer's activation to that of z, in place; its sum over the pairs is added to `sum`.
+template <class T>
+void through(i64 t, i64 width, const T* z, const T* slope, T* grad, T* dslope, T* sum) {
+    for (i64 h = 0; h < width; h += LENGTH<T>) {
+        const V<T> s = load(slope + h), none = {};
+        V<T> ds = load(dslope + h), total = load(sum + h);
+        for (i64 i = 0; i < t; i++) {
+            const V<T> zh = load(z + i * width + h), g = load(grad + i * width + h);
+            const V<T> out = zh > 0 ? g : g * s;
+            ds += zh > 0 ? none : g * zh;
+            total += out;
+            store(grad + i * width + h, out);
+        }
+        store(dslope + h, ds);
+        store(sum + h, total);
+    }
+}
+
+// The last layer, out = <w, activation of z> + bias.
+template <class T>
+void score(i64 t, i64 width, const T* z, const T* slope, const T* w, T bias, T* out) {
+    for (i64 i = 0; i < t; i++) {
+        V<T> sum = {};
+        for (i64 h = 0; h < width; h += LENGTH<T>) sum += load(w + h) * active<T>(load(z + i * width + h), load(slope + h));
+        T total = bias;
+        for (i64 j = 0; j < LENGTH<T>; j++) total += sum[j];
+        out[i] = total;
+    }
+}
+
+template <class T>
+void score_backward(i64 t, i64 width, const T* z, const T* slope, const T* w, const T* g, T* dw, T* dbias, T* grad) {
+    for (i64 i = 0; i < t; i++) {
+        for (i64 h = 0; h < width; h += LENGTH<T>) {
+            store(dw + h, load(dw + h) + g[i] * active<T>(load(z + i * width + h), load(slope + h)));
+            store(grad + i * width + h, g[i] * load(w + h));
+        }
+        *dbias += g[i];
+    }
+}
+
+// M = A + B·diag(q): [rows, K] each
+template <class T>
+void scaled(i64 rows, i64 K, const T* A, const T* B, const T* q, T* M) {
+    for (i64 i = 0; i < K; i += LENGTH<T>) {
+        const V<T> qi = load(q + i);
+        for (i64 h = 0; h < rows; h++) store(M + h * K + i, load(A + h * K + i) + load(B + h * K + i) * qi);
+    }
+}
+
+// The gradients of A, B (added) and q (set) from that of M.
+template <class T>
+void scaled_backward(i64 rows, i64 K, const T* B, const T* q, const T* dM, T* dA, T* dB, T* dq) {
+    for (i64 i = 0; i < K; i += LENGTH<T>) {
+        const V<T> qi = load(q + i);
+        V<T> sum = {};
+        for (i64 h = 0; h < rows; h++) {
+            const V<T> m = load(dM + h * K + i);
+            store(dA + h * K + i, load(dA + h * K + i) + m);
+            store(dB + h * K + i, load(dB + h * K + i) + m * qi);
+            sum += m * load(B + h * K + i);
+        }
+        store(dq + i, sum);
+    }
 }
 
 // Gradients of everything that all candidates share; laid out as the caller's flat buffer.
@@ -104,21 +194,13 @@ void forward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* cou
             const T* slope = p.slope;
             for (i64 l = 1; l < L; l++) {
                 const i64 in = H[l - 1], width = H[l];
-                for (i64 i = 0; i < t; i++)
-#pragma omp simd
-                    for (i64 h = 0; h < in; h++) act[i * in + h] = active(z[i * in + h], slope[h]);
+                activate(t, in, z, slope, act.data());
                 z = layer(l, n);
                 for (i64 i = 0; i < t; i++) std::memcpy(z + i * width, p.b[l - 1], width * sizeof(T));
                 multiply<T, true>(t, width, in, act.data(), in, 1, Wt[l - 1].data(), z);
                 slope = p.s[l - 1];
             }
-            for (i64 i = 0; i < t; i++) {
-                T sum = 0;
-                const i64 width = H[L - 1];
-#pragma omp simd reduction(+ : sum)
-                for (i64 h = 0; h < width; h++) sum += p.w[h] * active(z[i * width + h], slope[h]);
-                out[start[n] + i] = sum + *p.bias;
-            }
+            score(t, H[L - 1], z, slope, p.w, *p.bias, out + start[n]);
         }
     }
 }
@@ -142,65 +224,27 @@ void backward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* co
             const T* z = Z[L - 1] + start[n] * last;
             const T* slope = L > 1 ? p.s[L - 2] : p.slope;
             T* dslope = L > 1 ? d.s[L - 2] : d.slope;
-            for (i64 i = 0; i < t; i++) {
-                *d.bias += g[i];
-#pragma omp simd
-                for (i64 h = 0; h < last; h++) {
-                    d.w[h] += g[i] * active(z[i * last + h], slope[h]);
-                    here[i * last + h] = g[i] * p.w[h];
-                }
-            }
             // here: the gradient of a layer's activation, then of its pre-activation
-            auto through = [&](i64 width) {
-                for (i64 i = 0; i < t; i++)
-#pragma omp simd
-                    for (i64 h = 0; h < width; h++) {
-                        const T zh = z[i * width + h], gh = here[i * width + h];
-                        dslope[h] += zh > 0 ? 0 : gh * zh;
-                        here[i * width + h] = zh > 0 ? gh : gh * slope[h];
-                    }
-            };
+            score_backward(t, last, z, slope, p.w, g, d.w, d.bias, here.data());
             for (i64 l = L - 1; l > 0; l--) {
                 const i64 width = H[l], in = H[l - 1];
-                through(width);
-                for (i64 i = 0; i < t; i++)
-#pragma omp simd
-                    for (i64 h = 0; h < width; h++) d.b[l - 1][h] += here[i * width + h];
+                through(t, width, z, slope, here.data(), dslope, d.b[l - 1]);
                 z = Z[l - 1] + start[n] * in;
                 slope = l > 1 ? p.s[l - 2] : p.slope;
                 dslope = l > 1 ? d.s[l - 2] : d.slope;
-                for (i64 i = 0; i < t; i++)
-#pragma omp simd
-                    for (i64 h = 0; h < in; h++) act[i * in + h] = active(z[i * in + h], slope[h]);
+                activate(t, in, z, slope, act.data());
                 multiply<T, true>(width, in, t, here.data(), 1, width, act.data(), d.W[l - 1]);
                 multiply<T, false>(t, in, width, here.data(), width, 1, p.W[l - 1], below.data());
                 std::swap(here, below);
             }
-            through(H[0]);
-            for (i64 h = 0; h < H[0]; h++) dc[n * H[0] + h] = 0;
-            for (i64 i = 0; i < t; i++)
-            {
-#pragma omp simd
-                for (i64 h = 0; h < H[0]; h++) dc[n * H[0] + h] += here[i * H[0] + h];
-                if (de)
-#pragma omp simd
-                    for (i64 h = 0; h < H[0]; h++) de[(first[n] + i) * H[0] + h] += here[i * H[0] + h];
-            }
+            through(t, H[0], z, slope, here.data(), dslope, dc + n * H[0]);
+            if (de)
+                for (i64 i = 0; i < t * H[0]; i++) de[first[n] * H[0] + i] += here[i];
             const T* qn = q + n * K;
-            T* dqn = dq + n * K;
-            for (i64 h = 0; h < H[0]; h++)
-#pragma omp simd
-                for (i64 i = 0; i < K; i++) M[h * K + i] = p.A[h * K + i] + qn[i] * p.B[h * K + i];
+            scaled(H[0], K, p.A, p.B, qn, M.data());
             multiply<T, true>(t, K, H[0], here.data(), H[0], 1, M.data(), dk + first[n] * K);
             multiply<T, false>(H[0], K, t, here.data(), 1, H[0], k + first[n] * K, dM.data());
-            for (i64 h = 0; h < H[0]; h++)
-#pragma omp simd
-                for (i64 i = 0; i < K; i++) {
-                    const T m = dM[h * K + i];
-                    d.A[h * K + i] += m;
-                    d.B[h * K + i] += qn[i] * m;
-                    dqn[i] += p.B[h * K + i] * m;
-                }
+            scaled_backward(H[0], K, p.B, qn, dM.data(), d.A, d.B, dq + n * K);
         }
     }
     for (i64 i = 0; i < size; i++) dflat[i] = 0;
