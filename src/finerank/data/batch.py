@@ -117,6 +117,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
+        if self.request_of.device == device:
+            return self
 
         def move(t: Tensor) -> Tensor:
             return t.to(device, non_blocking=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,7 @@ from finerank.runtime.manifest import schema_hash
 from finerank.training.checkpoint import Checkpoint, Checkpoints, restore
 from finerank.training.evaluate import judged, metrics, monitored, predict
 from finerank.training.growing import admit, load_maps, maps_state, row_maps
-from finerank.training.memory import keep_freed_memory
+from finerank.training.memory import keep_freed_memory, settled_objects
 from finerank.training.optimisers import Optimisers
 from finerank.training.options import TrainingOptions
 from finerank.typed import plain
@@ -123,6 +124,12 @@ class Trainer:
             )
         if not (resume and self._resume()):
             admit(self.row_maps, self.dataset.fitted, self.model, self.optimisers, 0, self.options.seed)
+        with settled_objects():
+            self._epochs(requests, validation)
+        self._restore_best()
+        return self.history
+
+    def _epochs(self, requests: np.ndarray, validation: np.ndarray) -> None:
         while self.epoch < self.options.epochs and not self._patience_is_over():
             steps = self.builder.steps(requests, self.options.batch, self.epoch)
             self.progress.epoch(self.epoch, sum(s.rows for s in steps))
@@ -141,8 +148,6 @@ class Trainer:
                     self._save()
             self._end_of_epoch(validation)
             self.at("epoch")
-        self._restore_best()
-        return self.history
 
     def train_step(self, step: Step) -> float:
         """One optimiser step; the mean loss of its rows."""
