@@ -28,7 +28,7 @@ from finerank.training.options import TrainingOptions
 
 
 def as_torch_does(model: Model) -> None:
-    """The initial values of `nn.Linear`: uniform within 1/sqrt(inputs), a third of the variance of Xavier's for a square layer."""
+    """Initial values of `nn.Linear`: uniform in ±1/sqrt(inputs), for a square layer a third of the variance of Xavier's."""
     for part in model.modules():
         if isinstance(part, nn.Linear | SplitLinear):
             bound = 1 / math.sqrt(part.weight.shape[1])
