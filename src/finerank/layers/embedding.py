@@ -167,6 +167,7 @@ class Embedding(nn.Module):
         for table in sorted(used):
             by_width.setdefault(used[table], {})[table] = fitted.tables[table].rows
         self.tables = nn.ModuleDict({str(w): Tables(sizes, w, std, sparse) for w, sizes in sorted(by_width.items())})
+        self.groups = {name: self._id_groups(name) for name in chosen}
 
     def of(self, width: int) -> Tables:
         """The tables of one width."""
@@ -211,7 +212,7 @@ class Embedding(nn.Module):
     def _ids(self, like: str, block: TensorBlock) -> list[tuple[int, Tensor]]:
         """(width, positions in the weight) of every lookup of a block, in the order `_assemble` consumes them."""
         out = []
-        for width, columns, starts in self._id_groups(like):
+        for width, columns, starts in self.groups[like]:
             every = columns == list(range(block.ids.shape[1]))
             ids = block.ids if every else block.ids[:, columns]
             out.append((width, ids + torch.tensor(starts, dtype=torch.int64, device=ids.device)))
@@ -227,11 +228,11 @@ class Embedding(nn.Module):
         cols = self.columns[like]
         by_name: dict[str, Tensor] = {}
         entries_of: dict[str, Tensor] = {}
-        groups = self._id_groups(like)
-        whole: Tensor | None = None
+        groups = self.groups[like]
+        if len(groups) == 1 and not cols.lists:
+            return BlockVectors(self.order[like], next(found[groups[0][0]]))  # ids are already in schema order
         for width, columns, _ in groups:
             vectors: Tensor = next(found[width])
-            whole = vectors
             for k, j in enumerate(columns):
                 by_name[cols.ids[j][0]] = vectors[:, k]
         for column in cols.lists:
@@ -242,8 +243,6 @@ class Embedding(nn.Module):
             lists, entries_of[column.name] = block.lists[column.name], entries
             by_name[column.name] = pool(entries, lists, column).index_select(0, lists.index)
         order = self.order[like]
-        if whole is not None and len(groups) == 1 and not cols.lists:
-            return BlockVectors(order, whole)  # ids are already in schema order
         vectors_in_order = tuple(by_name[name] for name in order)
         if len({v.shape[1] for v in vectors_in_order}) == 1:
             return BlockVectors(order, torch.stack(vectors_in_order, dim=1), entries_of)

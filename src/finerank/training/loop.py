@@ -151,8 +151,9 @@ class Trainer:
 
     def train_step(self, step: Step) -> float:
         """One optimiser step; the mean loss of its rows."""
-        self.model.train()
-        torch.manual_seed(mix(self.options.seed, self.epoch, self.step) >> 1)  # dropout and other noise
+        if not self.model.training:
+            self.model.train()
+        self._seed_noise(mix(self.options.seed, self.epoch, self.step) >> 1)
         self.optimisers.begin()
         total = 0.0
         for batch in self.builder.batches(step, self.epoch):
@@ -167,6 +168,12 @@ class Trainer:
             )
         self.optimisers.step()
         return total
+
+    def _seed_noise(self, seed: int) -> None:
+        """Seed dropout and other noise. Not by `torch.manual_seed`: it notes a stack trace for each absent accelerator."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed_all(seed)
 
     def _end_of_epoch(self, validation: Any) -> None:
         self.optimisers.settle()
