@@ -20,7 +20,7 @@ BASE = {"errors"}
 SCHEMA = {*BASE, "widths"}
 RUNTIME = {*SCHEMA, "typed", "schema", "runtime"}
 DATA = {*RUNTIME, "data"}
-MODELS = {*DATA, "layers", "models"}
+MODELS = {*DATA, "kernels", "layers", "models"}
 TRAINING = {*MODELS, "metrics", "training"}
 RECIPE = {*TRAINING, "datasets", "recipe"}
 RUN = {*RECIPE, "run"}
@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "serving": {*RUNTIME, "serving"},
     "data": DATA,
     "datasets": {*DATA, "datasets"},
-    "layers": {*DATA, "layers"},
+    "kernels": {*BASE, "kernels"},  # compiled loops: tensors in, tensors out
+    "layers": {*DATA, "kernels", "layers"},
     "models": MODELS,
     "training": TRAINING,
     "recipe": RECIPE,

@@ -31,6 +31,7 @@ from finerank.data.columns import ColumnWriter, read_columns
 from finerank.data.dataset import Dataset
 from finerank.data.prepare import prepare
 from finerank.errors import UserError
+from finerank.kernels import build as loops
 from finerank.models.composition import Head, Model
 from finerank.recipe import Recipe
 from finerank.training.evaluate import Predictions, judged, metrics, predict
@@ -208,6 +209,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
         "precision": "float32",
+        "loops": loops.state(),
     }
 
 

@@ -60,14 +60,18 @@ class Pairs:
 
     candidate  int64 [P], ascending
     event      int64 [P]; None when each request has one candidate, so that pair p is simply event p
+    first, count   int64 [N]: candidate n meets the events [first, first + count); None in an exported graph
     """
 
     candidate: Tensor
     event: Tensor | None
+    first: Tensor | None = None
+    count: Tensor | None = None
 
     def to(self, device: torch.device) -> Pairs:
         """The same on another device."""
-        return Pairs(self.candidate.to(device), None if self.event is None else self.event.to(device))
+        moved = (None if t is None else t.to(device) for t in (self.event, self.first, self.count))
+        return Pairs(self.candidate.to(device), *moved)
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
+        if self.request_of.device == device:
+            return self
 
         def move(t: Tensor) -> Tensor:
             return t.to(device, non_blocking=True)
@@ -137,11 +143,13 @@ def pair_up(request_of: Tensor, lengths: Tensor) -> Pairs:
     request_of  int64 [N], ascending; lengths: int64 [R] events of each request
     """
     of, events = request_of.numpy(), lengths.numpy()  # numpy repeats faster than torch does
+    first_event = np.cumsum(events) - events  # [R]
     if len(of) == len(events) and bool((of == np.arange(len(of))).all()):
-        return Pairs(torch.from_numpy(np.repeat(of, events)), None)
+        return Pairs(torch.from_numpy(np.repeat(of, events)), None, torch.from_numpy(first_event), lengths)
     of_candidate = events[of]  # [N] pairs of each candidate
     candidate = np.repeat(np.arange(len(of)), of_candidate)
-    first_event = np.cumsum(events) - events  # [R]
+    first_event = first_event[of]
     first_pair = np.cumsum(of_candidate) - of_candidate  # [N]
-    event = np.arange(len(candidate)) + np.repeat(first_event[of] - first_pair, of_candidate)
-    return Pairs(torch.from_numpy(candidate), torch.from_numpy(event))
+    event = np.arange(len(candidate)) + np.repeat(first_event - first_pair, of_candidate)
+    found = (torch.from_numpy(array) for array in (candidate, event, first_event, of_candidate))
+    return Pairs(*found)

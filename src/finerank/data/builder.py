@@ -122,11 +122,11 @@ class BatchBuilder:
         data = self.dataset
         slices, table, columns = data.slices[name], data.events[name], data.fitted.histories[name]
         index, segments, lengths = flatten(slices.start[requests], slices.end[requests])
-        block, time = table.gather(index)
+        block = take_block(table.block, index)
         if data.fitted.schema.history(name).lists:
             ages = np.zeros(len(index), dtype=np.int64)  # list columns do not say when
         else:
-            ages = data.time[requests][segments] - time
+            ages = data.time[requests][segments] - table.time.take(index)
         if has_age(columns):
             block = with_age(block, age_ids(data.encoder, name, ages))
         positions = np.arange(len(index)) - (np.cumsum(lengths) - lengths)[segments]

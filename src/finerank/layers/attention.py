@@ -21,7 +21,11 @@ from torch.nn import functional as F
 
 from finerank.data.batch import Pairs
 from finerank.errors import UserError
-from finerank.layers.activation import Activation
+from finerank.kernels.rows import fits
+from finerank.kernels.unit import Layer, Spans
+from finerank.kernels.unit import attend as compiled_attend
+from finerank.kernels.unit import unit_weights as compiled_weights
+from finerank.layers.activation import Activation, PReLU
 from finerank.layers.mlp import Hidden, linear
 from finerank.layers.segments import gather, segment_softmax, spread, weighted_sum
 
@@ -110,6 +114,9 @@ class ActivationUnit(nn.Module):
         """[P], not normalised."""
         match self.options.kind:
             case "mlp":
+                spans, layers = _spans(pairs), self._compiled_layers()
+                if spans is not None and layers and fits(q_NK, k_TK):
+                    return self._compiled(q_NK, k_TK, context_TC, spans, layers, len(pairs.candidate))
                 out: Tensor = self.rest(self.first_layer(q_NK, k_TK, context_TC, pairs))[:, 0]
                 return out
             case "dot":
@@ -121,15 +128,10 @@ class ActivationUnit(nn.Module):
 
     def first_layer(self, q_NK: Tensor, k_TK: Tensor, context_TC: Tensor | None, pairs: Pairs) -> Tensor:
         """[P, H] before the activation, factored."""
-        parts = {name: self.first.weight[:, columns] for name, columns in self.columns.items()}
-        difference = parts.get("difference")
-        query = _add(parts.get("query"), difference)
-        key = _add(parts.get("key"), None if difference is None else -difference)
+        parts, query, key, product = self._factors()
         once = [(k_TK, key)] if key is not None else []
         if context_TC is not None:
             once.append((context_TC, parts["context"]))
-        # the inner product is the sum of the products, so its column joins theirs
-        product = _add(parts.get("product"), parts["inner"].expand(-1, self.width) if "inner" in parts else None)
         each = []
         if product is not None or "outer" in parts:
             q, k = spread(q_NK, pairs.candidate), _at(k_TK, pairs.event)
@@ -143,11 +145,59 @@ class ActivationUnit(nn.Module):
         if once:
             of_events = _at(_joined_linear(once), pairs.event)
             out = of_events if out is None else out + of_events
-        per_candidate = (
-            self.first.bias.expand(q_NK.shape[0], -1) if query is None else F.linear(q_NK, query, self.first.bias)
-        )
-        per_candidate = spread(per_candidate, pairs.candidate)
+        per_candidate = spread(self._per_candidate(q_NK, query), pairs.candidate)
         return per_candidate if out is None else out + per_candidate
+
+    def _factors(self) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None, Tensor | None]:
+        """The first layer's weights by block, and those of q, k and q*k with the blocks that are made of them shared out."""
+        parts = {name: self.first.weight[:, columns] for name, columns in self.columns.items()}
+        difference = parts.get("difference")
+        query = _add(parts.get("query"), difference)
+        key = _add(parts.get("key"), None if difference is None else -difference)
+        # the inner product is the sum of the products, so its column joins theirs
+        product = _add(parts.get("product"), parts["inner"].expand(-1, self.width) if "inner" in parts else None)
+        return parts, query, key, product
+
+    def _per_candidate(self, q_NK: Tensor, query: Tensor | None) -> Tensor:
+        """[N, H]: the query's part of the first layer, and the bias."""
+        bias = self.first.bias
+        return bias.expand(q_NK.shape[0], -1) if query is None else F.linear(q_NK, query, bias)
+
+    def _compiled(
+        self, q_NK: Tensor, k_TK: Tensor, context_TC: Tensor | None, spans: Spans, layers: list[Layer], pairs: int
+    ) -> Tensor:
+        """[P] by the compiled loops: the twin of `rest(first_layer(...))`."""
+        parts, query, key, product = self._factors()
+        assert product is not None
+        last = self.rest[-1]
+        assert isinstance(last, nn.Linear)
+        return compiled_weights(
+            q_NK,
+            k_TK,
+            torch.zeros_like(product) if key is None else key,
+            product,
+            None if context_TC is None else F.linear(context_TC, parts["context"]),
+            self._per_candidate(q_NK, query),
+            layers[0].slope,
+            layers[1:],
+            (last.weight, last.bias),
+            spans,
+            pairs,
+        )
+
+    def _compiled_layers(self) -> list[Layer]:
+        """The layers as the compiled loops take them; empty where they cannot: no product, an outer one, Dice or sigmoid."""
+        blocks = set(self.options.inputs)
+        if "outer" in blocks or not blocks & {"product", "inner"}:
+            return []
+        linears = [self.first, *(m for m in self.rest if isinstance(m, nn.Linear))]
+        layers = []
+        for layer, after in zip(linears, (m for m in self.rest if isinstance(m, Hidden)), strict=False):
+            slope = _slope(after)
+            if slope is None:
+                return []
+            layers.append(Layer(layer.weight, layer.bias, slope))
+        return layers
 
     def plain_first_layer(self, q_NK: Tensor, k_TK: Tensor, context_TC: Tensor | None, pairs: Pairs) -> Tensor:
         """[P, H] as the paper writes it: one linear layer over the joined blocks. The twin that `first_layer` must equal."""
@@ -169,7 +219,29 @@ class ActivationUnit(nn.Module):
 
 def attend(weights_P: Tensor, k_TK: Tensor, pairs: Pairs, candidates: int) -> Tensor:
     """v_NK = sum over a candidate's pairs of weight * key; a candidate without history gets 0."""
+    if (spans := _spans(pairs)) is not None and fits(weights_P, k_TK):
+        return compiled_attend(weights_P, k_TK, spans)
     return weighted_sum(weights_P, k_TK, pairs.candidate, pairs.event, candidates)
+
+
+def _spans(pairs: Pairs) -> Spans | None:
+    """Where each candidate's events and pairs lie, for the compiled loops; None while exporting."""
+    if pairs.first is None or pairs.count is None or torch.compiler.is_exporting():
+        return None
+    return Spans(pairs.first, pairs.count, pairs.count.cumsum(0) - pairs.count)
+
+
+def _slope(after: Hidden) -> Tensor | None:
+    """[H]: the slope below zero where what follows a layer is ReLU (0) or PReLU and no more; else None."""
+    if after.norm is not None or after.dropout is not None:
+        return None
+    match after.act:
+        case PReLU():
+            return after.act.slope
+        case nn.ReLU():
+            return torch.zeros(after.width)
+        case _:
+            return None
 
 
 def log_decay(ages_T: Tensor, tau: float, like: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from finerank.data.batch import Batch, TensorBlock, TensorLists
+from finerank.kernels import rows as loops
 from finerank.layers.segments import segment_max, segment_mean, segment_sum
 from finerank.schema import FIRST, Columns, FittedSchema, ListColumn, field_names
 from finerank.widths import scaled_width
@@ -69,7 +70,7 @@ class Tables(nn.Module):
             self.before_gather(rows)
         values = self.weight.detach().index_select(0, rows).requires_grad_()
         self.touched.append(Touched(rows, values))
-        return F.embedding(local, values)
+        return loops.lookup(values, local) if loops.fits(values) else F.embedding(local, values)
 
     def _distinct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """(rows, local): the distinct ids and, for each id, where it stands among them. Linear time: no sort."""
@@ -77,7 +78,9 @@ class Tables(nn.Module):
             rows, local = torch.unique(ids, return_inverse=True)
             return rows, local
         if self._mark is None or len(self._mark) != len(self.weight):
-            self._mark = np.zeros(len(self.weight), dtype=np.int64)
+            self._mark = np.zeros(len(self.weight), dtype=np.int32)
+        if loops.fits(self.weight):
+            return loops.distinct(ids, torch.from_numpy(self._mark))
         mark, index = self._mark, ids.numpy()
         count = np.arange(len(index))
         mark[index] = count  # of equal ids the last one stays
@@ -168,6 +171,7 @@ class Embedding(nn.Module):
         for table in sorted(used):
             by_width.setdefault(used[table], {})[table] = fitted.tables[table].rows
         self.tables = nn.ModuleDict({str(w): Tables(sizes, w, std, sparse) for w, sizes in sorted(by_width.items())})
+        self.groups = {name: self._id_groups(name) for name in chosen}
 
     def of(self, width: int) -> Tables:
         """The tables of one width."""
@@ -212,7 +216,7 @@ class Embedding(nn.Module):
     def _ids(self, like: str, block: TensorBlock) -> list[tuple[int, Tensor]]:
         """(width, positions in the weight) of every lookup of a block, in the order `_assemble` consumes them."""
         out = []
-        for width, columns, starts in self._id_groups(like):
+        for width, columns, starts in self.groups[like]:
             every = columns == list(range(block.ids.shape[1]))
             ids = block.ids if every else block.ids[:, columns]
             out.append((width, ids + torch.tensor(starts, dtype=torch.int64, device=ids.device)))
@@ -228,11 +232,11 @@ class Embedding(nn.Module):
         cols = self.columns[like]
         by_name: dict[str, Tensor] = {}
         entries_of: dict[str, Tensor] = {}
-        groups = self._id_groups(like)
-        whole: Tensor | None = None
+        groups = self.groups[like]
+        if len(groups) == 1 and not cols.lists:
+            return BlockVectors(self.order[like], next(found[groups[0][0]]))  # ids are already in schema order
         for width, columns, _ in groups:
             vectors: Tensor = next(found[width])
-            whole = vectors
             for k, j in enumerate(columns):
                 by_name[cols.ids[j][0]] = vectors[:, k]
         for column in cols.lists:
@@ -243,8 +247,6 @@ class Embedding(nn.Module):
             lists, entries_of[column.name] = block.lists[column.name], entries
             by_name[column.name] = pool(entries, lists, column).index_select(0, lists.index)
         order = self.order[like]
-        if whole is not None and len(groups) == 1 and not cols.lists:
-            return BlockVectors(order, whole)  # ids are already in schema order
         vectors_in_order = tuple(by_name[name] for name in order)
         if len({v.shape[1] for v in vectors_in_order}) == 1:
             return BlockVectors(order, torch.stack(vectors_in_order, dim=1), entries_of)

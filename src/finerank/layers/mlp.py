@@ -25,6 +25,7 @@ class Hidden(nn.Module):
 
     def __init__(self, width: int, act: Activation, dropout: float, batch_norm: bool) -> None:
         super().__init__()
+        self.width = width
         self.norm = BatchNorm(width) if batch_norm else None
         self.act = activation(act, width)
         self.dropout = nn.Dropout(dropout) if dropout else None

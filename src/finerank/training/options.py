@@ -132,6 +132,8 @@ class TrainingOptions:
     save_every   steps between checkpoints within an epoch; 0: at the end of each epoch only
     threads      of torch; None: as many as there are cores
     device       auto: CUDA where there is one
+    loops        auto: compiled loops for what PyTorch's operators do slowly on a CPU, where a C++ compiler is at hand
+                 (environment.json says so); off: PyTorch's operators alone. Equal but for the last digits
     keep_memory  ask the C library to keep freed memory for the next step instead of giving it back (faster on Linux)
     """
 
@@ -149,6 +151,7 @@ class TrainingOptions:
     seed: int = 1
     threads: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    loops: Literal["auto", "off"] = "auto"
     keep_memory: bool = True
 
     def __post_init__(self) -> None:

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finerank.errors import UserError, nearest
+from finerank.kernels import rows as loops
 
 
 def take(table: Tensor, rows: Tensor) -> Tensor:
@@ -175,6 +176,26 @@ class LazyAdam(RowOptimizer):
         return state
 
     def _step(self, rows: Tensor, grad: Tensor) -> None:
+        if loops.fits(self.weight, grad):
+            self._compiled_step(rows, grad)
+        else:
+            self._plain_step(rows, grad)
+
+    def _compiled_step(self, rows: Tensor, grad: Tensor) -> None:
+        """All of `_plain_step` in one pass over the rows."""
+        b1, b2 = self.betas
+        size, root, mine = self.lr, 1.0, None
+        if self.correction == "row":
+            visits = take(self.state["visits"], rows).add_(1)
+            put(self.state["visits"], rows, visits)
+            t = visits.to(grad.dtype)
+            corrections = (1 / -torch.expm1(t * _log(b1)), (-torch.expm1(t * _log(b2))).rsqrt())
+            mine = torch.stack(corrections, dim=1)
+        else:
+            size, root = self.lr / (1 - b1**self.steps), 1 / math.sqrt(1 - b2**self.steps)
+        loops.adam(rows, grad, self.weight, self.state["m"], self.state["v"], self.betas, self.eps, size, root, mine)
+
+    def _plain_step(self, rows: Tensor, grad: Tensor) -> None:
         b1, b2 = self.betas
         m = take(self.state["m"], rows).lerp_(grad, 1 - b1)
         v = take(self.state["v"], rows).mul_(b2).addcmul_(grad, grad, value=1 - b2)

@@ -1,0 +1,164 @@
+"""finerank in the benchmark: one task a process. Tasks as in `run.py`; called by it.
+
+python benchmarks/ours.py prepare A     encode the raw files once (not timed here)
+python benchmarks/ours.py train din A 1
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch  # before the memory's base is taken
+from clock import (
+    BATCH,
+    CATEGORIES,
+    EMBEDDING,
+    HISTORY,
+    NUMBERS,
+    TOWER,
+    UNIT,
+    Memory,
+    StepClock,
+    auc,
+    emit,
+    folder,
+    settle,
+    timed,
+)
+
+from finerank.data.dataset import Dataset
+from finerank.data.order import Budget
+from finerank.data.prepare import Keys, prepare
+from finerank.data.split import Split
+from finerank.kernels import build as loops
+from finerank.models import registry
+from finerank.models.registry import Composition
+from finerank.schema import Categorical, Hashed, History, Numeric, Schema, Task, Vocabulary
+from finerank.training.evaluate import predict
+from finerank.training.loop import Trainer
+from finerank.training.options import TrainingOptions
+
+BY_COLUMN = Split(by="column")
+CLICKS = Schema(
+    features=(
+        Categorical(name="user_id", level="request"),
+        Categorical(name="item_id", level="candidate"),
+        Categorical(name="cate_id", level="candidate"),
+    ),
+    histories=(
+        History(
+            name="clicks",
+            fields=("item_id", "cate_id"),
+            lists={"item_id": "hist_item", "cate_id": "hist_cate"},
+            max_length=HISTORY,
+        ),
+    ),
+    tasks=(Task(name="label"),),
+)
+CRITEO = Schema(
+    features=(
+        *(Numeric(name=name, level="candidate", transform="minmax") for name in NUMBERS),
+        *(Categorical(name=name, level="candidate") for name in CATEGORIES),
+    ),
+    tasks=(Task(name="label"),),
+)
+
+
+def encode(world: str) -> None:
+    """A (flat rows with a history), R (ten candidates a request), B (columns only), a (a tenth of A)."""
+    data = folder()
+    name = world.upper()
+    train, test = (pl.scan_parquet(data / f"{name}_{part}.parquet") for part in ("train", "test"))
+    if world == "a":
+        train, test = train.head(36_000), test.head(4_000)
+    requests = pl.col("request") if world == "R" else pl.int_range(pl.len())
+    last = train.select(requests.max()).collect().item() - (100 if world == "R" else 1_000)
+    train = train.with_columns(split=pl.when(requests <= last).then(pl.lit("train")).otherwise(pl.lit("validation")))
+    samples = pl.concat([train, test.with_columns(split=pl.lit("test"))])
+    keys = Keys(request="request") if world == "R" else Keys()
+    prepare(data / f"finerank_{world}", CRITEO if world == "B" else CLICKS, samples, None, keys, BY_COLUMN)
+
+
+def model(task: str) -> Composition:
+    """The models of the comparison; `_bn` with batch normalisation in the tower."""
+    name, _, norm = task.partition("_")
+    tower = {"kind": "tower", "hidden": TOWER, "activation": "relu", "batch_norm": norm == "bn"}
+    embedding = {"width": EMBEDDING}
+    match name:
+        case "din":
+            return registry.parse(
+                {
+                    "name": "din",
+                    "representation": {"unit": {"hidden": UNIT, "activation": "relu"}, "embedding": embedding},
+                    "interactions": [tower],
+                }
+            )
+        case "deepfm":
+            parts = [{"kind": "linear"}, {"kind": "fm"}, tower]
+            return registry.parse({"name": "fm", "representation": {"embedding": embedding}, "interactions": parts})
+        case _:
+            parts = [{"kind": "cross", "layers": 3}, tower]
+            return registry.parse({"name": "dcn", "representation": {"embedding": embedding}, "interactions": parts})
+
+
+def train(task: str, world: str, seed: int) -> None:
+    """A whole epoch through the product's own training loop, then the test part."""
+    settle(seed)
+    with Memory() as memory:
+        data = Dataset.open(folder() / f"finerank_{world}")
+        given = TrainingOptions(epochs=1, seed=seed, threads=torch.get_num_threads(), batch=Budget(rows=BATCH))
+        trainer = Trainer(model(task), data, given)
+        rows = len(data.rows_of(data.requests_of("train")))
+        with StepClock() as clock:
+            trainer.fit()
+        trained = memory.peak
+        found, noise = timed(lambda: predict(trainer.model, trainer.builder, data.requests_of("test")))
+    steps = len(clock.times)
+    emit(
+        **clock.figures(rows / steps),
+        evaluate_rows_per_s=len(found.rows) / noise.seconds,
+        evaluate_other_cpu=noise.other,
+        auc=auc(found.labels[:, 0], found.logits[:, 0]),
+        memory_mb=memory.megabytes,
+        training_memory_mb=(trained - memory.base) / 2**20,
+        loops=loops.state().split(":")[0],
+    )
+
+
+def vocabulary(rows: int) -> None:
+    """Milliseconds a step with a table of so many rows, of which the same 10,000 values occur: the bytes touched are equal."""
+    settle(1)
+    draw = np.random.default_rng(0)
+    values, label = draw.integers(0, 10_000, (300_000, 8)), draw.integers(0, 2, 300_000)
+    columns = [f"c{i}" for i in range(8)]
+    part = pl.when(pl.int_range(pl.len()) < 299_000).then(pl.lit("train")).otherwise(pl.lit("validation"))
+    samples = pl.DataFrame(values, schema=columns).with_columns(label=pl.Series(label), split=part)
+    encoding = Vocabulary() if rows == 10_000 else Hashed(buckets=rows)
+    features = tuple(Categorical(name=c, level="candidate", table="t", encoding=encoding) for c in columns)
+    with tempfile.TemporaryDirectory() as at:
+        prepare(
+            Path(at) / "data",
+            Schema(features=features, tasks=(Task(name="label"),)),
+            samples.lazy(),
+            None,
+            Keys(),
+            BY_COLUMN,
+        )
+        trainer = Trainer(model("deepfm"), Dataset.open(Path(at) / "data"), TrainingOptions(epochs=1, seed=1))
+        with StepClock() as clock:
+            trainer.fit()
+    emit(**clock.figures())
+
+
+if __name__ == "__main__":
+    verb, *rest = sys.argv[1:]
+    if verb == "prepare":
+        encode(rest[0])
+    elif verb == "train":
+        train(rest[0], rest[1], int(rest[2]))
+    else:
+        vocabulary(int(rest[0]))

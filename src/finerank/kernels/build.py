@@ -1,0 +1,105 @@
+"""The compiled loops: built by the machine's own C++ compiler at first use, kept in the user's cache, and done without where
+there is none.
+
+Every loop has a plain twin in PyTorch's operators beside the place that calls it, and tests keep the two equal; a run
+records which of them worked (`state()` goes into environment.json). The library is plain C behind ctypes: it compiles in
+seconds, needs no headers of PyTorch, and shares its pool of OpenMP threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import xxhash
+
+FLAGS = (
+    *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
+    *("-fno-math-errno", "-fno-trapping-math", "-Wno-unknown-pragmas"),
+)
+COMPILERS = ("g++", "c++", "clang++")
+_on = True
+
+
+def library() -> ctypes.CDLL | None:
+    """The compiled loops; None where they are switched off or cannot be built."""
+    return _built()[0] if _on else None
+
+
+def state() -> str:
+    """Which loops work, in words for a run's record."""
+    return _built()[1] if _on else "plain: switched off"
+
+
+def switch(on: bool) -> None:
+    """Use the compiled loops where they can be built (the default), or never; for the whole process."""
+    global _on
+    _on = on
+
+
+@contextmanager
+def switched(on: bool) -> Iterator[None]:
+    """`switch` for the length of a block."""
+    before = _on
+    switch(on)
+    try:
+        yield
+    finally:
+        switch(before)
+
+
+@cache
+def _built() -> tuple[ctypes.CDLL | None, str]:
+    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
+    if compiler is None:
+        return None, "plain: no C++ compiler"
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finerank"
+        path = folder / f"loops-{_key(compiler)}.so"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            _compile(compiler, path)
+        return ctypes.CDLL(str(path)), f"compiled: {path.stem}"
+    except subprocess.CalledProcessError as error:
+        return None, f"plain: {compiler} failed with status {error.returncode}"
+    except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:  # RuntimeError: a user without a home
+        return None, f"plain: {type(error).__name__}"
+
+
+def _compile(compiler: str, path: Path) -> None:
+    with (
+        resources.as_file(resources.files("finerank.kernels")) as sources,
+        tempfile.TemporaryDirectory(dir=path.parent) as folder,
+    ):
+        partial = Path(folder) / path.name
+        files = sorted(str(file) for file in sources.glob("*.cpp"))
+        subprocess.run([compiler, *FLAGS, *files, "-o", str(partial)], check=True, capture_output=True, timeout=300)
+        partial.replace(path)  # whole or not at all, also with several processes at once
+
+
+def _key(compiler: str) -> str:
+    """What the library depends on: sources, flags, compiler and the instructions of this processor."""
+    hasher = xxhash.xxh3_128()
+    for file in sorted(resources.files("finerank.kernels").iterdir(), key=lambda f: f.name):
+        if file.name.endswith((".cpp", ".h")):
+            hasher.update(file.read_bytes())
+    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=60).stdout
+    hasher.update(" ".join(FLAGS).encode() + version + platform.machine().encode() + _instructions())
+    return hasher.hexdigest()
+
+
+def _instructions() -> bytes:
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    except OSError:
+        return platform.processor().encode()
+    return next((line for line in lines if line.startswith((b"flags", b"Features"))), b"")

@@ -1,0 +1,137 @@
+"""Compiled loops of DIN's activation unit (`unit.cpp`); `layers.attention` calls them and holds the plain twin.
+
+N candidates · T events · P pairs · K width of an item · H hidden
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional as F
+
+from finerank.kernels.rows import NAMES, call
+
+STEP = 16  # the loops take widths that are multiples of this: whole vector registers
+
+
+@dataclass(frozen=True)
+class Spans:
+    """int64 [N] each: candidate n meets the events [first, first + count), and its pairs begin at `start`."""
+
+    first: Tensor
+    count: Tensor
+    start: Tensor
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of the unit: [H, inputs] weight, [H] bias and the slope [H] of its activation (0: ReLU; else PReLU)."""
+
+    weight: Tensor
+    bias: Tensor
+    slope: Tensor
+
+
+class _Unit(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        e: Tensor | None,
+        c: Tensor,
+        flat: Tensor,
+        widths: list[int],
+        spans: Spans,
+        pairs: int,
+    ) -> Tensor:
+        q, k, c, e = q.contiguous(), k.contiguous(), c.contiguous(), None if e is None else e.contiguous()
+        hidden, places = torch.tensor(widths), (spans.first, spans.count, spans.start)
+        keep = any(ctx.needs_input_grad)
+        before = [q.new_empty((pairs if keep else 0, width)) for width in widths]
+        out = q.new_empty(pairs)
+        shape = (len(q), q.shape[1], len(widths), hidden, *places)
+        call(f"unit_forward_{NAMES[q.dtype]}", *shape, q, k, e, c, flat, _pointers(before) if keep else None, out)
+        ctx.save_for_backward(q, k, flat, hidden, *places, *before)
+        ctx.extra = e is not None
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, flat, hidden, first, count, start, *before = ctx.saved_tensors
+        dq, dk, dflat = torch.zeros_like(q), torch.zeros_like(k), torch.empty_like(flat)
+        dc = q.new_zeros((len(q), before[0].shape[1]))
+        de = q.new_zeros((len(k), before[0].shape[1])) if ctx.extra else None
+        shape = (len(q), q.shape[1], len(before), hidden, first, count, start)
+        given = (q, k, flat, _pointers(before), grads[0].contiguous())
+        call(f"unit_backward_{NAMES[q.dtype]}", *shape, *given, dq, dk, de, dc, dflat, len(flat))
+        return dq, dk, de, dc, dflat, None, None, None
+
+
+class _Attend(Function):
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, k: Tensor, spans: Spans) -> Tensor:
+        weights, k, places = weights.contiguous(), k.contiguous(), (spans.first, spans.count, spans.start)
+        out = k.new_empty((len(spans.count), k.shape[1]))
+        call(f"attend_forward_{NAMES[k.dtype]}", len(out), k.shape[1], *places, weights, k, out)
+        ctx.save_for_backward(weights, k, *places)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        weights, k, *places = ctx.saved_tensors
+        grad, dw, dk = grads[0].contiguous(), torch.empty_like(weights), torch.zeros_like(k)
+        call(f"attend_backward_{NAMES[k.dtype]}", len(grad), k.shape[1], *places, weights, k, grad, dw, dk)
+        return dw, dk, None
+
+
+def unit_weights(
+    q_NK: Tensor,
+    k_TK: Tensor,
+    key_HK: Tensor,
+    product_HK: Tensor,
+    of_events_TH: Tensor | None,
+    of_candidates_NH: Tensor,
+    slope_H: Tensor,
+    layers: Sequence[Layer],
+    last: tuple[Tensor, Tensor],
+    spans: Spans,
+    pairs: int,
+) -> Tensor:
+    """[P]: the unit's output for every pair.
+
+    Z = of_candidates + of_events + key·k + product·(q * k) is the first layer before its activation, whose slope is
+    `slope_H`; `layers` follow, then `last`, weight [1, H] and bias [1].
+    """
+    parts = [_fill(_fill(w, 0), 1) for w in (key_HK, product_HK)] + [_fill(slope_H, 0)]
+    widths = [len(parts[2])]
+    for layer in layers:
+        parts += [_fill(_fill(layer.weight, 0), 1), _fill(layer.bias, 0), _fill(layer.slope, 0)]
+        widths.append(len(parts[-1]))
+    flat = torch.cat([part.flatten() for part in (*parts, _fill(last[0], 1), last[1])])
+    e = None if of_events_TH is None else _fill(of_events_TH, 1)
+    given = (_fill(q_NK, 1), _fill(k_TK, 1), e, _fill(of_candidates_NH, 1), flat, widths, spans, pairs)
+    out: Tensor = _Unit.apply(*given)  # type: ignore[no-untyped-call]
+    return out
+
+
+def attend(weights_P: Tensor, k_TK: Tensor, spans: Spans) -> Tensor:
+    """[P], [T, K] -> [N, K]: sum over a candidate's pairs of weight * key."""
+    out: Tensor = _Attend.apply(weights_P, k_TK, spans)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _fill(x: Tensor, dim: int) -> Tensor:
+    """Zeros behind `dim` up to a multiple of STEP: they change no result."""
+    missing = -x.shape[dim] % STEP
+    return F.pad(x, [0] * (2 * (x.dim() - 1 - dim) + 1) + [missing]) if missing else x
+
+
+def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[Any]:
+    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
