@@ -165,6 +165,24 @@ def test_a_recipe_carries_it_and_a_resumed_run_must_have_it(tmp_path: Path, worl
         other.fit(resume=True)
 
 
+def test_powers_and_segments_go_with_their_feature(tmp_path: Path) -> None:
+    samples, events = tiny.frames()
+    made = tiny.schema(tasks=1)
+    changed = {
+        "age": replace(made.feature("age"), transform="powers"),
+        "interests": replace(made.feature("interests"), rank="segments", segments=(1, 3)),
+    }
+    made = replace(made, features=tuple(changed.get(f.name, f) for f in made.features))
+    fitted = tiny.prepare(tmp_path / "data", made, samples.lazy(), events.lazy(), tiny.KEYS, SPLIT).fitted
+    assert fitted.request.numbers == ("age", "age²", "√age", "age?")
+    assert [c.name for c in fitted.request.lists] == ["interests.top1", "interests.top3"]
+    assert {"age", "interests", "interests.top1", "interests.top3"} <= set(names_of(fitted))
+    assert not {"age²", "√age", "age?", "interests.rank"} & set(names_of(fitted))
+    assert Narrowing(fitted, ["age"]).fitted.request.numbers == ()
+    assert Narrowing(fitted, ["interests"]).fitted.request.lists == ()
+    assert [c.name for c in Narrowing(fitted, ["interests.top1"]).fitted.request.lists] == ["interests.top3"]
+
+
 def test_negatives_of_a_history_are_narrowed_with_it(world: Dataset) -> None:
     model = model_of("dien", world, "clicks.tags", "category").train()
     batch = BatchBuilder(world, model.needs).batch(np.arange(20), epoch=0)

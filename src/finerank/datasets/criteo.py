@@ -95,7 +95,9 @@ def _split(options: CriteoOptions, rows: int) -> tuple[pl.Expr, tuple[str, ...]]
 
 def _recipe(options: CriteoOptions) -> str:
     encoding = {"kind": "vocabulary", "min_count": options.min_count}
-    buckets = "".join(declare([f"{name}_bucket"], "candidate", "bucketed", column=name, law="criteo") for name in NUMBERS)
+    buckets = "".join(
+        declare([f"{name}_bucket"], "candidate", "bucketed", column=name, law="criteo") for name in NUMBERS
+    )
     return f"""\
 # Criteo: a deep and cross network. Lines have no user and no request: each is a request of its own.
 

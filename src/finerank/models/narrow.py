@@ -9,28 +9,30 @@ left out is cut from the schema that parts are built from, and from every batch 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from finerank.data.batch import Batch, TensorBlock
 from finerank.errors import UserError, nearest
-from finerank.schema import Columns, FittedSchema, History, Schema
+from finerank.schema import Columns, FittedSchema, History, Numeric, Schema, field_names
 
 
 def names_of(fitted: FittedSchema) -> list[str]:
     """All that can be left out.
 
-    field             of the request or the candidate, and of every history that has it
+    feature           of the request or the candidate, and of every history that has it
+    feature.top3      one segment of a ranked feature
     history           with all its fields
-    history.field     of the past alone; `history.age`: how long ago an event was
-    field.rank        of a ranked field: its tags stay, without their ranks
+    history.feature   of the past alone; `history.age`: how long ago an event was
+    feature.rank      of a ranked feature: its tags stay, without their ranks
     """
-    out = [*_fields(fitted.request), *_fields(fitted.candidate)]
+    owners = _owners(fitted.schema)
+    out = [*_fields(fitted.request, owners), *_fields(fitted.candidate, owners)]
     out += [f"{column.name}.rank" for _, block in fitted.blocks() for column in block.lists if column.ranks]
     for name, columns in fitted.histories.items():
-        out += [name, *(f"{name}.{field}" for field in _fields(columns))]
+        out += [name, *(f"{name}.{field}" for field in _fields(columns, owners))]
     return list(dict.fromkeys(out))
 
 
@@ -43,18 +45,18 @@ class Narrowing:
         for name in without:
             if name not in known:
                 raise UserError(f"{where}: {name!r} is no field or history of the schema; {nearest(name, known)}")
-        gone = set(without)
+        gone, owners = set(without), _owners(fitted.schema)
         self.blocks = {
-            name: _Cut.of(columns, gone, "" if name in ("request", "candidate") else f"{name}.")
+            name: _Cut.of(columns, gone, owners, "" if name in ("request", "candidate") else f"{name}.")
             for name, columns in fitted.blocks()
         }
         histories = {
             name: self.blocks[name].columns
             for name in fitted.histories
-            if name not in gone and set(_fields(self.blocks[name].columns)) - {"age"}
+            if name not in gone and set(_fields(self.blocks[name].columns, owners)) - {"age"}
         }
         request, candidate = self.blocks["request"].columns, self.blocks["candidate"].columns
-        if not (histories or _fields(request) or _fields(candidate)):
+        if not (histories or _fields(request, owners) or _fields(candidate, owners)):
             raise UserError(f"{where}: nothing is left to learn from; leave out less than every field")
         schema = _narrowed(fitted.schema, gone, histories)
         self.fitted = replace(fitted, schema=schema, request=request, candidate=candidate, histories=histories)
@@ -82,12 +84,14 @@ class _Cut:
     before: tuple[int, int]  # columns of ids and of numbers
 
     @staticmethod
-    def of(columns: Columns, gone: set[str], prefix: str) -> _Cut:
+    def of(columns: Columns, gone: set[str], owners: Mapping[str, str], prefix: str) -> _Cut:
         def stays(name: str) -> bool:
-            return not gone & ({f"{prefix}{name}"} if name == "age" and prefix else {name, f"{prefix}{name}"})
+            if prefix and name == "age":  # the event's, not a feature of that name
+                return f"{prefix}age" not in gone
+            return not gone & {f"{at}{of}" for of in (name, owners.get(name, name)) for at in ("", prefix)}
 
         ids = [j for j, (name, _) in enumerate(columns.ids) if stays(name)]
-        numbers = [j for j, name in enumerate(columns.numbers) if stays(_feature(name))]
+        numbers = [j for j, name in enumerate(columns.numbers) if stays(name)]
         lists = [replace(c, ranks=None) if f"{c.name}.rank" in gone else c for c in columns.lists if stays(c.name)]
         kept = Columns(tuple(columns.ids[j] for j in ids), tuple(columns.numbers[j] for j in numbers), tuple(lists))
         return _Cut(kept, ids, numbers, (len(columns.ids), len(columns.numbers)))
@@ -100,15 +104,25 @@ class _Cut:
         return replace(block, ids=ids, numbers=numbers, lists={c.name: block.lists[c.name] for c in self.columns.lists})
 
 
-def _feature(number: str) -> str:
-    """The feature of a number column: `x?` says whether `x` is missing."""
-    return number.removesuffix("?")
+def _owners(schema: Schema) -> dict[str, str]:
+    """The feature of every column that is not called as its feature is: `x?`, `x²`, `√x` of a number, `x.top3`."""
+    out: dict[str, str] = {}
+    for feature in schema.features:
+        name = feature.name
+        if isinstance(feature, Numeric):
+            out |= dict.fromkeys(
+                [f"{name}?", *([f"{name}²", f"√{name}"] if feature.transform == "powers" else [])], name
+            )
+        out |= {field: name for field in field_names(feature) if field != name}
+    return out
 
 
-def _fields(columns: Columns) -> list[str]:
-    """The names of a block's fields; a number and its indicator are one."""
-    names = [name for name, _ in columns.ids] + [_feature(name) for name in columns.numbers]
-    return list(dict.fromkeys([*names, *(c.name for c in columns.lists)]))
+def _fields(columns: Columns, owners: Mapping[str, str]) -> list[str]:
+    """The names of a block's fields: features, and segments besides."""
+    names = [name for name, _ in columns.ids] + [owners.get(name, name) for name in columns.numbers]
+    for c in columns.lists:
+        names += [owners.get(c.name, c.name), c.name]
+    return list(dict.fromkeys(names))
 
 
 def _narrowed(schema: Schema, gone: set[str], kept: dict[str, Columns]) -> Schema:
