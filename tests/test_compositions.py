@@ -166,7 +166,7 @@ def refused(table: Mapping[str, Any], schema: FittedSchema | None = None) -> str
     return str(error.value)
 
 
-NAMES = "base, dcn, dien, din, esmm, esmm_din, fm, lr"
+NAMES = ", ".join(registry.names())
 # what a [model] table says (one line here: `;` ends a line of TOML), and what is answered
 SENTENCES = [
     ('name = "dinn"', f"model.name = 'dinn' is not known; did you mean 'din'? accepted: {NAMES}"),
@@ -175,7 +175,7 @@ SENTENCES = [
     (
         'name = "din"; intractions = []',
         "model.intractions: unknown key; did you mean 'interactions'? "
-        "accepted: heads, interactions, name, representation",
+        "accepted: heads, interactions, name, representation, without",
     ),
     (
         'name = "din"; interactions = ["crss"]',

@@ -41,7 +41,7 @@ from finerank.training.loop import Trainer
 from finerank.training.options import Adam, TrainingOptions
 
 MICROSECONDS = 1_000_000
-CLOSE = {"rtol": 0.0, "atol": 1e-5}
+CLOSE = {"rtol": 1e-6, "atol": 1e-5}  # logits reach 50 here, where eight steps of float32 are 3e-5
 
 
 @pytest.fixture(autouse=True, scope="module")

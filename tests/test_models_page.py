@@ -73,7 +73,7 @@ def test_sizes_by_hand(maker: ModuleType) -> None:
     assert maker._sizes(lr) == (0, 10_003 + 53 + 5_003 + 103, 3)
     base = registry.build(registry.composition("base"), maker.reference(1))
     fields, numbers = 2 + 2 + 2, 2  # request, candidate, pooled
-    tower = (fields * 16 + numbers) * 200 + 200 + 200 + 200 * 80 + 80 + 80 + 80 + 1  # weights, biases, slopes
+    tower = (fields * 16 + numbers) * 200 + 200 + 200 + 200 * 80 + 80 + 80 + 80  # weights, biases, slopes
     assert maker._sizes(base) == (16 * (10_003 + 53 + 5_003 + 103), 0, tower + 1)
 
 

@@ -158,19 +158,12 @@ class Recipe:
 
     def resolved(self) -> dict[str, Any]:
         """Everything that was set, defaults included, as the nested dict that `parse` reads back."""
-        model = {
-            "representation": plain(self.model.representation),
-            "interactions": [plain(o) for o in self.model.interactions],
-            "heads": plain(self.model.heads),
-        }
-        if self.model.name != "custom":
-            model = {"name": self.model.name} | model
         return {
             "data": plain(self.data),
             "feature": [plain(f) for f in self.schema.features],
             "history": [plain(h) for h in self.schema.histories],
             "task": [plain(t) for t in self.schema.tasks],
-            "model": model,
+            "model": self.model.table(),
             "training": plain(self.training),
         }
 

@@ -51,7 +51,10 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 class MLP(nn.Module):
-    """[n, inputs] -> [n, hidden[-1]] (or [n, outputs] with `outputs`: a last linear layer without activation)."""
+    """[n, inputs] -> [n, hidden[-1]] (or [n, outputs] with `outputs`: a last linear layer without activation).
+
+    bias  of that last layer; the others have theirs always
+    """
 
     def __init__(
         self,
@@ -61,6 +64,7 @@ class MLP(nn.Module):
         act: Activation = "relu",
         dropout: float = 0.0,
         batch_norm: bool = False,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -68,7 +72,7 @@ class MLP(nn.Module):
             layers += [linear(inputs, width), Hidden(width, act, dropout, batch_norm)]
             inputs = width
         if outputs is not None:
-            layers.append(linear(inputs, outputs))
+            layers.append(linear(inputs, outputs, bias))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,9 +87,9 @@ class SplitLinear(nn.Module):
     The same numbers as one linear layer over the joined input, of which it is initialised as a part each.
     """
 
-    def __init__(self, request: int, candidate: int, outputs: int) -> None:
+    def __init__(self, request: int, candidate: int, outputs: int, bias: bool = True) -> None:
         super().__init__()
-        joined = linear(request + candidate, outputs)
+        joined = linear(request + candidate, outputs, bias)
         self.weight, self.bias = joined.weight, joined.bias
         self.request = request
 

@@ -15,7 +15,7 @@ from finerank.data.batch import Batch, Jagged
 from finerank.errors import UserError
 from finerank.layers.activation import Activation
 from finerank.layers.attention import check_decay, log_decay
-from finerank.layers.mlp import MLP, Hidden, SplitLinear, linear
+from finerank.layers.mlp import MLP, Hidden, SplitLinear
 from finerank.layers.segments import segment_mean, segment_softmax, segment_sum, weighted_sum
 from finerank.models.composition import Features, Interaction, Representation, Widths
 from finerank.models.pairs import attributes, check_ages
@@ -86,7 +86,7 @@ class Pooled(Representation):
 class Tower(Interaction):
     """A multilayer perceptron over all fields and numbers; the request's part of its first layer once per request.
 
-    With several outputs each has a tower of its own over the shared features.
+    With several outputs each has a tower of its own over the shared features. The last layer has no bias: the heads hold it.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -120,12 +120,12 @@ class _OneTower(nn.Module):
     def __init__(self, widths: Widths, options: Tower.Options) -> None:
         super().__init__()
         first = options.hidden[0] if options.hidden else 1
-        self.first = SplitLinear(widths.request, widths.candidate, first)
+        self.first = SplitLinear(widths.request, widths.candidate, first, bias=bool(options.hidden))
         self.rest: nn.Module = nn.Identity()
         if options.hidden:
             o, hidden = options, options.hidden[1:]
-            after = MLP(first, hidden, 1, o.activation, o.dropout, o.batch_norm) if hidden else linear(first, 1)
-            self.rest = nn.Sequential(Hidden(first, o.activation, o.dropout, o.batch_norm), after)
+            act = Hidden(first, o.activation, o.dropout, o.batch_norm)
+            self.rest = nn.Sequential(act, MLP(first, hidden, 1, o.activation, o.dropout, o.batch_norm, bias=False))
 
     def forward(self, x_R: Tensor, x_N: Tensor, of: Tensor) -> Tensor:
         out: Tensor = self.rest(self.first(x_R, x_N, of))

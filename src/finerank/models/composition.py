@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from finerank.data.batch import Batch
 from finerank.layers.embedding import Embedding, Tables
 from finerank.layers.segments import spread
+from finerank.models.narrow import Narrowing
 from finerank.schema import FittedSchema, Task
 
 
@@ -120,7 +121,7 @@ class Representation(Part):
 
 
 class Interaction(Part):
-    """Features -> logits [N, outputs]. Built with (fitted, widths, outputs, options)."""
+    """Features -> logits [N, outputs], without a bias: that is the heads'. Built with (fitted, widths, outputs, options)."""
 
     @abstractmethod
     def forward(self, features: Features) -> Tensor:
@@ -177,9 +178,10 @@ class Model(nn.Module):
         representation: Representation,
         interactions: Sequence[Interaction],
         heads: Heads,
+        narrow: Narrowing | None = None,
     ) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.narrow = name, narrow
         self.tasks = fitted.schema.tasks
         self.representation = representation
         self.interactions = nn.ModuleList(interactions)
@@ -189,7 +191,7 @@ class Model(nn.Module):
 
     def forward(self, batch: Batch) -> Output:
         """Logits of every row and head."""
-        features = self.representation(batch)
+        features = self.representation(batch if self.narrow is None else self.narrow(batch))
         logits = self.interactions[0](features)
         for interaction in self.interactions[1:]:
             logits = logits + interaction(features)

@@ -47,17 +47,24 @@ class Linear(Interaction):
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
-        """histories: also sum the weights of the past events' values (a bag of what the user did)."""
+        """What is summed.
+
+        histories  also the weights of the past events' values (a bag of what the user did)
+        numbers    also w·x of every number, by the dense optimiser; without, all weights are first-order rows
+        """
 
         kind: ClassVar[str] = "linear"
         histories: bool = False
+        numbers: bool = True
 
     def __init__(self, fitted: FittedSchema, widths: Widths, outputs: int, options: Options) -> None:
         super().__init__()
         self.histories = tuple(fitted.histories) if options.histories else ()
         self.weights = FirstOrder(fitted, outputs, ("request", "candidate", *self.histories))
-        self.numbers_R = nn.Parameter(torch.zeros(widths.request_numbers, outputs))
-        self.numbers_N = nn.Parameter(torch.zeros(widths.candidate_numbers, outputs))
+        self.numbers = options.numbers
+        if self.numbers:
+            self.numbers_R = nn.Parameter(torch.zeros(widths.request_numbers, outputs))
+            self.numbers_N = nn.Parameter(torch.zeros(widths.candidate_numbers, outputs))
 
     def forward(self, features: Features) -> Tensor:
         """[N, K]."""
@@ -69,11 +76,13 @@ class Linear(Interaction):
             assert isinstance(vectors, Tensor)
             return vectors.sum(1)
 
-        request = total("request") + features.numbers_R @ self.numbers_R
+        request, candidate = total("request"), total("candidate")
+        if self.numbers:
+            request = request + features.numbers_R @ self.numbers_R
+            candidate = candidate + features.numbers_N @ self.numbers_N
         for name in self.histories:
             history = batch.histories[name]
             request = request + segment_sum(total(name), history.segments, batch.R)
-        candidate = total("candidate") + features.numbers_N @ self.numbers_N
         return spread(request, batch.request_of) + candidate
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -18,8 +18,9 @@ from finerank.errors import UserError
 from finerank.layers.embedding import BlockVectors, Embedding
 from finerank.layers.mlp import linear
 from finerank.models.composition import Features, Head, Heads, Representation, Widths
+from finerank.models.narrow import Narrowing
 from finerank.models.registry import part
-from finerank.schema import Columns, FittedSchema
+from finerank.schema import Columns, Cross, FittedSchema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,19 +113,28 @@ class Plain(Representation):
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
-        """embedding: width and initial spread of the fields."""
+        """How fields are embedded.
+
+        embedding  width and initial spread of the fields
+        crosses    embed crosses too; off, they are left to a linear part beside this
+        """
 
         kind: ClassVar[str] = "plain"
         embedding: EmbeddingOptions = EmbeddingOptions()
+        crosses: bool = True
 
     def __init__(self, fitted: FittedSchema, options: Options) -> None:
         super().__init__()
+        crosses = [f.name for f in fitted.schema.features if isinstance(f, Cross) and f.use == "input"]
+        self.narrow = None if options.crosses or not crosses else Narrowing(fitted, crosses, "representation.crosses")
+        fitted = self.narrow.fitted if self.narrow else fitted
         self.embed = FieldEmbedding(fitted, options.embedding, ("request", "candidate"))
         self.widths = plain_widths(fitted, self.embed)
 
     def forward(self, batch: Batch) -> Features:
         """See `Features`."""
-        return plain_features(batch, self.embed, self.embed(batch))
+        seen = batch if self.narrow is None else self.narrow(batch)
+        return replace(plain_features(seen, self.embed, self.embed(seen)), batch=batch)
 
 
 def plain_widths(fitted: FittedSchema, embed: FieldEmbedding) -> Widths:

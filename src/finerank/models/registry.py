@@ -16,6 +16,7 @@ from typing import Any, TypeVar, Union
 import finerank.models
 from finerank.errors import UserError, nearest
 from finerank.models.composition import Heads, Interaction, Model, Part, Representation
+from finerank.models.narrow import Narrowing
 from finerank.schema import FittedSchema
 from finerank.typed import build as build_typed
 from finerank.typed import plain
@@ -33,6 +34,7 @@ class Composition:
     paper       arXiv number or DOI; "" for what has none
     exemptions  checks of the test matrix that do not apply: {check: (reason, the check that replaces it)}
     requires    what a schema must have: "history", "two tasks"
+    without     fields and histories of the schema that the model is not to see (`narrow.names_of`)
     """
 
     name: str
@@ -42,6 +44,17 @@ class Composition:
     paper: str = ""
     requires: tuple[str, ...] = ()
     exemptions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+
+    def table(self) -> dict[str, Any]:
+        """The [model] table of a recipe that `parse` reads back."""
+        out: dict[str, Any] = {} if self.name == "custom" else {"name": self.name}
+        out |= {
+            "representation": plain(self.representation),
+            "interactions": [plain(o) for o in self.interactions],
+            "heads": plain(self.heads),
+        }
+        return out | {"without": list(self.without)} if self.without else out
 
 
 def part(cls: P) -> P:
@@ -97,10 +110,11 @@ def parse(table: Mapping[str, Any], where: str = "model") -> Composition:
     """A recipe's [model] table -> composition.
 
     `name` starts from a named composition; `representation`, `interactions`, `heads` replace or amend its parts. A part
-    given without `kind` amends the options of the part the composition has; with another `kind` it replaces it.
+    given without `kind` amends the options of the part the composition has; with another `kind` it replaces it. `without`
+    names what of the schema is left out; names are checked against the data, by `build`.
     """
     table = dict(table)
-    known = ("name", "representation", "interactions", "heads")
+    known = ("name", "representation", "interactions", "heads", "without")
     for key in table:
         if key not in known:
             raise UserError(f"{where}.{key}: unknown key; {nearest(key, known)}")
@@ -125,7 +139,14 @@ def parse(table: Mapping[str, Any], where: str = "model") -> Composition:
         changes["interactions"] = tuple(
             _amend(known_kinds.get(_kind(g)), g, Interaction, f"{where}.interactions[{i}]") for i, g in enumerate(given)
         )
+    if "without" in table:
+        changes["without"] = build_typed(_Without, {"without": table["without"]}, where).without
     return replace(base, **changes)
+
+
+@dataclass(frozen=True)
+class _Without:
+    without: tuple[str, ...]
 
 
 def _kind(given: Any) -> str:
@@ -157,6 +178,8 @@ def _merge(start: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
 def build(model: Composition, fitted: FittedSchema) -> Model:
     """The composition's parts for a fitted schema. Draws initial values from torch's generator: seed it before."""
     original = _named.get(model.name, model)
+    narrow = Narrowing(fitted, model.without) if model.without else None
+    fitted = narrow.fitted if narrow else fitted
     for needed in model.requires:
         of = _needed_by[needed]
         replaced = getattr(model, of).kind != getattr(original, of).kind  # then what it needed is needed no more
@@ -172,7 +195,7 @@ def build(model: Composition, fitted: FittedSchema) -> Model:
     for options in model.interactions:
         make = part_class(Interaction, options)
         interactions.append(make(fitted, representation.widths, heads.inputs, options))
-    return Model(model.name, fitted, representation, interactions, heads)
+    return Model(model.name, fitted, representation, interactions, heads, narrow)
 
 
 _requirements: dict[str, Callable[[FittedSchema], bool]] = {

@@ -244,10 +244,7 @@ class Trainer:
         return {
             "schema": schema_hash(self.dataset.fitted.schema),
             "data": {key: manifest[key] for key in ("requests", "rows", "split", "events", "content")},
-            "model": [
-                plain(o)
-                for o in (self.composition.representation, *self.composition.interactions, self.composition.heads)
-            ],
+            "model": {key: part for key, part in self.composition.table().items() if key != "name"},
             "options": options,
         }
 
