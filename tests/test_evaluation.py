@@ -275,7 +275,7 @@ def test_runs_that_were_not_judged_alike_are_refused(shop: Path, tmp_path: Path)
 
 def test_evaluate_shows_and_writes(shop: Path, tmp_path: Path) -> None:
     out = finerank("evaluate", shop / "a", "--slice", "country", "--by", "request", "-o", tmp_path / "e.json")
-    assert "GAUC, weighted by impressions" in out
+    assert "GAUC (impressions)" in out
     assert "click by country" in out
     assert "covers the data, not the seed of the training" in out
     assert "slices equal" in out
