@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 from finerank.data.outcomes import Amount, Conversion, Dwell, Label, Retention, add_labels, only, user_days
 from finerank.data.prepare import Keys
 from finerank.errors import UserError
-from finerank.recipe import Recipe
 
 KEYS = Keys(user="user", time="time")
 HOUR, DAY = 3_600, 86_400
@@ -179,9 +177,7 @@ def test_days_begin_where_the_offset_says() -> None:
 
 
 def test_the_last_row_stands_for_a_users_day() -> None:
-    frame = pl.DataFrame(
-        {"user": ["a", "b", "a", None, "a"], "time": [5, 5, 3, 5, 5 + DAY], "x": [1, 2, 3, 4, 5]}
-    )
+    frame = pl.DataFrame({"user": ["a", "b", "a", None, "a"], "time": [5, 5, 3, 5, 5 + DAY], "x": [1, 2, 3, 4, 5]})
     assert user_days(frame.lazy(), KEYS).collect()["x"].to_list() == [1, 2, 5]
 
 
@@ -189,7 +185,9 @@ def test_retention_needs_the_kind_of_event_that_counts() -> None:
     log = rows(0, DAY, kind="push") + rows(2 * DAY, kind="open")
     label = Retention(name="back", first=1, last=2, where={"kind": "open"})
     assert labelled(rows(0), log, label, snapshot=9 * DAY)["back"].to_list() == [1]
-    assert labelled(rows(0), log, Retention(name="back", where={"kind": "open"}), snapshot=9 * DAY)["back"].to_list() == [0]
+    assert labelled(rows(0), log, Retention(name="back", where={"kind": "open"}), snapshot=9 * DAY)[
+        "back"
+    ].to_list() == [0]
 
 
 # ------------------------------------------------------------------------------------------------ errors and recipes

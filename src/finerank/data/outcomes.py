@@ -157,7 +157,9 @@ class Retention:
 
     def __post_init__(self) -> None:
         if not 1 <= self.first <= self.last:
-            raise UserError(f"label {self.name!r}: first = {self.first}, last = {self.last}; accepted: 1 <= first <= last")
+            raise UserError(
+                f"label {self.name!r}: first = {self.first}, last = {self.last}; accepted: 1 <= first <= last"
+            )
 
     @property
     def made(self) -> tuple[str, ...]:
@@ -300,14 +302,18 @@ def _following(source: _Source, label: Conversion | Amount) -> pl.DataFrame:
         amount = _numbers(found[f"also {label.column}"], f"label {label.name!r}: column {label.column!r} of the log")
         found = found.with_columns(amount=amount.fill_null(0.0))
         wanted.append(pl.col("amount").sum())
-    of_row = rows.select("row", "time").join(found.group_by("row").agg(*wanted), on="row", how="left", maintain_order="left")
+    of_row = rows.select("row", "time").join(
+        found.group_by("row").agg(*wanted), on="row", how="left", maintain_order="left"
+    )
     happened = of_row["delay"].is_not_null()
     named = rows.select(pl.all_horizontal(pl.col(by).is_not_null())).to_series()  # nobody's events are not known
     over = named & (of_row["time"] + _span(label.window) <= source.snapshot)
     if isinstance(label, Amount):
         total = of_row["amount"].fill_null(0.0)
         total = total if label.cap is None else total.clip(upper_bound=label.cap)
-        return pl.DataFrame({label.name: _where(over, total), f"{label.name}_bought": _where(over, happened.cast(pl.Int8))})
+        return pl.DataFrame(
+            {label.name: _where(over, total), f"{label.name}_bought": _where(over, happened.cast(pl.Int8))}
+        )
     if label.open_window == "unknown":
         return pl.DataFrame({label.name: _where(over, happened.cast(pl.Int8))})
     elapsed = (source.snapshot - of_row["time"]) / SECOND
@@ -329,7 +335,9 @@ def _returning(source: _Source, label: Retention, utc_offset: float) -> pl.DataF
     asked = rows.select("row", "key 0").with_columns(day=pl.Series(day + label.first)).sort("day", maintain_order=True)
     back = asked.join_asof(active, on="day", by="key 0", strategy="forward", check_sortedness=False).sort("row")
     returned = (back["found"] <= pl.Series(day + label.last)).fill_null(False).cast(pl.Int8)
-    over = pl.Series(day + label.last < _day(np.array([source.snapshot + 1]), utc_offset)[0])  # all of that day is known
+    over = pl.Series(
+        day + label.last < _day(np.array([source.snapshot + 1]), utc_offset)[0]
+    )  # all of that day is known
     known = over & rows["key 0"].is_not_null()
     return pl.DataFrame({label.name: _where(known, returned)})
 
