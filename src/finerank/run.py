@@ -183,7 +183,7 @@ def run(
         "model": recipe.model.name,
         "best_epoch": best.epoch + 1,
         "epochs": len(history),
-        "validation": best.validation,
+        "validation": metrics(predicted["validation"]),
         "test": measured,
         "training_rows_per_second": speed,
         "seconds": seconds,

@@ -70,6 +70,7 @@ class Amount:
     `<name>_bought` is 0 or 1. Two stages, P(buy) and the amount of those who buy: a binary task on `<name>_bought`, and a
     regression on `<name>` within it.
 
+    name    the label's column: an amount, or null
     column  of the log: the amount of each event; null counts as 0
     cap     the most that a row's sum counts, since a few large orders rule a squared error; left out: no cap
     window, where, on, file   as for a conversion
@@ -102,6 +103,7 @@ class Dwell:
     `<name>_weight` holds the capped seconds, and 1 where there are none: as the weight of a click task it gives the
     weighted logistic regression whose odds are the expected watch time (Covington et al., RecSys 2016, section 4.2).
 
+    name       the label's column
     column     of the samples: seconds; null where it is not known. Left out: the seconds until the user's next event in the
                log, null after the last one
     cap        the most seconds that count
@@ -143,7 +145,8 @@ class Retention:
 
     Meant for one row per user and day (data.rows = "user_day"). Null until the last of these days is over.
 
-    first, last  1, 1: next day · 1, 3: within three days · 1, 30: within thirty
+    name         the label's column: 0, 1 or null
+    first, last  days after the row's: 1 and 1 for the next day, 1 and 3 for within three days, 1 and 30 for thirty
     where        which events of the log are a return; none: every one
     file         a log of its own; left out: data.events
     """
