@@ -17,6 +17,8 @@ from test_typed import drawn, exact
 from finerank import schema
 from finerank.cli import demo
 from finerank.data.order import Budget
+from finerank.data.outcomes import Amount, Conversion, Dwell, Retention
+from finerank.data.positives import Negatives
 from finerank.data.prepare import Keys
 from finerank.data.split import Split
 from finerank.errors import UserError
@@ -320,17 +322,39 @@ trainings = drawn(
     dense=adams | sgds,
     regularise=st.none() | drawn(options.L2, strength=above) | drawn(options.MiniBatchAware, strength=above),
     clip=st.none() | st.floats(0.1, 100),
+    sampling=st.none()
+    | drawn(
+        options.Sampling,
+        negatives=st.floats(0.01, 1),
+        hot_items=st.none() | drawn(options.HotItems, threshold=above, cap=st.none() | st.integers(1, 99)),
+    ),
     evaluate_rows=st.integers(1, 10**6),
     save_every=st.integers(0, 10**6),
     seed=st.integers(0, 2**62),
     threads=st.none() | st.integers(1, 64),
 )
 paths = st.sampled_from(["a.parquet", "b/*.csv", "../up.arrow", "/absolute/c.tsv", "with space.parquet", "商品.csv"])
+seconds = st.floats(1, 1e9)
+wheres = st.dictionaries(st.sampled_from(["kind", "a b"]), st.sampled_from(["x", 1, True]), max_size=2)
+outcome = st.sampled_from(["outcome·1", "outcome·2"])  # no feature is called so
+labels = st.lists(
+    drawn(Conversion, name=outcome, window=seconds, where=wheres)
+    | drawn(Amount, name=outcome, window=seconds, where=wheres, cap=st.none() | seconds)
+    | drawn(Dwell, name=outcome, cap=seconds, threshold=st.floats(0.1, 1), measure=st.just("log1p"), length=st.none(),
+            column=st.none())
+    | drawn(Retention, name=outcome, where=wheres, first=st.just(1), last=st.integers(1, 30)),
+    max_size=2,
+).map(tuple)  # fmt: skip
 datas = st.builds(
     DataOptions,
     samples=paths,
-    events=st.none() | paths,
+    events=paths,
     keys=drawn(Keys),
+    where=wheres,
+    label=labels,
+    snapshot=...,
+    utc_offset=st.floats(-12, 14),
+    negatives=st.none() | drawn(Negatives, count=st.integers(1, 9), power=st.floats(0, 1), label=st.just("taken·")),
     split=st.builds(Split, by=st.sampled_from(["time", "user", "column"]), validation=st.floats(0, 0.4)),
 ) | st.builds(DataOptions, dataset=drawn(OnlineRetail))
 recipes = st.builds(Recipe, data=datas, schema=schemas(), model=compositions(), training=trainings)

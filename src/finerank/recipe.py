@@ -2,6 +2,8 @@
 
 [data]          samples, events (files; validation and test too, where they are files of their own), or
                 dataset = {kind = "online_retail"}; [data.keys], [data.split]
+[[data.label]]  kind, name, window, ...    (data.outcomes.Label)
+[data.negatives]  count, law, exclude, ... (data.positives.Negatives)
 [[feature]]     kind, name, level, ...     (schema.Feature)
 [[history]]     name, fields, ...          (schema.History)
 [[task]]        name, column, ...          (schema.Task)
@@ -13,8 +15,8 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import InitVar, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import InitVar, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -22,11 +24,14 @@ from typing import Any, ClassVar, Literal
 import polars as pl
 
 from finerank.data.asof import AsOf, add_as_of
+from finerank.data.outcomes import Amount, Conversion, Dwell, Label, add_labels, only, user_days
+from finerank.data.positives import Negatives, Roles, with_negatives
 from finerank.data.prepare import Keys
 from finerank.data.source import scan
 from finerank.data.split import Split
 from finerank.errors import UserError
 from finerank.models.registry import Composition, parse
+from finerank.runtime.fields import source_columns
 from finerank.schema import Cross, Feature, History, Numeric, Schema, Task, column_of
 from finerank.training.options import TrainingOptions
 from finerank.typed import apply_overrides, build, plain, read_toml, to_toml
@@ -59,6 +64,17 @@ class DataOptions:
     keys               who, when and together
     split              what is for training, validation and test
     tables             attributes that change, added to the samples as they were known before each row (`data.asof`)
+
+    A log of behaviours becomes samples in these steps, in this order; each is left out unless it is asked for:
+
+    where       only rows of the samples whose columns equal these values, e.g. {event = "impression"}
+    rows        user_day: the last row of each user on each day, for labels of retention
+    label       labels made from what happened after the row (`data.outcomes`), each of the kind conversion, amount, dwell
+                or retention; a [[task]] then names the column that it makes
+    snapshot    when the logs were cut, for labels: a number in keys.time_unit or an ISO 8601 text; left out: the last
+                time in samples and log. Rows whose window is still open then have no label
+    utc_offset  hours that the days' beginning differs from the times' own clock (8: at 16:00 of it)
+    negatives   for samples that hold positives only: candidates drawn beside them (`data.positives`)
     """
 
     samples: str | None = None
@@ -69,6 +85,12 @@ class DataOptions:
     tables: tuple[AsOf, ...] = ()
     keys: Keys = Keys()
     split: Split = Split()
+    where: Mapping[str, str | int | bool] = field(default_factory=dict)
+    rows: Literal["all", "user_day"] = "all"
+    label: tuple[Label, ...] = ()
+    snapshot: str | int | None = None
+    utc_offset: float = 0.0
+    negatives: Negatives | None = None
 
     def __post_init__(self) -> None:
         if (self.samples is None) == (self.dataset is None):
@@ -80,8 +102,13 @@ class DataOptions:
             if self.split not in (Split(), given):
                 raise UserError("give either files for validation and test, or [data.split], one of the two")
             object.__setattr__(self, "split", given)
-        if self.tables and self.keys.time is None:
-            raise UserError("tables are joined as of the row's time, so they need keys.time")
+        if self.keys.time is None and any(t.known_at is not None for t in self.tables):
+            raise UserError("tables with known_at are joined as of the row's time, so they need keys.time")
+        if self.dataset is not None and (self.where or self.rows != "all" or self.label or self.negatives):
+            raise UserError("where, rows, label and negatives make samples out of files; a known data set has its own")
+        for label in self.label:
+            if label.file is None and self.events is None and not (isinstance(label, Dwell) and label.column):
+                raise UserError(f"label {label.name!r} reads a log: give events, or the label a file of its own")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +153,23 @@ class Recipe:
             test=parts["test"],
             events=anchored(data.events),
             tables=tables,
+            label=tuple(replace(label, file=anchored(label.file)) for label in data.label),
         )
         object.__setattr__(self, "data", data)
+        self._keep_labels_out()
+
+    def _keep_labels_out(self) -> None:
+        """Raises UserError for an input of the row that reads what a label is made of or made to be."""
+        later = {column: label.name for label in self.data.label for column in label.made}
+        later |= {d.column: d.name for d in self.data.label if isinstance(d, Dwell) and d.column is not None}
+        later |= {self.data.negatives.label: "negatives"} if self.data.negatives else {}
+        for feature in self.schema.features:
+            for column in source_columns(feature) if feature.level != "event" and feature.use == "input" else ():
+                if column in later:
+                    raise UserError(
+                        f"feature {feature.name!r} reads the column {column!r}, which belongs to the label {later[column]!r} "
+                        'and is not known when a row is scored; drop it, or use = "train_only"'
+                    )
 
     @staticmethod
     def read(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -174,12 +216,12 @@ class Recipe:
     def files(self) -> list[Path]:
         """The files of samples, events and tables as they are there now, patterns expanded."""
         data = self.data
-        given = (data.samples, data.validation, data.test, data.events, *(t.file for t in self.data.tables))
+        given = (data.samples, data.validation, data.test, data.events, *(t.file for t in (*data.tables, *data.label)))
         found = [glob.glob(name) or [name] for name in given if name is not None]
         return [Path(name) for names in found for name in sorted(names)]
 
-    def sources(self) -> tuple[pl.LazyFrame, pl.LazyFrame | None]:
-        """(samples, events), lazily."""
+    def sources(self, tell: Callable[[str], None] = lambda note: None) -> tuple[pl.LazyFrame, pl.LazyFrame | None]:
+        """(samples, events), lazily. tell: told what a reader of results should know, such as a law that knows the future."""
         data = self.data
         if data.dataset is not None:
             from finerank.datasets.online_retail import online_retail
@@ -187,15 +229,15 @@ class Recipe:
             made = online_retail(data.dataset.task, data.dataset.negatives, data.dataset.seed)
             return self._with_tables(made.samples.lazy()), made.events.lazy()
         assert data.samples is not None
-        if data.test is not None:
-            text = self._text_columns()
-            return self._with_tables(self._parts(text)), scan(data.events, text) if data.events else None
-        return self.sources_in(data.samples, data.events)
+        text = self._text_columns()
+        found = scan(data.samples, text) if data.test is None else self._parts(text)
+        samples = self._made(found, tell)
+        return self._with_tables(samples), scan(data.events, text) if data.events else None
 
     def sources_in(
         self, samples: Path | str, events: Path | str | None = None
     ) -> tuple[pl.LazyFrame, pl.LazyFrame | None]:
-        """(samples, events) of other files, read as this recipe reads its own."""
+        """(samples, events) of other files, read as this recipe reads its own; their rows are candidates already."""
         text = self._text_columns()
         return self._with_tables(scan(samples, text)), scan(events, text) if events else None
 
@@ -217,9 +259,51 @@ class Recipe:
             ) from error
         return whole
 
+    def _made(self, samples: pl.LazyFrame, tell: Callable[[str], None]) -> pl.LazyFrame:
+        """Rows chosen, labels made, negatives drawn: see `DataOptions`."""
+        data = self.data
+        samples = only(samples, data.where, "samples")
+        if data.rows == "user_day":
+            samples = user_days(samples, data.keys, data.utc_offset)
+
+        def log(file: str | None) -> pl.LazyFrame:
+            return scan(file or data.events or "", self._text_columns())
+
+        samples = add_labels(samples, data.label, log, data.keys, data.snapshot, data.utc_offset)
+        if data.negatives is not None:
+            samples = with_negatives(samples, data.negatives, data.keys, self._roles(data.negatives), tell)
+        return samples
+
+    def _roles(self, negatives: Negatives) -> Roles:
+        """What the columns of a log of positives are."""
+        data, schema = self.data, self.schema
+        request = {c for f in schema.features if f.level == "request" for c in source_columns(f)}
+        request |= {c for h in schema.histories for c in h.lists.values()} | {t.key for t in data.tables}
+        request |= {data.split.column} if data.split.by == "column" else set()
+        request |= {data.keys.sequence} if data.keys.sequence else set()
+        candidate = {
+            c for f in schema.features if f.level == "candidate" and not isinstance(f, Cross) for c in source_columns(f)
+        }
+        candidate = (candidate | {negatives.item}) - request
+        joined = {c for t in data.tables for c in t.columns}
+        for feature in schema.features:
+            for column in feature.of if isinstance(feature, Cross) and feature.level == "candidate" else ():
+                if column not in candidate | request | joined:
+                    raise UserError(
+                        f"feature {feature.name!r} crosses {column!r}, and negatives are drawn: is it the request's or the "
+                        "item's? Declare a feature of that column with its level"
+                    )
+        positive = {t.column or t.name for t in schema.tasks} | {c for label in data.label for c in label.made}
+        weight = {t.weight for t in schema.tasks if t.weight is not None}
+        return Roles(
+            candidate=candidate,
+            positive=positive - {negatives.label},
+            weight=weight,
+            request=request - {negatives.item},
+        )
+
     def _with_tables(self, samples: pl.LazyFrame) -> pl.LazyFrame:
         for table in self.data.tables:
-            assert self.data.keys.time is not None
             versions = scan(table.file, self._text_columns())
             samples = add_as_of(samples, versions, table, self.data.keys.time, self.data.keys.time_unit)
         return samples
@@ -228,12 +312,11 @@ class Recipe:
         """Columns that CSV must not turn into numbers: ids, whatever they look like."""
         out: set[str] = set()
         for feature in self.schema.features:
-            if isinstance(feature, Cross):
-                out |= set(feature.of)
-            elif not isinstance(feature, Numeric) and feature.kind != "bucketed":
-                out.add(column_of(feature))
+            if not isinstance(feature, Numeric) and feature.kind != "bucketed":
+                out |= set(feature.of) if isinstance(feature, Cross) else {column_of(feature)}
         for history in self.schema.histories:
             out |= set(history.columns.values()) | set(history.lists.values())
         out |= {key for key in (self.data.keys.user, self.data.keys.request) if key is not None}
-        out |= {t.key for t in self.data.tables}
+        out |= {t.key for t in self.data.tables} | ({self.data.negatives.item} if self.data.negatives else set())
+        out |= {c for label in self.data.label if isinstance(label, Conversion | Amount) for c in label.on}
         return out - {t.column or t.name for t in self.schema.tasks}

@@ -117,11 +117,12 @@ def prepared(recipe: Recipe, folder: Path, progress: Callable[[str], None] = lam
         return Dataset.open(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder}: exists and is not empty, but holds no prepared data; name another folder")
-    samples, events = recipe.sources()
+    notes: list[str] = []
+    samples, events = recipe.sources(notes.append)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
     try:
-        prepare(partial, recipe.schema, samples, events, recipe.data.keys, recipe.data.split, progress)
+        prepare(partial, recipe.schema, samples, events, recipe.data.keys, recipe.data.split, progress, notes)
         _write(partial / stamp.name, wanted)
         partial.replace(folder)
     finally:
@@ -182,7 +183,7 @@ def run(
         "model": recipe.model.name,
         "best_epoch": best.epoch + 1,
         "epochs": len(history),
-        "validation": best.validation,
+        "validation": metrics(predicted["validation"]),
         "test": measured,
         "training_rows_per_second": speed,
         "seconds": seconds,

@@ -26,3 +26,5 @@ def prepare(
     screen.console.print(f"{m['requests']:,} requests, {m['rows']:,} rows, {m['users']:,} users in {out}")
     for name, (requests, rows) in m["split"].items():
         screen.console.print(f"  {name}: {requests:,} requests, {rows:,} rows")
+    for note in m.get("notes", ()):
+        screen.console.print(f"note: {note}", markup=False)

@@ -30,4 +30,6 @@ def train(
     with waiting("evaluating"):
         evaluation = evaluate_run(Run.open(out))
     screen.console.print(results_table([(read.model.name, result, evaluation)]))
+    for note in result.dataset.manifest.get("notes", ()):
+        screen.console.print(f"note: {note}", markup=False)
     screen.console.print(f"written to {out}")

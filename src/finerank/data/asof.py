@@ -22,18 +22,19 @@ class AsOf:
 
     file      one row per version
     key       the column of samples and table that says whose version it is; 1, 1.0 and "1" are one key
-    known_at  the column of the table that says when a version was known (a nightly profile: when the night's run was done)
+    known_at  the column of the table that says when a version was known (a nightly profile: when the night's run was done);
+              left out: attributes that never change (a brand, a birthday), one row per key
     columns   what to add; null where no version was known yet
     """
 
     file: str
     key: str
-    known_at: str
     columns: tuple[str, ...]
+    known_at: str | None = None
 
 
 def add_as_of(
-    samples: pl.LazyFrame, table: pl.LazyFrame, spec: AsOf, time: str, time_unit: TimeUnit = "s"
+    samples: pl.LazyFrame, table: pl.LazyFrame, spec: AsOf, time: str | None, time_unit: TimeUnit = "s"
 ) -> pl.LazyFrame:
     """The samples, in their order, with the table's columns as known strictly before each row's time.
 
@@ -45,6 +46,12 @@ def add_as_of(
     for column in spec.columns:
         if column in names:
             raise UserError(f"table {spec.file}: column {column!r} is in the samples already; rename one of the two")
+    if spec.known_at is None:
+        return pl.concat([samples, _constant(samples, table, spec).lazy()], how="horizontal")
+    if time is None:
+        raise UserError(
+            f"table {spec.file}: known_at = {spec.known_at!r} is compared with the row's time; name keys.time"
+        )
     keys = collect(samples, [spec.key, time], "samples")
     versions = collect(table, [spec.key, spec.known_at, *spec.columns], f"table {spec.file}")
     left = pl.DataFrame(
@@ -68,3 +75,16 @@ def add_as_of(
     )
     added = found.sort("·row").select(spec.columns)
     return pl.concat([samples, added.lazy()], how="horizontal")
+
+
+def _constant(samples: pl.LazyFrame, table: pl.LazyFrame, spec: AsOf) -> pl.DataFrame:
+    """[N]: the columns of a table with one row per key."""
+    keys = collect(samples, [spec.key], "samples")[spec.key]
+    given = collect(table, [spec.key, *spec.columns], f"table {spec.file}")
+    given = given.with_columns(canonical_series(given[spec.key])).drop_nulls(spec.key)
+    if twice := given.height - given[spec.key].n_unique():
+        raise UserError(
+            f"table {spec.file}: {twice} rows repeat a {spec.key!r}; give one row for each, or known_at: when each was known"
+        )
+    asked = pl.DataFrame({spec.key: canonical_series(keys)})
+    return asked.join(given, on=spec.key, how="left", maintain_order="left").select(spec.columns)

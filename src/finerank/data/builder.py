@@ -46,18 +46,27 @@ class BatchBuilder:
     needs     pairs and negatives to make
     row_maps  symbol -> embedding row of growing tables, applied here; tables not named keep their symbols
     seed      of the negatives, together with the epoch, the request and the position
+    keep      bool [N]: rows of the data set that there are (None: all); a request without any is passed over
     """
 
     def __init__(
-        self, dataset: Dataset, needs: Wanted, row_maps: Mapping[str, RowMap] | None = None, seed: int = 0
+        self,
+        dataset: Dataset,
+        needs: Wanted,
+        row_maps: Mapping[str, RowMap] | None = None,
+        seed: int = 0,
+        keep: np.ndarray | None = None,
     ) -> None:
-        self.dataset, self.needs, self.seed = dataset, needs, seed
+        self.dataset, self.needs, self.seed, self.keep = dataset, needs, seed, keep
+        self.first = dataset.first if keep is None else np.append(0, np.cumsum(keep))[dataset.first]
         self.row_maps = {} if row_maps is None else row_maps  # not a copy: a resumed training replaces its maps
 
     def steps(self, requests: np.ndarray, budget: Budget, epoch: int = 0, shuffle: bool = True) -> list[Step]:
         """The optimiser steps of one epoch over these requests."""
         order = shuffled(requests, self.seed, epoch) if shuffle else requests
-        rows = self.dataset.first[order + 1] - self.dataset.first[order]
+        rows = self.first[order + 1] - self.first[order]
+        if self.keep is not None:
+            order, rows = order[rows > 0], rows[rows > 0]
         events = np.zeros(len(order), dtype=np.int64)
         for name in self.needs.pairs:
             slices = self.dataset.slices[name]
@@ -85,7 +94,9 @@ class BatchBuilder:
         """
         data = self.dataset
         rows = data.rows_of(requests)
-        lengths = data.first[requests + 1] - data.first[requests]
+        lengths = self.first[requests + 1] - self.first[requests]
+        if self.keep is not None:
+            rows = rows[self.keep[rows]]
         if chunk is not None:
             rows = rows[chunk[0] : chunk[1]]
             lengths = np.array([len(rows)])

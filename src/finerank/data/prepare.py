@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,11 +87,13 @@ def prepare(
     keys: Keys = Keys(),
     split: Split = Split(),
     progress: Callable[[str], None] = lambda step: None,
+    notes: Sequence[str] = (),
 ) -> Dataset:
     """Encode samples (and their histories) into `folder`, and open it.
 
     samples   one row per candidate; events: one row per past event, for histories that are not list columns
     progress  told the name of each step as it begins
+    notes     what a reader of results should know of the samples; kept in the manifest
     Raises UserError for missing columns, wrong types, requests with two users or times, one-class labels in training,
     or a folder that is not empty.
     """
@@ -170,6 +172,7 @@ def prepare(
         "ties": {h.name: h.ties for h in schema.histories},
         "events": {name: len(made.order) for name, made in histories.items()},
         "base_rates": base_rates,
+        "notes": list(notes),
         "content": content_hash(folder),
     }
     _write_json(folder / "manifest.json", manifest)  # last: without it the folder is no data set

@@ -168,8 +168,29 @@ class Output:
     attention: Mapping[str, Tensor]
 
 
+class Calibration(nn.Module):
+    """A line through the logits of each head, fitted after training (`training.calibrate`); the identity until then."""
+
+    slope: Tensor
+    intercept: Tensor
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.register_buffer("slope", torch.ones(heads))
+        self.register_buffer("intercept", torch.zeros(heads))
+
+    def forward(self, logits_NH: Tensor) -> Tensor:
+        """[N, H] -> [N, H]."""
+        return logits_NH * self.slope + self.intercept
+
+
 class Model(nn.Module):
-    """A composition: see the module's docstring. Built by `registry.build`."""
+    """A composition: see the module's docstring. Built by `registry.build`.
+
+    calibration  applied to the logits in evaluation mode, and so wherever scores are given: served graphs included
+    """
+
+    calibration: Calibration | None
 
     def __init__(
         self,
@@ -188,6 +209,7 @@ class Model(nn.Module):
         self.head = heads
         self.heads = heads.heads
         self.needs, self.attends = representation.needs, dict(representation.attends)
+        self.calibration = None
 
     def forward(self, batch: Batch) -> Output:
         """Logits of every row and head."""
@@ -195,14 +217,22 @@ class Model(nn.Module):
         logits = self.interactions[0](features)
         for interaction in self.interactions[1:]:
             logits = logits + interaction(features)
-        return Output(self.head(logits), features.losses, features.attention)
+        logits = self.head(logits)
+        if self.calibration is not None and not self.training:
+            logits = self.calibration(logits)
+        return Output(logits, features.losses, features.attention)
 
-    def losses(self, batch: Batch, out: Output) -> dict[str, Tensor]:
-        """Terms of the loss by name; their sum is minimised. Each head's is sum of weight * loss / N of the step."""
+    def losses(self, batch: Batch, out: Output, factors: Tensor | None = None) -> dict[str, Tensor]:
+        """Terms of the loss by name; their sum is minimised. Each head's is sum of weight * loss / N of the step.
+
+        factors  [N, H], multiplied with the weights: what a row of a sample stands for
+        """
         terms = {}
         for i, head in enumerate(self.heads):
             if head.trained:
                 labels, weights = self.target(batch, head)
+                if factors is not None:
+                    weights = weights * factors[:, i]
                 loss = head_loss(head, out.logits[:, i], labels)
                 terms[head.name] = (weights * loss).sum() / max(batch.rows_in_step or batch.N, 1)
         return terms | dict(out.losses)

@@ -174,6 +174,7 @@ def _facts(data: Dataset) -> list[tuple[str, str]]:
         facts.append((f"{name}: length seen by a request: median, 95 %, most", _spread(slices.end - slices.start)))
     kinds = [f for f in schema.features if not isinstance(f, Numeric)]
     facts.append(("features", f"{len(schema.features)}, {len(schema.features) - len(kinds)} of them numbers"))
+    facts += [("note", note) for note in data.manifest.get("notes", ())]
     return facts
 
 

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,18 @@ from finerank.data.dataset import Dataset
 from finerank.data.order import Step
 from finerank.errors import UserError
 from finerank.kernels import build as loops
-from finerank.models.composition import Model
+from finerank.models.composition import Calibration, Model
 from finerank.models.registry import Composition, build
 from finerank.runtime.hashing import mix
 from finerank.runtime.manifest import schema_hash
+from finerank.training import calibrate
 from finerank.training.checkpoint import Checkpoint, Checkpoints, restore
 from finerank.training.evaluate import judged, metrics, monitored, predict
 from finerank.training.growing import admit, load_maps, maps_state, row_maps
 from finerank.training.memory import keep_freed_memory, settled_objects
 from finerank.training.optimisers import Optimisers
 from finerank.training.options import TrainingOptions
+from finerank.training.sampling import Sampled
 from finerank.typed import plain
 
 
@@ -90,7 +93,11 @@ class Trainer:
         self.options, self.dataset, self.composition = options, dataset, composition
         self.device = choose_device(options.device)
         torch.manual_seed(options.seed)
-        self.model: Model = build(composition, dataset.fitted).to(self.device)
+        self.model: Model = build(composition, dataset.fitted)
+        sampling = options.sampling
+        if sampling is not None and (sampling.recalibrate or sampling.hot_items is not None):
+            self.model.calibration = Calibration(len(self.model.heads))
+        self.model.to(self.device)
         self.optimisers = Optimisers(self.model, dataset.fitted, options)
         self.row_maps = row_maps(dataset.fitted)
         self.builder = BatchBuilder(dataset, self.model.needs, self.row_maps, options.seed)
@@ -103,6 +110,18 @@ class Trainer:
         self.epoch = self.step = self.total_steps = 0
         self.loss_sum = self.seconds = 0.0
         self.rows_done = 0
+
+    @cached_property
+    def sampled(self) -> Sampled | None:
+        """Which rows training leaves out; found out when training begins, for scoring needs none of it."""
+        sampling = self.options.sampling
+        return None if sampling is None else Sampled(self.dataset, self.model.heads, sampling)
+
+    @cached_property
+    def feed(self) -> BatchBuilder:
+        """The batches that training sees."""
+        keep = None if self.sampled is None else self.sampled.keep
+        return BatchBuilder(self.dataset, self.model.needs, self.row_maps, self.options.seed, keep)
 
     # ------------------------------------------------------------------------------------------------ the loop
 
@@ -122,16 +141,22 @@ class Trainer:
                 f"training.monitor = {self.options.monitor!r} is not defined on the validation rows: for some task they "
                 "are of one class only (gauc: those of every user); give more validation rows or monitor logloss"
             )
+        if self.model.calibration is not None:
+            whole = judged(self.model.heads, self.dataset, validation)
+            for i, head in enumerate(whole.heads):
+                calibrate.check(head, whole.labels[whole.weights[:, i] != 0, i])
         if not (resume and self._resume()):
             admit(self.row_maps, self.dataset.fitted, self.model, self.optimisers, 0, self.options.seed)
         with settled_objects():
             self._epochs(requests, validation)
         self._restore_best()
+        if self.model.calibration is not None:
+            self._recalibrate(self.model.calibration, validation)
         return self.history
 
     def _epochs(self, requests: np.ndarray, validation: np.ndarray) -> None:
         while self.epoch < self.options.epochs and not self._patience_is_over():
-            steps = self.builder.steps(requests, self.options.batch, self.epoch)
+            steps = self.feed.steps(requests, self.options.batch, self.epoch)
             self.progress.epoch(self.epoch, sum(s.rows for s in steps))
             self.progress.advance(self.rows_done, math.nan)
             while self.step < len(steps):
@@ -156,9 +181,12 @@ class Trainer:
         self._seed_noise(mix(self.options.seed, self.epoch, self.step) >> 1)
         self.optimisers.begin()
         total = 0.0
-        for batch in self.builder.batches(step, self.epoch):
+        for batch in self.feed.batches(step, self.epoch):
             batch = batch.to(self.device)
-            loss = sum(self.model.losses(batch, self.model(batch)).values(), torch.zeros((), device=self.device))
+            out, factors = self.model(batch), None
+            if self.sampled is not None:
+                out, factors = self.sampled.seen(batch, out)
+            loss = sum(self.model.losses(batch, out, factors).values(), torch.zeros((), device=self.device))
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         if not math.isfinite(total):
@@ -187,13 +215,26 @@ class Trainer:
         self.loss_sum = self.seconds = 0.0
         if best:
             self.best_weights = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
-            if self.best_checkpoints:
-                tensors = {f"model.{name}": t for name, t in self.best_weights.items()}
-                tensors |= {f"map.{name}": t for name, t in maps_state(self.row_maps).items()}
-                state = {"epoch": done.epoch, "score": score, "identity": self._identity()}
-                self.best_checkpoints.save(tensors, state, self.total_steps)
+            self._save_best(done)
         self._save()
         self.progress.validated(done)
+
+    def _save_best(self, epoch: Epoch) -> None:
+        if self.best_checkpoints:
+            tensors = {f"model.{name}": t for name, t in self.best_weights.items()}
+            tensors |= {f"map.{name}": t for name, t in maps_state(self.row_maps).items()}
+            state = {"epoch": epoch.epoch, "score": epoch.score, "identity": self._identity()}
+            self.best_checkpoints.save(tensors, state, self.total_steps)
+
+    def _recalibrate(self, calibration: Calibration, validation: Any) -> None:
+        """Fit the lines through the best model's logits, and keep them with its weights."""
+        calibration.load_state_dict(Calibration(len(self.model.heads)).state_dict())
+        found = predict(self.model, self.builder, validation, self.options.evaluate_rows, self.device)
+        for i, head in enumerate(found.heads):
+            a, b = calibrate.line(head, found.labels[:, i], found.logits[:, i], found.weights[:, i])
+            calibration.intercept[i], calibration.slope[i] = a, b
+        self.best_weights = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+        self._save_best(next(e for e in reversed(self.history) if e.best))
 
     def _patience_is_over(self) -> bool:
         since = 0

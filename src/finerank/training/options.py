@@ -115,6 +115,54 @@ Regulariser = MiniBatchAware | L2
 
 
 @dataclass(frozen=True, kw_only=True)
+class HotItems:
+    """Positives of popular items are thinned out, so that the others are learnt too. Scores are recalibrated afterwards.
+
+    A device of retrieval; in ranking it trades accuracy on what is popular for accuracy on the rest.
+
+    feature    the candidate's item: a feature with one id
+    threshold  t of word2vec's rule: of an item with a share f of all positives, min(1, (sqrt(f / t) + 1) t / f) are kept
+               (Mikolov et al. 2013, in the form of their program)
+    cap        instead: at most about so many positives of an item
+    """
+
+    feature: str
+    threshold: float = 1e-3
+    cap: int | None = None
+
+    def __post_init__(self) -> None:
+        _positive(threshold=self.threshold)
+        if self.cap is not None and self.cap < 1:
+            raise UserError(f"cap = {self.cap}; accepted: 1 positive of an item and up")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Training rows that are left out at random, by (seed, row); validation and test are always whole (`training.sampling`).
+
+    negatives    the share of the task's negatives that is kept; .1 makes an epoch of a log with few positives ten times
+                 shorter
+    task         whose negatives and positives; left out: the first binary task
+    correction   logit: the loss knows the share, so the model's scores need no correction anywhere · weights: a kept
+                 negative weighs 1 / negatives · none: scores are off by log(negatives), the order of rows is not
+    hot_items    thin out the positives of popular items
+    recalibrate  fit a line through each head's logits on the validation rows when training is over, and keep it in the model
+                 (always done with hot_items)
+    """
+
+    negatives: float = 1.0
+    task: str | None = None
+    correction: Literal["logit", "weights", "none"] = "logit"
+    hot_items: HotItems | None = None
+    recalibrate: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.negatives <= 1:
+            raise UserError(f"negatives = {self.negatives}; accepted: a share above 0, up to 1 (all)")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
     """A training.
 
@@ -128,6 +176,7 @@ class TrainingOptions:
     tables, first_order, dense   optimisers of the parameter groups; first_order: as tables unless given
     regularise   of embedding tables (first-order weights are left to FTRL's own)
     clip         greatest norm of the dense gradient; None: no clipping
+    sampling     train on a part of the negatives, or of the positives of popular items
     evaluate_rows  candidates per batch in evaluation
     save_every   steps between checkpoints within an epoch; 0: at the end of each epoch only
     threads      of torch; None: as many as there are cores
@@ -146,6 +195,7 @@ class TrainingOptions:
     dense: DenseOptions = Adam()
     regularise: Regulariser | None = None
     clip: float | None = None
+    sampling: Sampling | None = None
     evaluate_rows: int = 8_192
     save_every: int = 0
     seed: int = 1
