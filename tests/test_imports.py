@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "evaluation": EVALUATION,
     "explain": {*TRAINING, "explain"},
     "report": {*EVALUATION, "explain", "search", "report"},
-    "search": {*RUN, "search"},
+    "search": {*EVALUATION, "search"},
     "cli": set[str](),  # everything, see below
     "": set[str](),  # finerank/__init__.py: `import finerank` costs nothing
 }

@@ -1,0 +1,1 @@
+"""Searching for a better model: ablations so far."""

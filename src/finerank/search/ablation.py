@@ -1,0 +1,245 @@
+"""Ablations: one recipe with one thing changed at a time, and what each change is worth.
+
+The open questions of attention stand below as data: which kind of unit, softmax or not, one weight per behaviour or one per
+attribute, shared units, order and age of events, rank or segments, dropout, and every field left out. Fields are left out
+of the model (`model.without`), so all variants share one prepared data set.
+
+Nothing is selected here by the test part: it is measured once per variant, and the table shows the validation part beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from finerank.data.dataset import Dataset
+from finerank.errors import UserError, nearest
+from finerank.evaluation.compare import compare
+from finerank.models.narrow import names_of
+from finerank.models.registry import build
+from finerank.recipe import Recipe
+from finerank.run import Run, prepared, run
+from finerank.schema import Ranked
+from finerank.typed import apply_overrides, read_toml
+
+BASE = "as it is"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A change of the recipe. question: what it answers; overrides: as for `--set`."""
+
+    name: str
+    question: str
+    overrides: tuple[str, ...] = ()
+
+
+ATTENTION = (
+    Variant("softmax", "intensity kept or normalised", ("model.representation.unit.softmax=true",)),
+    Variant("dot", "a learned unit or a product", ('model.representation.unit.kind="dot"',)),
+    Variant("bilinear", "a learned unit or a product", ('model.representation.unit.kind="bilinear"',)),
+    Variant("cosine", "a learned unit or a product", ('model.representation.unit.kind="cosine"',)),
+    Variant("separate", "one weight per behaviour or per attribute", ('model.representation.mode="separate"',)),
+    Variant(
+        "separate, loop",
+        "units shared by attributes",
+        ('model.representation.mode="separate"', 'model.representation.share="loop"'),
+    ),
+    Variant(
+        "separate, concat",
+        "units shared by attributes",
+        ('model.representation.mode="separate"', 'model.representation.share="concat"'),
+    ),
+    Variant("recency", "does the order of events tell more", ('model.representation.recency="add"',)),
+    Variant("decay", "do old events count less (a month)", ("model.representation.decay=2592000.0",)),
+    Variant("with the sum", "the pooled history beside it", ('model.representation.also=["sum"]',)),
+    Variant("pooled", "attention or plain pooling", ('model.representation={kind="pooled"}',)),
+    Variant("dropout", "dropout .2 in the tower", ('model.interactions=[{kind="tower", dropout=0.2}]',)),
+)
+"""For recipes whose representation attends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a variant gave, over its seeds. reason: why it was not run, if it was not; else "".
+
+    validation, test   AUC (RMSE, negated, without a binary head) of the first head, mean; spread: between seeds
+    difference, low, high, p   test, less the recipe as it is: paired, covering data and seeds
+    """
+
+    name: str
+    question: str
+    reason: str = ""
+    seeds: int = 0
+    validation: float = math.nan
+    test: float = math.nan
+    spread: float = math.nan
+    difference: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
+    rows_per_second: float = math.nan
+
+
+def variants(recipe: Recipe, data: Dataset) -> list[Variant]:
+    """All that can be asked of this recipe: itself first, then attention, then every field left out."""
+    out = [Variant(BASE, "")]
+    if recipe.model.representation.kind == "target_interest":
+        out += ATTENTION
+    gone = tuple(recipe.model.without)
+    for name in names_of(data.fitted):
+        if name not in gone:
+            listed = json.dumps([*gone, name])
+            out.append(Variant(f"without {name}", _question(name, data), (f"model.without={listed}",)))
+    return out
+
+
+def _question(name: str, data: Dataset) -> str:
+    ranked = {f.name for f in data.fitted.schema.features if isinstance(f, Ranked)}
+    if name.partition(".")[0] in ranked:
+        return "rank, segment or neither"
+    return "a history left out" if name in data.fitted.histories else "a field left out"
+
+
+def ablate(
+    path: Path,
+    folder: Path,
+    seeds: int = 2,
+    overrides: Iterable[str] = (),
+    only: Sequence[str] = (),
+    minutes: float = math.inf,
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[Outcome]:
+    """Train every variant of the recipe with every seed, and write ablation.json and ablation.md into `folder`.
+
+    What is finished in the folder already is not trained again, so a stopped ablation goes on where it was.
+    only     names of variants; the recipe as it is is always among them
+    minutes  after so many no further training begins; what is left is listed as not run
+    Raises UserError for a name in `only` that is no variant.
+    """
+    table = apply_overrides(read_toml(path), overrides)
+    recipe = Recipe.parse(table, path.parent, str(path))
+    data = prepared(recipe, folder / "data")
+    asked = variants(recipe, data)
+    for name in only:
+        if name not in {v.name for v in asked}:
+            raise UserError(f"--only {name}: no such variant; {nearest(name, [v.name for v in asked])}")
+    asked = [v for v in asked if v.name == BASE or not only or v.name in only]
+    first = recipe.training.seed
+    started = time.monotonic()
+    found: list[Outcome] = []
+    base: list[Run] = []
+    for variant in asked:
+        runs: list[Run] = []
+        reason = ""
+        for seed in range(first, first + seeds):
+            at = folder / _file_name(variant.name) / f"seed{seed}"
+            try:
+                changed = Recipe.parse(
+                    apply_overrides(table, [*variant.overrides, f"training.seed={seed}"]), path.parent, str(path)
+                )
+                build(changed.model, data.fitted)
+            except UserError as error:
+                reason = str(error)
+                break
+            if (at / "run.json").exists():
+                if (at / "recipe.toml").read_text(encoding="utf-8") != changed.toml():
+                    raise UserError(f"{at}: holds a run of another recipe; name another folder for this ablation")
+            else:
+                if time.monotonic() - started > 60 * minutes:
+                    reason = f"not run: the {minutes:g} minutes were over"
+                    break
+                run(changed, at, folder / "data", resume=(at / "recipe.toml").exists())
+            runs.append(Run.open(at))
+        if variant.name == BASE:
+            base = runs
+            if reason:
+                raise UserError(f"{path}: the recipe itself does not run: {reason}")
+        found.append(_outcome(variant, runs, base, reason if len(runs) < seeds else ""))
+        tell(line(found[-1]))
+        _write(folder, path, found)
+    return found
+
+
+def _outcome(variant: Variant, runs: Sequence[Run], base: Sequence[Run], reason: str) -> Outcome:
+    if not runs or reason:
+        return Outcome(name=variant.name, question=variant.question, reason=reason)
+    measured = [r.metrics() for r in runs]
+    head = runs[0].heads[0]
+    metric, sign = ("auc", 1.0) if head.link == "sigmoid" else ("rmse", -1.0)
+    test = [sign * m["test"][head.name][metric] for m in measured]
+    out: dict[str, Any] = {
+        "name": variant.name,
+        "question": variant.question,
+        "seeds": len(runs),
+        "validation": statistics.mean(sign * m["validation"][head.name][metric] for m in measured),
+        "test": statistics.mean(test),
+        "spread": statistics.stdev(test) if len(test) > 1 else math.nan,
+        "rows_per_second": statistics.median(m["training_rows_per_second"] for m in measured),
+    }
+    if variant.name != BASE:
+        against = next(a for a in compare([*base, *runs]).against if a.head == head.name)
+        d = against.differences[metric]
+        ends = sorted((sign * d.low, sign * d.high))
+        out |= {"difference": sign * d.value, "low": ends[0], "high": ends[1], "p": d.p}
+    return Outcome(**out)
+
+
+def line(found: Outcome) -> str:
+    """One outcome in one line."""
+    if found.reason:
+        return f"{found.name}: {found.reason}"
+    difference = (
+        "" if math.isnan(found.difference) else f"  {found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+    )
+    return f"{found.name}: validation {found.validation:.4f}  test {found.test:.4f}{difference}"
+
+
+def markdown(title: str, found: Sequence[Outcome]) -> str:
+    """The outcomes as a table for people."""
+    lines = [f"# {title}", ""]
+    lines += ["| variant | question | validation | test | between seeds | to the recipe as it is | 95 % | p |"]
+    lines += ["|---|---|---|---|---|---|---|---|"]
+    for o in found:
+        if not o.reason:
+            numbers = [_four(o.validation), _four(o.test), _four(o.spread)]
+            change = (
+                ["", "", ""]
+                if math.isnan(o.difference)
+                else [f"{o.difference:+.4f}", f"{o.low:+.4f} to {o.high:+.4f}", f"{o.p:.3f}"]
+            )
+            lines.append("| " + " | ".join([o.name, o.question, *numbers, *change]) + " |")
+    left = [o for o in found if o.reason]
+    if left:
+        lines += ["", "Not run:", ""] + [f"- {o.name}: {o.reason}" for o in left]
+    seeds = max((o.seeds for o in found), default=0)
+    lines += [
+        "",
+        f"AUC of the first head, {seeds} seed{'s' * (seeds != 1)} each; differences are paired on the same rows.",
+    ]
+    lines += ["p is not adjusted for the number of variants: of twenty, one is below .05 by chance."]
+    return "\n".join(lines) + "\n"
+
+
+def _four(x: float) -> str:
+    return "–" if math.isnan(x) else f"{x:.4f}"
+
+
+def _write(folder: Path, recipe: Path, found: Sequence[Outcome]) -> None:
+    plain: list[Mapping[str, Any]] = [
+        {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(o).items()} for o in found
+    ]
+    (folder / "ablation.json").write_text(
+        json.dumps({"recipe": recipe.name, "variants": plain}, indent=1), encoding="utf-8"
+    )
+    (folder / "ablation.md").write_text(markdown(f"Ablation of {recipe.name}", found), encoding="utf-8")
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)
