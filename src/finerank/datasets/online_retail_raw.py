@@ -57,8 +57,11 @@ def convert(folder: Path, options: Options) -> Converted:
     counts |= {"no sale of a product to a known customer (cancelled, without customer, postage, ...)": other}
     counts |= {"events (products of one invoice)": purchases.height, "rows": made.samples.height}
     counts["bought"] = int(made.samples["bought"].sum())
-    shipped = resources.files("finerank.datasets").joinpath("demo_din.toml").read_text(encoding="utf-8")
+    shipped = resources.files("finerank.datasets").joinpath("demo.toml").read_text(encoding="utf-8")
     recipe = re.sub(r"(?m)^dataset = .*$", 'samples = "samples.parquet"\nevents = "events.parquet"', shipped)
+    recipe = recipe.replace(
+        "[training]\n", '[model]\nname = "din"\n\n[training]\nepochs = 4\nregularise = {kind = "l2", strength = 0.05}\n'
+    )
     note = f"task {options.task}: negatives by popularity^0.75 as known by then, {options.negatives} for each product bought"
     return Converted(samples=made.samples, events=made.events, recipe=recipe, counts=counts, notes=(note,))
 
