@@ -6,6 +6,7 @@ import importlib
 import re
 import runpy
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +15,10 @@ import test_every_model
 import tiny
 
 import finerank.models
+import finerank.run
 from finerank.models import registry
 from finerank.models.composition import Interaction
+from finerank.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
@@ -60,3 +63,16 @@ def test_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
         if not link.startswith(("http:", "https:")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_readmes_python_equals_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ten lines build the recipe of the TOML above them."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (toml,) = (block for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL) if "[data]" in block)
+    (python,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    made: list[Recipe] = []
+    monkeypatch.setattr(finerank.run, "run", lambda recipe, folder: made.append(recipe) or {"click": 0})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "code.py").write_text(python.partition("\nprint(")[0], encoding="utf-8")
+    runpy.run_path(str(tmp_path / "code.py"))
+    assert made[0] == Recipe.parse(tomllib.loads(toml), tmp_path)
