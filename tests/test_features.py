@@ -22,6 +22,7 @@ from finerank.data.prepare import prepare
 from finerank.data.split import Split
 from finerank.data.tally import CRITEO_LOW, POINTS, criteo_cuts, width_cuts
 from finerank.errors import UserError
+from finerank.explain.importance import _fields
 from finerank.layers.embedding import Embedding
 from finerank.models.plain import EmbeddingOptions, FieldEmbedding
 from finerank.runtime.encoder import Encoder
@@ -30,6 +31,7 @@ from finerank.schema import (
     MISSING,
     Bucketed,
     Categorical,
+    Columns,
     Feature,
     Growing,
     Hashed,
@@ -153,6 +155,12 @@ def test_powers_by_hand() -> None:
     for row, share in zip(got, shares.values(), strict=False):
         assert row.tolist() == pytest.approx([share, share**2, math.sqrt(share), 0])
     assert got[-1].tolist() == [0, 0, 0, 1]
+
+
+def test_the_columns_of_a_number_are_found_together() -> None:
+    columns = Columns(numbers=("a", "x", "x²", "√x", "x?", "b", "b?"))
+    assert [columns.numbers_of(name) for name in ("a", "x", "b", "y")] == [[0], [1, 2, 3, 4], [5, 6], []]
+    assert _fields(columns) == ["a", "x", "b"]
 
 
 def test_powers_of_columns_with_nothing_to_rank() -> None:

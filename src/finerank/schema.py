@@ -481,6 +481,10 @@ class Columns:
     numbers: tuple[str, ...] = ()
     lists: tuple[ListColumn, ...] = ()
 
+    def numbers_of(self, name: str) -> list[int]:
+        """Where the columns of a numeric feature stand among `numbers`: it may yield several."""
+        return [i for i, column in enumerate(self.numbers) if column in (name, f"{name}²", f"√{name}", f"{name}?")]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ListColumn:

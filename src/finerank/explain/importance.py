@@ -113,14 +113,15 @@ def _changes(builder: BatchBuilder) -> Iterator[tuple[str, str, Change]]:
 
 
 def _fields(columns: Columns) -> list[str]:
-    numbers = [name for name in columns.numbers if not name.endswith("?")]
+    more = {i for name in columns.numbers for i in columns.numbers_of(name)[1:]}  # the first is the number itself
+    numbers = [name for i, name in enumerate(columns.numbers) if i not in more]
     return [name for name, _ in columns.ids] + numbers + [column.name for column in columns.lists]
 
 
 def _permuting(level: str, columns: Columns, field: str) -> Change:
-    """Deals one field's values out anew within the block of a level: a number together with its missing mark."""
+    """Deals one field's values out anew within the block of a level: a number together with what comes of it."""
     ids = [j for j, (name, _) in enumerate(columns.ids) if name == field]
-    numbers = [j for j, name in enumerate(columns.numbers) if name in (field, f"{field}?")]
+    numbers = columns.numbers_of(field)
 
     def dealt(block: Block[torch.Tensor], draw: np.random.Generator) -> Block[torch.Tensor]:
         order = torch.from_numpy(draw.permutation(len(block)))

@@ -13,6 +13,7 @@ import polars as pl
 from finerank.data.dataset import Dataset, Slices
 from finerank.data.encode import canonical_series, encode_block
 from finerank.data.events import EventTable
+from finerank.data.lists import list_events
 from finerank.data.prepare import Keys
 from finerank.data.source import collect, microseconds
 from finerank.errors import UserError
@@ -92,27 +93,13 @@ def whole(frame: pl.DataFrame, column: str, where: str) -> np.ndarray:
     return values.cast(pl.Int64).to_numpy()
 
 
-def from_lists(encoder: Encoder, history: History, heads: pl.DataFrame) -> tuple[EventTable, Slices]:
-    """A history of list columns: every request's list is its own slice of a table of this batch."""
-    fields, lengths = {}, np.zeros(heads.height, dtype=np.int64)
-    for i, (name, column) in enumerate(history.lists.items()):
-        lists = heads[column]
-        if lists.dtype == pl.Null:
-            lists = lists.cast(pl.List(pl.String))
-        if lists.dtype == pl.String:
-            if history.separator is None:
-                raise UserError(f"history {history.name!r}: column {column!r} is text; say how it is joined: separator")
-            lists = lists.replace("", None).str.split(history.separator)
-        if not isinstance(lists.dtype, pl.List):
-            raise UserError(
-                f"history {history.name!r}: column {column!r} is {lists.dtype}; accepted: lists or joined text"
-            )
-        these = lists.list.len().fill_null(0).cast(pl.Int64).to_numpy()
-        if i and (these != lengths).any():
-            raise UserError(f"history {history.name!r}: column {column!r} differs in length from the others")
-        lengths = these
-        fields[name] = lists.filter(pl.Series(these > 0)).explode()
-    block: Block[np.ndarray] = encode_block(encoder, history.name, pl.DataFrame(fields))
+def from_lists(encoder: Encoder, history: History, heads: pl.DataFrame, rows: np.ndarray) -> tuple[EventTable, Slices]:
+    """A history of list columns: every request's list is its own slice of a table of this batch.
+
+    heads  a row per request; rows: [R] their numbers among all rows, for errors
+    """
+    made, lengths = list_events(history, heads, rows)
+    block: Block[np.ndarray] = encode_block(encoder, history.name, made)
     request = np.repeat(np.arange(len(lengths)), lengths)
     ends = np.cumsum(lengths)
     position = np.arange(len(request)) - np.repeat(ends - lengths, lengths)

@@ -120,7 +120,7 @@ class FreshScorer:
                 raise UserError(
                     f"samples: request {at!r} has rows of different {name}; a request is one user, one moment"
                 )
-        data = self._dataset(frame, order, heads, sizes, user[heads], time[heads], sequence[heads])
+        data = self._dataset(frame, order, heads, number[heads], sizes, user[heads], time[heads], sequence[heads])
         builder = BatchBuilder(data, self.model.needs, self.row_maps)
         requests = np.arange(len(heads))
         found_logits = predict(self.model, builder, requests, self.rows_per_batch, self.device).logits
@@ -133,6 +133,7 @@ class FreshScorer:
         frame: pl.DataFrame,
         order: np.ndarray,
         heads: np.ndarray,
+        rows: np.ndarray,
         sizes: np.ndarray,
         user: np.ndarray,
         time: np.ndarray,
@@ -146,7 +147,7 @@ class FreshScorer:
         events, slices = dict(self.log.tables), {}
         for history in schema.histories:
             if history.lists:
-                events[history.name], slices[history.name] = from_lists(self.encoder, history, frame[heads])
+                events[history.name], slices[history.name] = from_lists(self.encoder, history, frame[heads], rows)
             else:
                 table = events[history.name]
                 start, end = table.slices(user, time, sequence, history.ties, history.max_length)
