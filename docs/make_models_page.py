@@ -109,7 +109,7 @@ def _overview() -> Iterator[str]:
     yield "| --- | --- | --- | ---: | ---: | ---: |"
     for name in registry.names():
         c = registry.composition(name)
-        embedded, first, rest = _sizes(registry.build(c, reference(2 if "two tasks" in c.requires else 1)))
+        embedded, first, rest = _sizes(registry.build(c, reference(c.least_tasks)))
         title = _escaped(_docstring(c).split("\n")[0].split(". ")[0].rstrip("."))
         yield f"| [{name}](#{name}) | {title} | {_paper(c.paper)} | {embedded:,} | {first:,} | {rest:,} |"
 

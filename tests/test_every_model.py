@@ -51,7 +51,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
 
 
 def world_of(name: str, worlds: dict[str, Dataset]) -> Dataset:
-    return worlds["two tasks" if "two tasks" in registry.composition(name).requires else "one task"]
+    return worlds["two tasks" if registry.composition(name).least_tasks > 1 else "one task"]
 
 
 def built(name: str, data: Dataset, seed: int = 0, spread: float = 0.3) -> Model:

@@ -262,7 +262,7 @@ def check_the_trip(
 def test_every_model_makes_the_trip(
     name: str, worlds: dict[int, World], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Text
 ) -> None:
-    world = worlds[2 if "two tasks" in registry.composition(name).requires else 1]
+    world = worlds[registry.composition(name).least_tasks]
     scorer = check_the_trip(trained(name, world.data), world, tmp_path, monkeypatch, capfd)
     if name == "lr":
         assert not any(i.name.startswith("clicks.") for i in scorer.manifest.inputs)

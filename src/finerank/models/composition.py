@@ -135,6 +135,14 @@ class Interaction(Part):
     def forward(self, features: Features) -> Tensor:
         """[N, outputs]."""
 
+    def shared(self) -> Sequence[Tensor]:
+        """The last layer that all outputs share, by which tasks are balanced (`training.balance`); () where there is none."""
+        return ()
+
+    def monitor(self, features: Features) -> Mapping[str, Tensor]:
+        """What is worth watching of each row, by name: [N, ...]. A run keeps the means over its validation rows."""
+        return {}
+
 
 Link = Literal["sigmoid", "identity", "exp"]
 

@@ -33,7 +33,7 @@ class Composition:
 
     paper       arXiv number or DOI; "" for what has none
     exemptions  checks of the test matrix that do not apply: {check: (reason, the check that replaces it)}
-    requires    what a schema must have: "history", "two tasks"
+    requires    what a schema must have: "history", "two tasks" (one within the other), "several tasks"
     without     fields and histories of the schema that the model is not to see (`narrow.names_of`)
     """
 
@@ -45,6 +45,11 @@ class Composition:
     requires: tuple[str, ...] = ()
     exemptions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     without: tuple[str, ...] = ()
+
+    @property
+    def least_tasks(self) -> int:
+        """How many tasks the schema must have."""
+        return 2 if {"two tasks", "several tasks"} & set(self.requires) else 1
 
     def table(self) -> dict[str, Any]:
         """The [model] table of a recipe that `parse` reads back."""
@@ -201,10 +206,12 @@ def build(model: Composition, fitted: FittedSchema) -> Model:
 _requirements: dict[str, Callable[[FittedSchema], bool]] = {
     "history": lambda fitted: bool(fitted.histories),
     "two tasks": lambda fitted: any(t.within is not None for t in fitted.schema.tasks),
+    "several tasks": lambda fitted: len(fitted.schema.tasks) > 1,
 }
 
 _remedies = {
     "history": "declare a [[history]] of the user's past events",
     "two tasks": "declare a [[task]] that lives within another (within = its name)",
+    "several tasks": "declare a [[task]] for each label, or take a model of one task",
 }
-_needed_by = {"history": "representation", "two tasks": "heads"}
+_needed_by = {"history": "representation", "two tasks": "heads", "several tasks": "heads"}
