@@ -9,6 +9,7 @@ A paper's model is a named composition of the three (see `registry.named`); any 
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -111,6 +112,10 @@ class Part(nn.Module, ABC):
         """
         return {}
 
+    def served(self) -> Part:
+        """The part as it is exported: the same numbers, without what training has switched off. By default itself."""
+        return self
+
 
 class Representation(Part):
     """Batch -> Features. Sets `widths` when built; tells the batch builder what it `needs`.
@@ -173,6 +178,10 @@ class Heads(Part):
     @abstractmethod
     def forward(self, logits_NK: Tensor) -> Tensor:
         """[N, K] -> [N, H]: what is evaluated and served."""
+
+    def monitor(self, logits_NH: Tensor) -> Mapping[str, Tensor]:
+        """What is worth watching of each row, by name: [N, ...]. A run keeps the means over its validation rows."""
+        return {}
 
     def loss(self, index: int, logits_NH: Tensor, labels_N: Tensor, batch: Batch) -> Tensor:
         """[N]: the loss of each row for head `index`, before weights.
@@ -248,6 +257,17 @@ class Model(nn.Module):
             for part in (self.representation, *self.interactions, self.head):
                 losses |= part.penalties(features)
         return Output(logits, losses, features.attention)
+
+    def served(self) -> Model:
+        """The model as it is exported: the same numbers in evaluation mode, of parts without what training switched off."""
+        parts = [self.representation, *self.interactions, self.head]
+        served = [part.served() for part in parts]
+        if all(part is before for part, before in zip(served, parts, strict=True)):
+            return self
+        out = copy.copy(self)
+        changed = {"representation": served[0], "interactions": nn.ModuleList(served[1:-1]), "head": served[-1]}
+        out._modules = self._modules | changed
+        return out.eval()
 
     def losses(self, batch: Batch, out: Output, factors: Tensor | None = None) -> dict[str, Tensor]:
         """Terms of the loss by name; their sum is minimised. Each head's is sum of weight * loss / N of the step.
