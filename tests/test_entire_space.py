@@ -85,7 +85,7 @@ def test_a_chain_of_four_stages_by_brute_force() -> None:
 
 
 def test_separate_networks_have_no_parameter_in_common() -> None:
-    model = named("esmm_ns")
+    model = named("esmm_ns").train()
     tables = model.embeddings()
     assert len(tables) == 2
     losses = model.losses(batch(), model(batch()))

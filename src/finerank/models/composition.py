@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -216,13 +216,25 @@ class Calibration(nn.Module):
         return logits_NH * self.slope + self.intercept
 
 
+class Balance(Protocol):
+    """How the losses of the heads are weighed against each other; see `training.balance`."""
+
+    def rows(self, head: Head, labels_N: Tensor, weights_N: Tensor) -> Tensor:
+        """The weights of a head's rows, [N]."""
+
+    def weighed(self, head: Head, loss: Tensor, share: Tensor) -> Tensor:
+        """The head's term of the loss. share: sum of weights / N."""
+
+
 class Model(nn.Module):
     """A composition: see the module's docstring. Built by `registry.build`.
 
     calibration  applied to the logits in evaluation mode, and so wherever scores are given: served graphs included
+    balance      weighs the terms of the loss; None: all 1
     """
 
     calibration: Calibration | None
+    balance: Balance | None
 
     def __init__(
         self,
@@ -241,7 +253,7 @@ class Model(nn.Module):
         self.head = heads
         self.heads = heads.heads
         self.needs, self.attends = representation.needs, dict(representation.attends)
-        self.calibration = None
+        self.calibration = self.balance = None
 
     def forward(self, batch: Batch) -> Output:
         """Logits of every row and head."""
@@ -262,11 +274,11 @@ class Model(nn.Module):
         """The model as it is exported: the same numbers in evaluation mode, of parts without what training switched off."""
         parts = [self.representation, *self.interactions, self.head]
         served = [part.served() for part in parts]
-        if all(part is before for part, before in zip(served, parts, strict=True)):
+        if self.balance is None and all(part is before for part, before in zip(served, parts, strict=True)):
             return self
         out = copy.copy(self)
         changed = {"representation": served[0], "interactions": nn.ModuleList(served[1:-1]), "head": served[-1]}
-        out._modules = self._modules | changed
+        out._modules = self._modules | changed | {"balance": None}
         return out.eval()
 
     def losses(self, batch: Batch, out: Output, factors: Tensor | None = None) -> dict[str, Tensor]:
@@ -280,8 +292,13 @@ class Model(nn.Module):
                 labels, weights = self.target(batch, head)
                 if factors is not None:
                     weights = weights * factors[:, i]
-                loss = self.head.loss(i, out.logits, labels, batch)
-                terms[head.name] = (weights * loss).sum() / max(batch.rows_in_step or batch.N, 1)
+                if self.balance is not None:
+                    weights = self.balance.rows(head, labels, weights)
+                rows = max(batch.rows_in_step or batch.N, 1)
+                term = (weights * self.head.loss(i, out.logits, labels, batch)).sum() / rows
+                if self.balance is not None:
+                    term = self.balance.weighed(head, term, weights.sum() / rows)
+                terms[head.name] = term
         return terms | dict(out.losses)
 
     def target(self, batch: Batch, head: Head) -> tuple[Tensor, Tensor]:
