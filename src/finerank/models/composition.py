@@ -301,6 +301,15 @@ class Model(nn.Module):
                 terms[head.name] = term
         return terms | dict(out.losses)
 
+    def monitor(self, batch: Batch) -> dict[str, Tensor]:
+        """What the parts watch of each row, by name: [N, ...]."""
+        features = self.representation(batch if self.narrow is None else self.narrow(batch))
+        logits = torch.stack([interaction(features) for interaction in self.interactions]).sum(0)
+        found: dict[str, Tensor] = {}
+        for interaction in self.interactions:
+            found |= interaction.monitor(features)  # type: ignore[operator]
+        return found | dict(self.head.monitor(self.head(logits)))
+
     def target(self, batch: Batch, head: Head) -> tuple[Tensor, Tensor]:
         """(labels [N], weights [N]) a head is judged by; labels under weight 0 are 0, never NaN."""
         return head_target(self.tasks, head, batch.labels, batch.weights)

@@ -81,6 +81,11 @@ class SeparateInteractions(Interaction):
         """Those of every output."""
         return _named(self.names, [part.penalties(f) for part, f in zip(_parts(self.of), _of(features), strict=True)])
 
+    def monitor(self, features: Features) -> Mapping[str, Tensor]:
+        """What every output's watches."""
+        parts = [part for part in self.of if isinstance(part, Interaction)]
+        return _named(self.names, [part.monitor(f) for part, f in zip(parts, _of(features), strict=True)])
+
     def served(self) -> Part:
         """Every output's as it is served."""
         return SeparateInteractions(self.names, [part.served() for part in _parts(self.of)])  # type: ignore[misc]
