@@ -146,7 +146,7 @@ class StackedMultiGate(Interaction):
         kind: ClassVar[str] = "ml_mmoe"
         layers: int = 2
         experts: int = 4
-        expert: tuple[int, ...] = (16,)
+        expert: tuple[int, ...] = (32,)
         tower: tuple[int, ...] = (16,)
         activation: Activation = "relu"
         dropout: float = 0.0
