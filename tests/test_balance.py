@@ -162,7 +162,7 @@ def test_log_variances_are_learnt_and_not_served(data: Dataset) -> None:
 # ------------------------------------------------------------------------------------------------ gradnorm
 
 
-@pytest.mark.parametrize("name", ["shared_bottom", "mmoe", "ple", "ml_mmoe", "tensor_factorization"])
+@pytest.mark.parametrize("name", ["shared_bottom", "mmoe", "ple", "ml_mmoe", "tensor_factorization", "snr_trans"])
 def test_gradnorm_is_the_textbooks_double_backward_pass(name: str) -> None:
     """Three steps against a loss of gradient norms, differentiated by autograd, and Adam of torch."""
     model = model_with(GradNorm(alpha=0.5, lr=0.1), name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import tomllib
 from dataclasses import replace
 from decimal import Decimal, localcontext
 from pathlib import Path
@@ -23,6 +24,7 @@ from finerank.models.whole_chain import HIGHEST, ratio_logit
 from finerank.schema import Task
 from finerank.training.loop import Trainer
 from finerank.training.options import Sampling, TrainingOptions
+from finerank.typed import to_toml
 
 LABELS = [[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [1.0, 1.0], [0.0, 0.0]]
 WEIGHTS = [[1.0, y] for y, _ in LABELS]  # as `prepare` gives them: a conversion lives within clicks
@@ -132,7 +134,8 @@ def test_separate_networks_are_two_models_of_one_task(representation: str) -> No
 def test_separate_is_a_line_of_a_recipe() -> None:
     parsed = registry.parse({"name": "din", "separate": True})
     assert parsed.separate
-    assert registry.parse(parsed.table()).separate
+    written = to_toml({"model": registry.parse({"name": "esmm_ns", "without": ["age"]}).table()})
+    assert registry.parse(tomllib.loads(written)["model"]).separate
     assert "separate" not in registry.parse({"name": "din"}).table()
     assert refused({"name": "din", "separate": 1}) == "model.separate: got 1 (integer); accepted: true or false"
 

@@ -162,6 +162,7 @@ def test_utilisation_is_the_mean_of_a_tasks_gates() -> None:
     assert part.utilisation() == pytest.approx({"click": 2 / 3, "conversion": settled(0.0) / 3})
     watched = part.monitor(features_of(model, batch_of()))
     assert same(watched["gate.conversion"], [[settled(0.0), 0.0, 0.0]] * 5)
+    assert same(watched["utilisation.click"], [2 / 3] * 5)
 
 
 # ------------------------------------------------------------------------------------------------ pruning

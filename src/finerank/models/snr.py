@@ -228,9 +228,15 @@ class SNR(Interaction):
         return {name: float(settled[k].mean()) for k, name in enumerate(self.names)}
 
     def monitor(self, features: Features) -> Mapping[str, Tensor]:
-        """Each task's gates as they settle; the same for every row."""
-        settled = self.gates()[-1].settled()
-        return {f"gate.{name}": settled[k].expand(features.batch.N, -1) for k, name in enumerate(self.names)}
+        """Each task's gates as they settle, and its utilisation; the same for every row."""
+        settled, rows = self.gates()[-1].settled(), features.batch.N
+        found = {f"gate.{name}": settled[k].expand(rows, -1) for k, name in enumerate(self.names)}
+        return found | {f"utilisation.{name}": settled[k].mean().expand(rows) for k, name in enumerate(self.names)}
+
+    def shared(self) -> Sequence[Tensor]:
+        """The last layer of the sub-networks on top."""
+        top = self.above[-1].last() if len(self.above) else None  # type: ignore[operator]
+        return (self.first.last() if top is None else top,)
 
     def served(self) -> Interaction:
         """Without what the gates have closed."""
