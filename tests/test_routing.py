@@ -21,6 +21,7 @@ from finerank.export.graph import exported, flatten
 from finerank.models import registry
 from finerank.models.composition import Model
 from finerank.models.snr import HardConcrete, HardConcreteGates, PrunedSNR
+from finerank.schema import Task
 from finerank.training.loop import Trainer
 from finerank.training.options import TrainingOptions
 
@@ -266,6 +267,31 @@ def test_aitm_by_hand(tasks: tuple[str, ...]) -> None:
             assert float(out[n, i].detach()) == pytest.approx(hand.tower(z[t], t) + hand.bias(t), rel=1e-9)
 
 
+def test_what_is_handed_over_comes_from_the_task_one_lives_within() -> None:
+    """The same to both tasks of a fork."""
+    chain = fitted(("click", "cart", "share"))
+    forked = tuple(Task(name=n, within=w) for n, w in (("click", None), ("cart", "click"), ("share", "click")))
+    schema = replace(chain, schema=replace(chain.schema, tasks=forked))
+    model = model_of({"name": "aitm", "representation": SMALL}, schema)
+    (part,) = model.interactions
+    model.zero_grad()
+    batch = batch_of(labels=[[1.0, 0.0, 0.0]] * 5)
+    model.losses(batch, model(batch))["click"].backward()  # type: ignore[no-untyped-call]
+    grad = part.nets.first.weight.grad.view(3, -1)
+    assert [bool(g.any()) for g in grad] == [True, False, False]  # the click is handed nothing
+    assert all(p.grad is None or not p.grad.any() for p in part.transfers.parameters())
+    for task, own in (("click&cart", [True, True, False]), ("click&share", [True, False, True])):
+        model.zero_grad()
+        model.losses(batch, model(batch))[task].backward()  # type: ignore[no-untyped-call]
+        assert [bool(g.any()) for g in part.nets.first.weight.grad.view(3, -1)] == own
+    alone = replace(
+        chain, schema=replace(chain.schema, tasks=(Task(name="click"), Task(name="cart"), Task(name="share")))
+    )
+    assert refused({"representation": "plain", "interactions": ["aitm"]}, alone).startswith(
+        "interaction 'aitm' hands over from a task to those within it, and here is none; declare a [[task]]"
+    )
+
+
 def test_the_calibrator_charges_a_step_that_is_likelier_than_the_one_before() -> None:
     model = model_of({"name": "aitm", "representation": SMALL, "heads": {"calibrator": 0.6}}, fitted(TASKS))
     batch = batch_of(labels=LABELS)
@@ -291,7 +317,7 @@ SENTENCES = [
     ('interactions = [{kind = "snr", gate.gamma = 0.0}]', "model.interactions[0].gate: beta = 0.666"),
     ('interactions = [{kind = "snr", penalty = -1.0}]', "model.interactions[0]: penalty = -1.0; accepted: 0 "),
     ('interactions = [{kind = "snr", networks = 0}]', "model.interactions[0]: networks = 0; accepted: at least 1"),
-    ('interactions = [{kind = "snr", tower = [0]}]', "model.interactions[0]: tower[0] = 0; accepted: at least 1"),
+    ('interactions = [{kind = "snr", tower = [0]}]', "model.interactions[0]: tower = [0]; accepted: layers"),
     ('interactions = [{kind = "aitm", hidden = []}]', "model.interactions[0]: hidden = []; accepted: at least one"),
     ('heads = {kind = "whole_chain", calibrator = -1.0}', "model.heads: calibrator = -1.0; accepted: 0 (none) or more"),
 ]

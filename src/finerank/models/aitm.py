@@ -8,7 +8,8 @@ Each y_t is the probability of the whole chain up to t, over the entire space; t
 add alpha · max(y_t - y_{t-1}, 0), the behavioural expectation calibrator.
 
 Differs from the textbook: the networks f_t are batched and their first layers multiply the request's side once per request.
-The steps are the tasks in their order in the schema. N candidates · K steps · W width of q, p and z
+The step before a task is the one it lives `within`; so two tasks within one (a cart and a share after a click) are handed the
+same. N candidates · K steps · W width of q, p and z
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from finerank.errors import UserError
 from finerank.layers.activation import Activation
-from finerank.layers.experts import Experts, check_count, check_dropout, check_layers
+from finerank.layers.experts import Experts, check_dropout, check_layers
 from finerank.layers.mlp import MLP, linear
 from finerank.models.composition import Features, Interaction, Widths
-from finerank.models.mmoe import gate_names
+from finerank.models.esmm import chain_of
 from finerank.models.plain import Plain
 from finerank.models.registry import Composition, named, part
 from finerank.models.shared_bottom import Towers
@@ -74,36 +76,47 @@ class InformationTransfer(Interaction):
 
         def __post_init__(self) -> None:
             check_layers(hidden=self.hidden)
-            check_count(**{f"tower[{i}]": width for i, width in enumerate(self.tower)})
+            check_layers(0, tower=self.tower)
             check_dropout(dropout=self.dropout)
 
     def __init__(self, fitted: FittedSchema, widths: Widths, outputs: int, options: Options) -> None:
         super().__init__()
-        o = options
+        o, tasks = options, fitted.schema.tasks
         more = (o.activation, o.dropout, o.batch_norm)
-        self.names = gate_names(fitted, outputs)
+        chains = [chain_of(tasks, i) for i in range(len(tasks))]
+        if outputs != len(tasks) or all(len(chain) == 1 for chain in chains):
+            raise UserError(
+                "interaction 'aitm' hands over from a task to those within it, and here is none; declare a [[task]] that lives "
+                "within another (within = its name), or take 'mmoe'"
+            )
+        self.names = [t.name for t in tasks]
+        # (step, the step before it): a schema declares earlier steps first
+        self.steps = [(c[-1], c[-2] if len(c) > 1 else None) for c in chains]
         self.nets = Experts(outputs, widths.request, widths.candidate, o.hidden, *more)
-        self.transfers = nn.ModuleList(_Transfer(o.hidden[-1], *more) for _ in range(outputs - 1))
+        self.transfers = nn.ModuleList(_Transfer(o.hidden[-1], *more) for _, before in self.steps if before is not None)
         self.towers = Towers(outputs, o.hidden[-1], o.tower, *more)
 
     def forward(self, features: Features) -> Tensor:
         """[N, outputs]."""
-        out: Tensor = self.towers(torch.stack(self._chain(features)[0], dim=1))
+        z = self._chain(features)[0]
+        out: Tensor = self.towers(torch.stack([z[k] for k in range(len(z))], dim=1))
         return out
 
-    def _chain(self, features: Features) -> tuple[list[Tensor], list[Tensor]]:
-        """(z of every step [N, W], weight of what was handed over to every step but the first [N])."""
+    def _chain(self, features: Features) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """(z of every step [N, W], weight of what was handed over to every step that has one before it [N])."""
         q = self.nets(*features.sides(), features.batch.request_of).unbind(1)
-        z, handed = [q[0]], []
-        for transfer, q_NW in zip(self.transfers, q[1:], strict=True):
-            z_NW, weight_N = transfer(z[-1], q_NW)
-            z.append(z_NW)
-            handed.append(weight_N)
+        z: dict[int, Tensor] = {}
+        handed: dict[int, Tensor] = {}
+        transfers = iter(self.transfers)
+        for step, before in self.steps:
+            z[step] = q[step]
+            if before is not None:
+                z[step], handed[step] = next(transfers)(z[before], q[step])
         return z, handed
 
     def monitor(self, features: Features) -> Mapping[str, Tensor]:
         """`handed_over.<task>`: the weight of what the step before handed over, 0 to 1."""
-        return {f"handed_over.{t}": w for t, w in zip(self.names[1:], self._chain(features)[1], strict=True)}
+        return {f"handed_over.{self.names[k]}": w for k, w in self._chain(features)[1].items()}
 
 
 AITM = named(

@@ -31,7 +31,16 @@ from torch import Tensor, nn
 
 from finerank.errors import UserError
 from finerank.layers.activation import Activation
-from finerank.layers.experts import Experts, GroupedLinear, GroupedMLP, apart, check_count, check_dropout, select_groups
+from finerank.layers.experts import (
+    Experts,
+    GroupedLinear,
+    GroupedMLP,
+    apart,
+    check_count,
+    check_dropout,
+    check_layers,
+    select_groups,
+)
 from finerank.layers.mlp import linear
 from finerank.layers.noise import Noise
 from finerank.models.composition import Features, Interaction, Widths
@@ -183,7 +192,7 @@ class SNR(Interaction):
 
         def __post_init__(self) -> None:
             check_count(layers=self.layers, networks=self.networks, width=self.width)
-            check_count(**{f"tower[{i}]": width for i, width in enumerate(self.tower)})
+            check_layers(0, tower=self.tower)
             check_dropout(dropout=self.dropout)
             if not self.penalty >= 0:
                 raise UserError(f"penalty = {self.penalty}; accepted: 0 (open gates cost nothing) or more")

@@ -79,7 +79,7 @@ class WholeChain(Heads):
         self.tasks: list[int] = []  # of each head
         self.before: list[int | None] = []  # the head of the whole chain one step earlier
         whole: dict[int, int] = {}  # the head of the whole chain up to each task
-        for i in sorted(range(len(tasks)), key=lambda i: len(chain_of(tasks, i))):
+        for i in range(len(tasks)):  # a schema declares a task after the one it lives within
             chain = chain_of(tasks, i)
             before = whole[chain[-2]] if len(chain) > 1 else None
             if before is not None:
