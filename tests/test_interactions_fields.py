@@ -29,8 +29,9 @@ from test_interactions import PAIRS, fm_like, of_part, vectors
 from test_interactions_networks import Vector, alone, mlp
 
 from finerank.errors import UserError
-from finerank.layers.products import split_pairs
+from finerank.layers.products import pairs, split_pairs
 from finerank.models import registry
+from finerank.models.fibinet import _by_pair
 
 # the order of `split_products`: within the request, across, within the candidate
 OWN, OTHER = (list(zip(i.tolist(), j.tolist(), strict=True)) for i, j in split_pairs(2, 3))
@@ -74,7 +75,7 @@ def test_permuting_the_fields_permutes_what_a_layer_makes_of_them() -> None:
     layer = interacting(model_of(autoint()))
     x = torch.randn(3, 5, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     turn = torch.tensor([3, 0, 4, 2, 1])
-    assert torch.allclose(layer(layer.project(x[:, turn])), layer(layer.project(x))[:, turn], rtol=1e-12)
+    assert torch.allclose(layer(*layer.project(x[:, turn])), layer(*layer.project(x))[:, turn], rtol=1e-12)
 
 
 def test_equal_vectors_attend_uniformly() -> None:
@@ -90,7 +91,7 @@ def test_without_values_only_the_residual_is_left() -> None:
     x = torch.randn(3, 5, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         layer.value.weight.zero_()
-    assert torch.allclose(layer(layer.project(x)), torch.relu(layer.residual(x)), rtol=1e-12)
+    assert torch.allclose(layer(*layer.project(x)), torch.relu(layer.residual(x)), rtol=1e-12)
 
 
 def test_autoint_drops_attention_in_training_only() -> None:
@@ -116,14 +117,25 @@ def fibinet(**options: Any) -> dict[str, Any]:
     return alone({"kind": "fibinet", "hidden": [3], "reduction": 2, "dropout": 0.0, **options})
 
 
-def bilinear(hand: Hand, at: str, kind: str, e: list[Vector]) -> dict[tuple[int, int], Vector]:
+def bilinear(
+    hand: Hand, at: str, kind: str, e: list[Vector], order: list[tuple[int, int]]
+) -> dict[tuple[int, int], Vector]:
     w = hand.p[f"{at}.weight"]
     matrix = {
         "all": lambda i, j: w[0],
         "each": lambda i, j: w[i],
-        "interaction": lambda i, j: w[(OWN + OTHER).index((i, j))],
+        "interaction": lambda i, j: w[order.index((i, j))],
     }[kind]
     return {(i, j): (e[i] @ matrix(i, j)) * e[j] for i, j in PAIRS}
+
+
+def test_products_with_a_matrix_a_pair_have_the_gradients_of_a_loop() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 4, D, dtype=torch.float64, generator=draw, requires_grad=True)
+    w = torch.randn(6, D, D, dtype=torch.float64, generator=draw, requires_grad=True)
+    i, j = pairs(4)
+    assert torch.allclose(_by_pair(x, w), torch.einsum("npd,pde->npe", x[:, i], w) * x[:, j], rtol=1e-12)
+    assert torch.autograd.gradcheck(_by_pair, (x, w))
 
 
 def weights_of_fields(hand: Hand, e: list[Vector], excitation: str = "relu") -> Vector:
@@ -144,9 +156,9 @@ def test_fibinet_is_the_equations_of_the_paper(kind: str, products: str, excitat
         a = weights_of_fields(hand, e, excitation)
         weights.append(a)
         plain = {(i, j): e[i] * e[j] for i, j in PAIRS}
-        p = plain if products == "hadamard" else bilinear(hand, "interactions.0.of_fields", kind, e)
-        q = bilinear(hand, "interactions.0.of_weighted", kind, [w * x for w, x in zip(a, e, strict=True)])
-        x = np.concatenate([*(p[k] for k in OWN + OTHER), *(q[k] for k in OWN + OTHER)])
+        p = plain if products == "hadamard" else bilinear(hand, "interactions.0.of_fields", kind, e, OWN + OTHER)
+        q = bilinear(hand, "interactions.0.of_weighted", kind, [w * x for w, x in zip(a, e, strict=True)], PAIRS)
+        x = np.concatenate([*(p[k] for k in OWN + OTHER), *(q[k] for k in PAIRS)])
         hidden = np.maximum(hand.dense("interactions.0.network.first", x), 0)
         expected.append(mlp(hand, "interactions.0.network.rest.1", hidden, 0))
     assert same(of_part(model, 0)[:, 0], expected)
@@ -171,13 +183,17 @@ def test_bilinear_products_with_the_identity_are_plain_products(kind: str) -> No
     assert torch.allclose(of_part(model, 0), 2 * fm_like(model, 0), rtol=1e-12)
 
 
-def test_with_weights_of_one_both_groups_are_equal_and_with_two_the_second_is_fourfold() -> None:
-    model = model_of(fibinet(hidden=[]))
+@pytest.mark.parametrize("kind", ["all", "each", "interaction"])
+def test_with_weights_of_one_both_groups_are_equal_and_with_two_the_second_is_fourfold(kind: str) -> None:
+    model = model_of(fibinet(hidden=[], bilinear=kind))
     part: Any = model.interactions[0]
-    part.of_weighted.load_state_dict(part.of_fields.state_dict())
+    half = len(PAIRS) * D
+    turn = [(OWN + OTHER).index(pair) for pair in PAIRS]  # the second group is in the order of all pairs
     with torch.no_grad():
+        of_fields = part.of_fields.weight
+        part.of_weighted.weight.copy_(of_fields[turn] if kind == "interaction" else of_fields)
         weight = part.network.first.weight
-        weight[:, weight.shape[1] // 2 :] = weight[:, : weight.shape[1] // 2]  # both groups are read alike
+        weight[:, half:] = weight[:, :half].unflatten(1, (-1, D))[:, turn].flatten(1)  # both groups are read alike
     set_weighting(model, 0.0)
     once = of_part(model, 0)
     for a in (1.0, 2.0):

@@ -117,5 +117,5 @@ def whole_rows(x_RFD: Tensor, x_NFD: Tensor, of: Tensor) -> Tensor:
 def spread_fields(x_RFD: Tensor, of: Tensor) -> Tensor:
     """[R, F, D] -> [N, F, D]: `spread` for several vectors a request, or none."""
     if not x_RFD.shape[1]:
-        return x_RFD.new_zeros((len(of), *x_RFD.shape[1:]))
+        return x_RFD.new_zeros((of.shape[0], *x_RFD.shape[1:]))
     return spread(x_RFD.flatten(1), of).view(-1, *x_RFD.shape[1:])

@@ -6,7 +6,8 @@ Per layer: e_m <- relu([e~_m of all heads] + W_res e_m);  logit = w · [e_1, ...
 A field looks at itself too. AutoInt+ puts a network on the embeddings beside it. Public code often divides the products by
 sqrt(d'): `scaled`.
 
-Differs from the textbook: the first layer's four projections of the request's fields are made once per request.
+Differs from the textbook: the first layer's four projections of the request's fields are made once per request. Embeddings
+begin wider than elsewhere (0.05): from 0.01 all products are near 0 and attention stays uniform for long.
 R requests · N candidates · F fields and numbers (a number is value · vector) · D width · H heads · d' width of a head
 """
 
@@ -23,7 +24,7 @@ from finerank.layers.mlp import check_layers, linear
 from finerank.layers.products import whole_rows
 from finerank.models.base import Tower
 from finerank.models.composition import Features, Interaction, Widths
-from finerank.models.plain import Plain, TaskHeads
+from finerank.models.plain import EmbeddingOptions, Plain, TaskHeads
 from finerank.models.registry import Composition, named, part
 from finerank.models.vectors import FieldVectors
 from finerank.schema import FittedSchema
@@ -77,26 +78,29 @@ class AutoInt(Interaction):
             x = whole_rows(v_RFD, v_NFD, of)
         for k, layer in enumerate(self.layers):
             assert isinstance(layer, Interacting)
-            projected = layer.project(x) if k else whole_rows(layer.project(v_RFD), layer.project(v_NFD), of)
-            x = layer(projected)
+            if k:
+                projected = layer.project(x)
+            else:
+                sides = zip(layer.project(v_RFD), layer.project(v_NFD), strict=True)
+                projected = [whole_rows(x_RFE, x_NFE, of) for x_RFE, x_NFE in sides]
+            x = layer(*projected)
         out: Tensor = self.last(x.flatten(1))
         return out
 
 
 class Interacting(nn.Module):
-    """One layer: `project` makes queries, keys, values and residual [.., F, 4 H d'] of vectors; `forward` lets them meet."""
+    """One layer: `project` makes queries, keys, values and residuals of vectors, `forward` lets them meet. E = H d'."""
 
     def __init__(self, inputs: int, options: AutoInt.Options) -> None:
         super().__init__()
         self.heads, width = options.heads, options.heads * options.width
         self.query, self.key, self.value, self.residual = (linear(inputs, width, bias=False) for _ in range(4))
         self.scale = options.width**-0.5 if options.scaled else 1.0
-        self.dropout = nn.Dropout(options.dropout) if options.dropout else nn.Identity()
+        self.dropout = nn.Dropout(options.dropout) if options.dropout else None
 
-    def project(self, x_nFD: Tensor) -> Tensor:
-        """[n, F, D] -> [n, F, 4 H d']."""
-        parts = (self.query, self.key, self.value, self.residual)
-        return torch.nn.functional.linear(x_nFD, torch.cat([p.weight for p in parts]))
+    def project(self, x_nFD: Tensor) -> list[Tensor]:
+        """[n, F, D] -> four times [n, F, E]."""
+        return [layer(x_nFD) for layer in (self.query, self.key, self.value, self.residual)]
 
     def weights(self, query_NFE: Tensor, key_NFE: Tensor) -> Tensor:
         """[N, H, F, F]: how much field m (third axis) looks at field k (fourth)."""
@@ -105,19 +109,25 @@ class Interacting(nn.Module):
 
     def _heads(self, x_NFE: Tensor) -> Tensor:
         n, fields, width = x_NFE.shape
-        return x_NFE.reshape(n, fields, self.heads, width // self.heads).transpose(1, 2)
+        return x_NFE.view(n, fields, self.heads, width // self.heads).transpose(1, 2)
 
-    def forward(self, projected: Tensor) -> Tensor:
-        """[N, F, 4 H d'] -> [N, F, H d']."""
-        query, key, value, residual = projected.chunk(4, dim=2)
-        met = self.dropout(self.weights(query, key)) @ self._heads(value)
-        return torch.relu(met.transpose(1, 2).flatten(2) + residual)
+    def forward(self, query_NFE: Tensor, key_NFE: Tensor, value_NFE: Tensor, residual_NFE: Tensor) -> Tensor:
+        """[N, F, E]."""
+        value = self._heads(value_NFE)
+        if self.dropout is not None:
+            met = self.dropout(self.weights(query_NFE, key_NFE)) @ value
+        elif torch.compiler.is_exporting():
+            met = self.weights(query_NFE, key_NFE) @ value
+        else:  # the same without the weights ever standing in memory
+            q, k = self._heads(query_NFE), self._heads(key_NFE)
+            met = nn.functional.scaled_dot_product_attention(q, k, value, scale=self.scale)
+        return torch.relu(met.transpose(1, 2).flatten(2) + residual_NFE)
 
 
 AUTOINT = named(
     Composition(
         name="autoint",
-        representation=Plain.Options(),
+        representation=Plain.Options(embedding=EmbeddingOptions(std=0.05)),
         interactions=(AutoInt.Options(),),
         heads=TaskHeads.Options(),
         paper="1810.11921",
@@ -127,7 +137,7 @@ AUTOINT = named(
 AUTOINT_PLUS = named(
     Composition(
         name="autoint_plus",
-        representation=Plain.Options(),
+        representation=Plain.Options(embedding=EmbeddingOptions(std=0.05)),
         interactions=(AutoInt.Options(), Tower.Options(hidden=(400, 400), activation="relu")),
         heads=TaskHeads.Options(),
         paper="1810.11921",

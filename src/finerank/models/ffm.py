@@ -122,7 +122,7 @@ def met_within(v_nFOD: Tensor) -> Tensor:
     """
     fields = v_nFOD.shape[1]
     if fields < 2:
-        return v_nFOD.new_zeros(len(v_nFOD))
+        return v_nFOD.new_zeros(v_nFOD.shape[0])
     i, slot = torch.arange(fields).unsqueeze(1), torch.arange(fields - 1).unsqueeze(0)
     j = slot + (
         slot >= i

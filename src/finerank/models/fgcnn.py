@@ -117,7 +117,7 @@ class Generator(nn.Module):
             c = convolution(s_NMFD)
             c = torch.tanh(norm(c.flatten(2)).view_as(c))
             s_NMFD = nn.functional.max_pool2d(c, (self.pool, 1), ceil_mode=True)
-            new.append(torch.tanh(recombine(s_NMFD.flatten(1))).view(len(s_NMFD), -1, self.dim))
+            new.append(torch.tanh(recombine(s_NMFD.flatten(1))).view(s_NMFD.shape[0], -1, self.dim))
         return torch.cat(new, dim=1)
 
 

@@ -15,16 +15,18 @@ R requests · N candidates · F fields and numbers · D width · K outputs, whic
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from finerank.errors import UserError
 from finerank.layers.activation import Activation
 from finerank.layers.mlp import SplitLinear, SplitMLP, check_layers, linear
-from finerank.layers.products import split_products, spread_fields
+from finerank.layers.products import split_products, spread_fields, whole_rows
 from finerank.models.composition import Features, Interaction, Widths
 from finerank.models.lr import Linear
 from finerank.models.plain import EmbeddingOptions, Plain, TaskHeads
@@ -75,32 +77,23 @@ class FiBiNET(Interaction):
         self.weighting = Squeeze(request, candidate, o.reduction, o.excitation)
         plain = o.products == "hadamard"
         self.of_fields = None if plain else Bilinear(o.bilinear, request, candidate, widths.dim)
-        self.of_weighted = Bilinear(o.bilinear, request, candidate, widths.dim)
+        self.of_weighted = Bilinear(o.bilinear, 0, request + candidate, widths.dim)
         own = request * (request - 1) // 2
-        other = self.vectors.fields * (self.vectors.fields - 1) // 2 - own
+        pairs = self.vectors.fields * (self.vectors.fields - 1) // 2
         d = widths.dim
         self.network = SplitMLP(
-            own * d, (own + 2 * other) * d, o.hidden, outputs, o.activation, o.dropout, o.batch_norm
+            own * d, (2 * pairs - own) * d, o.hidden, outputs, o.activation, o.dropout, o.batch_norm
         )
 
     def forward(self, features: Features) -> Tensor:
         """[N, K]."""
         v_RFD, v_NFD = self.vectors.sides(features)
         of = features.batch.request_of
-        weights_NF = self.weighting(v_RFD, v_NFD, of)
         multiply = split_products if self.of_fields is None else self.of_fields
         own_R, other_N = multiply(v_RFD, v_NFD, of)
-        # (A_i e_i W) ∘ (A_j e_j) = A_i A_j (e_i W) ∘ e_j: only the weights of pairs are the row's, where both are the request's
-        again_R, again_N = self.of_weighted(v_RFD, v_NFD, of)
-        r = self.vectors.request
-        pair_R, pair_N = split_products(
-            weights_NF[:, :r, None], weights_NF[:, r:, None], torch.arange(len(of), device=of.device)
-        )
-        weighted = [
-            spread_fields(again_R, of) * pair_R,
-            again_N * pair_N,
-        ]
-        joined = torch.cat([p.flatten(1) for p in (other_N, *weighted)], dim=1)
+        weighted_NFD = whole_rows(v_RFD, v_NFD, of) * self.weighting(v_RFD, v_NFD, of).unsqueeze(2)
+        _, again_N = self.of_weighted(weighted_NFD[:, :0], weighted_NFD, of)
+        joined = torch.cat([other_N.flatten(1), again_N.flatten(1)], dim=1)
         out: Tensor = self.network(own_R.flatten(1), joined, of)
         return out
 
@@ -156,15 +149,50 @@ def _each(v_nFD: Tensor, weight: Tensor) -> Tensor:
     return torch.cat([left, v_nFD[:, len(weight) :]], dim=1)
 
 
+class _ByPair(Function):
+    """Left fields times their matrices are made again in the backward pass: they are as many as the products."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        out = x.new_empty((len(x), len(weight), x.shape[2]))
+        for i, at, w in _blocks(x, weight):
+            torch.mul((x[:, i] @ w).view(len(x), -1, x.shape[2]), x[:, i + 1 :], out=out[:, at])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        n, _, d = x.shape
+        of_x, of_weight = torch.zeros_like(x), torch.empty_like(weight)
+        for i, at, w in _blocks(x, weight):
+            left, grad = (x[:, i] @ w).view(n, -1, d), grads[0][:, at]
+            of_left = (grad * x[:, i + 1 :]).view(n, -1)
+            of_x[:, i] += of_left @ w.T
+            of_x[:, i + 1 :].addcmul_(grad, left)
+            of_weight[at] = (x[:, i].T @ of_left).view(d, -1, d).transpose(0, 1)
+        return of_x, of_weight
+
+
+def _blocks(x_nFD: Tensor, weight_PDD: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
+    """(left field, its pairs, their matrices side by side [D, pairs · D])."""
+    at, d = 0, x_nFD.shape[2]
+    for i in range(x_nFD.shape[1] - 1):
+        pairs_of = slice(at, at + x_nFD.shape[1] - 1 - i)
+        at = pairs_of.stop
+        yield i, pairs_of, weight_PDD[pairs_of].transpose(0, 1).reshape(d, -1)
+
+
 def _by_pair(v_nFD: Tensor, weight_PDD: Tensor) -> Tensor:
     """[n, F (F - 1) / 2, D]: (v_i W_ij) ∘ v_j, one left field at a time."""
-    count = v_nFD.shape[1]
-    if count < 2:
+    if v_nFD.shape[1] < 2:
         return v_nFD[:, :0]
-    out, fields = [], v_nFD.unbind(1)
-    for i, weight in enumerate(weight_PDD.split_with_sizes(list(range(count - 1, 0, -1)))):
-        out.append(torch.einsum("nd,jde->nje", fields[i], weight) * v_nFD[:, i + 1 :])
-    return torch.cat(out, dim=1)
+    if torch.compiler.is_exporting():
+        n, _, d = v_nFD.shape
+        blocks = _blocks(v_nFD, weight_PDD)
+        return torch.cat([(v_nFD[:, i] @ w).view(n, -1, d) * v_nFD[:, i + 1 :] for i, _, w in blocks], dim=1)
+    out: Tensor = _ByPair.apply(v_nFD, weight_PDD)  # type: ignore[no-untyped-call]
+    return out
 
 
 FIBINET = named(

@@ -85,7 +85,7 @@ class CIN(Interaction):
         v_RFD, v_NFD = self.vectors.sides(features)
         of = features.batch.request_of
         x0_NDF = whole_rows(v_RFD, v_NFD, of).transpose(1, 2).contiguous()
-        x_NDH, logits = x0_NDF, x0_NDF.new_zeros((len(x0_NDF), len(self.last)))
+        x_NDH, logits = x0_NDF, x0_NDF.new_zeros((x0_NDF.shape[0], len(self.last)))
         layers = zip(
             self.weights, self.acts, self.on, self.summed, self.last.split_with_sizes(self.summed, dim=1), strict=True
         )
@@ -141,7 +141,7 @@ class _Bilinear(Function):
             grad = grads[0][at]
             of_weight.addmm_(grad.T, _outer(x[at], y[at]))
             of_outer = (grad @ weight.flatten(1)).view(-1, x.shape[1], y.shape[1])
-            of_x[at] = torch.bmm(of_outer, y[at].unsqueeze(2)).squeeze(2)
+            torch.sum(of_outer * y[at].unsqueeze(1), dim=2, out=of_x[at])
             of_y[at] = torch.bmm(x[at].unsqueeze(1), of_outer).squeeze(1)
         return of_x, of_y, of_weight.view_as(weight)
 
