@@ -105,7 +105,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     "fibinet each": {"kind": "fibinet", "bilinear": "each", "hidden": [3]},
     "fibinet interaction": {"kind": "fibinet", "hidden": [3]},
     "deep_crossing": {"kind": "residual_units", "hidden": [3, 4]},
-    "fgcnn": {"kind": "fgcnn", "maps": [2, 2], "new": [1, 2], "hidden": [3]},
+    "fgcnn": {"kind": "fgcnn", "maps": [2, 2], "new": [1, 2], "classifier": {"hidden": [3]}},
 }
 
 

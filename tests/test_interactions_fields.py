@@ -217,8 +217,9 @@ def test_matrices_of_each_kind(kind: str, matrices: int) -> None:
 
 
 def fgcnn(**options: Any) -> dict[str, Any]:
-    chosen = {"maps": [2, 3], "new": [1, 2], "height": 3, "hidden": [4], "batch_norm": False, "dropout": 0.0, **options}
-    return alone({"kind": "fgcnn", **chosen})
+    classifier = {"hidden": [4], "batch_norm": False, "dropout": 0.0}
+    chosen = {"maps": [2, 3], "new": [1, 2], "height": 3, "batch_norm": False, "classifier": classifier}
+    return alone({"kind": "fgcnn", **chosen, **options})
 
 
 def generated(hand: Hand, n: int, pool: int = 2) -> list[Vector]:

@@ -46,7 +46,7 @@ class CrossV2(Interaction):
         gate        softmax over the experts or a sigmoid each; a single expert under softmax has none
         nonlinear   g, with a rank; identity makes it a plain factorisation of W
         hidden      layers of the network that reads x_L (stacked); () for none
-        activation  dropout, batch_norm: of that network
+        activation, dropout, batch_norm  of that network
         """
 
         kind: ClassVar[str] = "cross_v2"

@@ -41,6 +41,7 @@ class LateCrossing(Interaction):
 
         hidden       layers of either network; the last is the width of u and v. 300-300-128 in the paper
         activation   tanh in the paper, also of the last layer
+        dropout      of every layer; off unless asked for
         similarity   cosine as in the paper, or dot, which lengths may scale
         temperature  divides the similarity: a cosine alone spans only -1 to 1 of log-odds. 0.1 is a factor of 10
         """

@@ -11,7 +11,7 @@ and the classifier, a product network (`pnn`), reads the fields of the represent
 and then numbers, the candidate's fields and then numbers.
 
 Differs from the textbook: F need not be a power of the pool's height: the last window of a pool may be short. The classifier
-is smaller by default than the paper's 4096-2048 (`hidden`).
+is smaller by default than the paper's.
 R requests · N candidates · F fields and numbers · D width · M maps of a convolution · G generated fields · K outputs
 """
 
@@ -39,28 +39,28 @@ class FGCNN(Interaction):
     """A product network over the fields and over fields that a convolution makes of them."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(ProductOptions):
-        """The generator; the classifier's options are those of `pnn`.
+    class Options:
+        """The generator and the classifier.
 
-        maps             of each convolution: 14-16-18-20 in the paper for Avazu; fewer layers suit fewer fields
-        new              fields that each layer makes for each place that is left; 3 in the paper
-        height           of the kernels in fields, odd: 7 (Avazu) or 9 (Criteo) in the paper
-        pool             fields of which the largest goes on
-        batch_norm       also of the convolutions
-        embedding_std    initial spread of the generator's table
+        maps        of each convolution: 14-16-18-20 in the paper for Avazu; fewer layers suit fewer fields
+        new         fields that each layer makes for each place that is left; 3 in the paper
+        height      of the kernels in fields, odd: 7 (Avazu) or 9 (Criteo) in the paper
+        pool        fields of which the largest goes on
+        batch_norm  of the convolutions
+        std         of the initial vectors of the generator's table
+        classifier  a product network as in `pnn`; 4096-2048 wide in the paper
         """
 
         kind: ClassVar[str] = "fgcnn"
         maps: tuple[int, ...] = (14, 16)
         new: tuple[int, ...] = (3, 3)
-        hidden: tuple[int, ...] = (128, 64)
         height: int = 7
         pool: int = 2
         batch_norm: bool = True
-        embedding_std: float = 0.01
+        std: float = 0.01
+        classifier: ProductOptions = ProductOptions(hidden=(128, 64), batch_norm=True)
 
         def __post_init__(self) -> None:
-            super().__post_init__()
             if len(self.maps) != len(self.new) or not self.maps or min(*self.maps, *self.new) < 1:
                 raise UserError(
                     f"maps = {list(self.maps)}, new = {list(self.new)}; accepted: a count of at least 1 for each layer in both"
@@ -72,11 +72,11 @@ class FGCNN(Interaction):
 
     def __init__(self, fitted: FittedSchema, widths: Widths, outputs: int, options: Options) -> None:
         super().__init__()
-        self.vectors = FieldVectors(widths, options.std, "interaction 'fgcnn'")
+        self.vectors = FieldVectors(widths, options.classifier.std, "interaction 'fgcnn'")
         self.generate = Generator(fitted, widths, options)
         counts = (self.vectors.request, self.vectors.candidate + self.generate.fields)
         z = (widths.request, widths.candidate + self.generate.fields * widths.dim)
-        self.classify = ProductNetwork(z, counts, widths.dim, outputs, options)
+        self.classify = ProductNetwork(z, counts, widths.dim, outputs, options.classifier)
 
     def forward(self, features: Features) -> Tensor:
         """[N, K]."""
@@ -94,7 +94,7 @@ class Generator(nn.Module):
     def __init__(self, fitted: FittedSchema, widths: Widths, options: FGCNN.Options) -> None:
         super().__init__()
         o, d = options, widths.dim
-        self.vectors = OwnVectors(fitted, widths, d, o.embedding_std)
+        self.vectors = OwnVectors(fitted, widths, d, o.std)
         self.convolutions, self.norms, self.recombine = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         numbers = widths.request_numbers + widths.candidate_numbers
         places, before, self.fields = self.vectors.request + self.vectors.candidate + numbers, 1, 0

@@ -50,6 +50,9 @@ class FiBiNET(Interaction):
         reduction   r: W1 leads from F to F / r fields (at least 1)
         excitation  relu as in the paper: a field may go out for good; or sigmoid
         hidden      400-400-400 on Criteo, 2000-2000-2000 on Avazu
+        activation  of hidden layers: ReLU in the paper
+        dropout     of hidden layers: 0.5 in the paper
+        batch_norm  of hidden layers; off unless asked for
         std         of the initial vectors of numbers
         """
 
