@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from by_fields import PAIRS, fm_like, of_part, one_sided, vectors, without_numbers
 from by_hand import (
     AGES,
     CATEGORIES,
@@ -27,140 +27,12 @@ from by_hand import (
     same,
     softmax,
 )
-from torch import Tensor
 
 from finerank.errors import UserError
 from finerank.layers.products import inner_products, pairs, products, split_inner_products, split_pairs, split_products
 from finerank.models import registry
-from finerank.models.composition import Model
 from finerank.models.ffm import met_within
-from finerank.schema import Columns, FittedSchema
-
-PAIRS = list(itertools.combinations(range(5), 2))  # user, age | item, category, price
-
-
-def vectors(hand: Hand, n: int, at: str = "interactions.1.vectors") -> list[np.ndarray]:
-    """What every part of fields reads of row n: the request's fields and numbers, then the candidate's."""
-    v_age, v_price = hand.p[f"{at}.numbers_R"][0], hand.p[f"{at}.numbers_N"][0]
-    user, row = hand.user(n), hand.tables()
-    return [user, AGES[OF[n]] * v_age, row["item"][ITEMS[n]], row["category"][CATEGORIES[n]], PRICES[n] * v_price]
-
-
-def of_part(model: Model, index: int = 1) -> Tensor:
-    """[N, K]: what one interaction adds."""
-    out: Tensor = model.interactions[index](features_of(model, batch_of()))
-    return out
-
-
-def fm_like(model: Model, index: int = 1) -> Tensor:
-    """[N, 1]: the machine over the same vectors."""
-    fm = model_of({"name": "fm", "representation": SMALL})
-    with torch.no_grad():
-        for name in ("numbers_R", "numbers_N"):
-            getattr(fm.interactions[1], name).copy_(getattr(model.interactions[index].vectors, name))  # type: ignore[arg-type]
-    out: Tensor = fm.interactions[1](features_of(model, batch_of()))
-    return out
-
-
-def one_sided(schema: FittedSchema) -> FittedSchema:
-    """Every id a candidate's, no numbers: what a data set without requests looks like."""
-    features = tuple(replace(f, level="candidate") for f in schema.schema.features if f.name not in ("age", "price"))
-    ids = (*schema.request.ids, *schema.candidate.ids)
-    return replace(
-        schema,
-        schema=replace(schema.schema, features=features, histories=()),
-        request=Columns(),
-        candidate=Columns(ids=ids),
-        histories={},
-    )
-
-
-def without_numbers(schema: FittedSchema) -> FittedSchema:
-    features = tuple(f for f in schema.schema.features if f.name not in ("age", "price"))
-    return replace(
-        schema,
-        schema=replace(schema.schema, features=features),
-        request=Columns(ids=schema.request.ids),
-        candidate=Columns(ids=schema.candidate.ids),
-    )
-
-
-FAMILY: dict[str, dict[str, Any]] = {
-    "fwfm": {"kind": "fwfm"},
-    "fwfm LW": {"kind": "fwfm", "linear": "LW"},
-    "fwfm FeLV": {"kind": "fwfm", "linear": "FeLV"},
-    "nfm": {"kind": "bi_interaction", "hidden": [3]},
-    "afm": {"kind": "attentional_pairs", "factor": 3},
-    "ffm": {"kind": "ffm", "dim": 3},
-    "ipnn": {"kind": "pnn", "hidden": [4, 3]},
-    "ipnn factorised": {"kind": "pnn", "form": "factorised", "hidden": [4]},
-    "opnn": {"kind": "pnn", "product": "outer", "hidden": [4]},
-    "pnn factorised": {"kind": "pnn", "product": "both", "form": "factorised", "hidden": [4]},
-    "dcn_v2": {"kind": "cross_v2", "layers": 2, "hidden": [3]},
-    "dcn_mix": {"kind": "cross_v2", "layers": 2, "rank": 2, "experts": 2, "hidden": [3]},
-    "cin": {"kind": "cin", "maps": [4, 3]},
-    "cin split": {"kind": "cin", "maps": [4, 3], "split_half": True, "activation": "relu"},
-    "autoint": {"kind": "autoint", "layers": 2, "width": 3},
-    "fibinet all": {"kind": "fibinet", "bilinear": "all", "hidden": [3]},
-    "fibinet each": {"kind": "fibinet", "bilinear": "each", "hidden": [3]},
-    "fibinet interaction": {"kind": "fibinet", "hidden": [3]},
-    "deep_crossing": {"kind": "residual_units", "hidden": [3, 4]},
-    "fgcnn": {"kind": "fgcnn", "maps": [2, 2], "new": [1, 2], "classifier": {"hidden": [3]}},
-}
-
-
-def table(kind: str) -> dict[str, Any]:
-    plain = {"kind": "plain", **SMALL}
-    return {"representation": plain, "interactions": [FAMILY[kind]]}
-
-
-@pytest.mark.parametrize("kind", FAMILY)
-def test_the_request_s_side_once_per_request_is_the_same_as_repeated_in_every_row(kind: str) -> None:
-    """The same weights over a schema in which every field is the candidate's: nothing is shared between rows there."""
-    split = model_of(table(kind), without_numbers(fitted(history=False)))
-    whole = model_of(table(kind), one_sided(fitted(history=False)))
-    found = split.state_dict()
-    for name, value in whole.state_dict().items():
-        if found[name].shape == value.shape:
-            value.copy_(found[name])
-        elif name.endswith("_N"):  # a parameter in two parts, request's and candidate's
-            (axis,) = (i for i, (a, b) in enumerate(zip(value.shape, found[name].shape, strict=True)) if a != b)
-            value.copy_(torch.cat([found[f"{name[:-2]}_R"], found[name]], axis))
-        else:
-            assert not value.numel()
-    batch = batch_of(history=False)
-    batch = replace(
-        batch,
-        request=replace(batch.request, numbers=batch.request.numbers[:, :0]),
-        candidate=replace(batch.candidate, numbers=batch.candidate.numbers[:, :0]),
-    )
-    user = batch.request.ids[batch.request_of]
-    repeated = replace(
-        batch,
-        request=replace(batch.request, ids=batch.request.ids[:, :0]),
-        candidate=replace(batch.candidate, ids=torch.cat([user, batch.candidate.ids], dim=1)),
-    )
-    assert torch.allclose(split(batch).logits, whole(repeated).logits, rtol=1e-10)
-    assert len(split(batch).logits.unique()) > 2
-
-
-@pytest.mark.parametrize("kind", [k for k in FAMILY if k != "ffm"])
-def test_a_column_of_several_is_the_model_of_one_output(kind: str) -> None:
-    """With the column's own weights, whatever the parameter they lie in; everything else is shared."""
-    two, one = model_of(table(kind), fitted(("click", "conversion"))), model_of(table(kind))
-    both = of_part(two, 0)
-    assert both.shape == (5, 2)
-    assert not torch.allclose(both[:, 0], both[:, 1])
-    one.representation.load_state_dict(two.representation.state_dict())
-    of_two, of_one = (list(m.interactions[0].state_dict().values()) for m in (two, one))
-    for column in range(2):
-        for wide, narrow in zip(of_two, of_one, strict=True):
-            if wide.shape == narrow.shape:
-                narrow.copy_(wide)
-            else:
-                (axis,) = (i for i, (a, b) in enumerate(zip(wide.shape, narrow.shape, strict=True)) if a != b)
-                narrow.copy_(wide.chunk(2, axis)[column])
-        assert torch.allclose(of_part(one, 0)[:, 0], both[:, column], rtol=1e-10)
+from finerank.schema import Columns
 
 
 def test_ffm_refuses_several_outputs() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from by_fields import PAIRS, Vector, alone, fm_like, mlp, of_part, vectors
 from by_hand import (
     AGES,
     CATEGORIES,
@@ -25,8 +26,6 @@ from by_hand import (
     same,
     softmax,
 )
-from test_interactions import PAIRS, fm_like, of_part, vectors
-from test_interactions_networks import Vector, alone, mlp
 
 from finerank.errors import UserError
 from finerank.layers.products import pairs, split_pairs

@@ -9,27 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from by_fields import PAIRS, Vector, alone, fm_like, mlp, of_part, one_sided, vectors
 from by_hand import AGES, OF, PAST, PRICES, SMALL, D, Hand, batch_of, features_of, fitted, model_of, same
-from test_interactions import PAIRS, fm_like, of_part, one_sided, vectors
 
 from finerank.errors import UserError
 from finerank.models import registry
 from finerank.models.xdeepfm import _Bilinear, bilinear
-
-Vector = np.ndarray
-
-
-def alone(options: dict[str, Any]) -> dict[str, Any]:
-    """The interaction alone over plain fields: it is interaction 0."""
-    return {"representation": {"kind": "plain", **SMALL}, "interactions": [options]}
-
-
-def mlp(hand: Hand, at: str, x: Vector, hidden: int) -> float:
-    """ReLU layers and a last one without."""
-    for k in range(hidden):
-        x = np.maximum(hand.dense(f"{at}.layers.{2 * k}", x), 0)
-    return float(hand.dense(f"{at}.layers.{2 * hidden}", x)[0])
-
 
 # ------------------------------------------------------------------------------------------------ PNN
 

@@ -104,8 +104,7 @@ class _Met(Function):
         other = v.flatten(1, 2).index_select(1, partner).flatten(1)
         ctx.save_for_backward(other)
         ctx.shape = v.shape
-        met: Tensor = torch.linalg.vecdot(v.flatten(1), other)
-        return 0.5 * met
+        return 0.5 * torch.bmm(v.flatten(1).unsqueeze(1), other.unsqueeze(2)).flatten()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
