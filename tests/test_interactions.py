@@ -27,10 +27,12 @@ from by_hand import (
     same,
     softmax,
 )
+from torch import Tensor
 
 from finerank.errors import UserError
 from finerank.layers.products import inner_products, pairs, products, split_inner_products, split_pairs, split_products
 from finerank.models import registry
+from finerank.models.afm import AttentionalPairs
 from finerank.models.ffm import met_within
 from finerank.schema import Columns
 
@@ -237,6 +239,24 @@ def test_afm_survives_scores_of_any_size() -> None:
     assert bool(torch.isfinite(out).all())
     out.sum().backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+
+
+def test_afm_by_slices_of_rows_is_the_same_and_so_are_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> list[Tensor]:
+        model = model_of(afm(dropout=0.0)).train()
+        model(batch_of()).logits.square().sum().backward()
+        (tables, *_) = model.representation.embed.embedding.tables.values()  # type: ignore[union-attr]
+        grads = [p.grad for p in model.interactions[1].parameters()]
+        return [of_part(model), *[g for g in grads if g is not None], tables.take_gradient()[1]]  # type: ignore[index,operator]
+
+    whole = run()
+    calls: list[int] = []
+    other = AttentionalPairs._other
+    monkeypatch.setattr(AttentionalPairs, "_other", lambda self, a, b: calls.append(len(a)) or other(self, a, b))
+    monkeypatch.setattr("finerank.layers.products.SLICE", 2 * 9 * 2 * (2 + 3))  # two rows of nine pairs
+    for a, b in zip(run(), whole, strict=True):
+        assert torch.allclose(a, b, rtol=1e-10)
+    assert calls == [2, 2, 1, 1, 2, 2, 2, 2, 1]  # forward, backward again, and the evaluation
 
 
 def test_afm_regularises_w_alone_and_charges_a_request_in_chunks_once() -> None:

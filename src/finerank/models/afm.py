@@ -7,7 +7,7 @@ With h = 0 all pairs weigh the same, and with p = (number of pairs) · 1 too it 
 
 Differs from the textbook: a request's own pairs are multiplied, judged and summed once per request. The softmax spans these
 and the other pairs all the same: each part is summed with weights relative to its own largest score, and the two parts are
-brought to one scale in the end.
+brought to one scale in the end. Where all pairs of a batch are too many to hold, they are worked out by slices of rows.
 R requests · N candidates · F fields and numbers · n pairs · D width · T attention factors · K outputs, which share a
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from finerank.errors import UserError
 from finerank.layers.mlp import check_layers, linear
-from finerank.layers.products import split_products
+from finerank.layers.products import by_slices, products, spread_fields
 from finerank.layers.segments import spread
 from finerank.models.composition import Features, Interaction, Widths
 from finerank.models.lr import Linear
@@ -67,7 +67,7 @@ class AttentionalPairs(Interaction):
         self.score = linear(options.factor, 1, bias=False)  # h
         self.dropout = nn.Dropout(options.dropout) if options.dropout else nn.Identity()
         self.last = linear(widths.dim, outputs, bias=False)  # p
-        self.l2 = options.l2
+        self.l2, self.each = options.l2, 2 * (widths.dim + options.factor)  # numbers that a pair takes
 
     def penalties(self, features: Features) -> dict[str, Tensor]:
         """l2 |W|^2."""
@@ -77,21 +77,26 @@ class AttentionalPairs(Interaction):
 
     def pooled(self, features: Features) -> Tensor:
         """[N, D]: sum of a_ij p_ij."""
-        of = features.batch.request_of
-        own, other = split_products(*self.vectors.sides(features), of)
-        if not own.shape[1]:
-            sum_ND, total_N, _ = self._part(other)
-            return sum_ND / total_N
-        if not other.shape[1]:
-            sum_RD, total_R, _ = self._part(own)
-            return spread(sum_RD / total_R, of)
-        sum_N, total_N, peak_N = self._part(other)
-        joined = spread(torch.cat(self._part(own), dim=1), of)
-        width = sum_N.shape[1]
-        sum_R, total_R, peak_R = joined[:, :width], joined[:, width : width + 1], joined[:, width + 1 :]
+        v_RFD, v_NFD = self.vectors.sides(features)
+        of, a, b = features.batch.request_of, v_RFD.shape[1], v_NFD.shape[1]
+        own, other = a * (a - 1) // 2, a * b + b * (b - 1) // 2
+        if own:
+            joined = torch.cat(by_slices(self._own, own * self.each, v_RFD), dim=1)
+            sum_R, total_R, peak_R = spread(joined, of).split_with_sizes([self.vectors.dim, 1, 1], dim=1)
+        if other:
+            sum_N, total_N, peak_N = by_slices(self._other, other * self.each, spread_fields(v_RFD, of), v_NFD)
+        if not (own and other):
+            return sum_R / total_R if own else sum_N / total_N
         peak = torch.maximum(peak_R, peak_N)
         scale_R, scale_N = (peak_R - peak).exp(), (peak_N - peak).exp()
         return (scale_R * sum_R + scale_N * sum_N) / (scale_R * total_R + scale_N * total_N)
+
+    def _own(self, v_RFD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self._part(products(v_RFD, v_RFD))
+
+    def _other(self, v_NAD: Tensor, v_NBD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        across = (v_NAD.unsqueeze(2) * v_NBD.unsqueeze(1)).flatten(1, 2)
+        return self._part(torch.cat([across, products(v_NBD, v_NBD)], dim=1))
 
     def _part(self, p_mnD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(sum of weight · p [m, D], sum of weights [m, 1], largest score [m, 1]); weights relative to the latter."""
