@@ -1,4 +1,4 @@
-"""DCN-V2 and DCN-Mix. Wang et al., WWW 2021, sections 3 and 4.
+"""DCN-V2 and DCN-Mix. Wang et al., WWW 2021, section 3.
 
     matrix    x_{l+1} = x_0 ∘ (W_l x_l + b_l) + x_l
     low rank  x_{l+1} = sum_i G_i(x_l) x_0 ∘ (U_i g(C_i g(V_i' x_l)) + b_l) + x_l       experts i, gates G
@@ -41,7 +41,7 @@ class CrossV2(Interaction):
         """The cross layers and what reads them.
 
         layers      2 to 4 are usual; 0 leaves the network alone
-        rank        0: the whole matrix, d^2 weights a layer; else r per expert, usually d / 4 in all
+        rank        0: the whole matrix, d^2 weights a layer; else r per expert, often about d / 4 in all
         experts     with a rank: how many
         gate        softmax over the experts or a sigmoid each; a single expert under softmax has none
         nonlinear   g, with a rank; identity makes it a plain factorisation of W

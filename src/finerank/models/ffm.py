@@ -1,4 +1,4 @@
-"""Field-aware Factorization Machine. Juan et al., RecSys 2016, sections 2.3 and 3.
+"""Field-aware Factorization Machine. Juan et al., RecSys 2016, section 3.
 
 logit = w0 + sum_i w_i x_i + sum_{i<j} <v_i,f(j), v_j,f(i)> x_i x_j
 

@@ -1,4 +1,4 @@
-"""Field-weighted Factorization Machine. Pan et al., WWW 2018, sections 3 and 3.1.
+"""Field-weighted Factorization Machine. Pan et al., WWW 2018, section 3.
 
 logit = w0 + L(x) + sum_{i<j} r_ij <v_i, v_j> x_i x_j
 
@@ -42,7 +42,7 @@ class FwFM(Interaction):
     class Options:
         """The linear part and the numbers.
 
-        linear  LW, FeLV or FiLV (see the module); FiLV has the fewest parameters and is the paper's choice
+        linear  LW, FeLV or FiLV (see the module); FiLV has the fewest parameters
         std     of the initial vectors of numbers
         """
 

@@ -38,7 +38,7 @@ class BiInteraction(Interaction):
 
         hidden      one layer as wide as a field in the paper; () is its NFM-0
         activation  of hidden layers: ReLU in the paper
-        dropout     of the pooled vector and of hidden layers: 0.3 to 0.5 in the paper
+        dropout     of the pooled vector and of hidden layers: up to 0.5 in the paper
         batch_norm  of the pooled vector and of hidden layers
         std         of the initial vectors of numbers
         """

@@ -5,7 +5,7 @@ l1 = act(W_z · z + W_p · p + b1), then a network; z are the fields themselves,
     inner, pairs        <e_i, e_j> of all pairs i < j                 F (F - 1) / 2 numbers
     inner, factorised   per neuron |sum_i theta_i e_i|^2: W_p of rank one per neuron (equation 11)
     outer, pairs        e_i e_j' of all pairs i < j                   F (F - 1) / 2 D^2 numbers: for few fields only
-    outer, factorised   (sum_i e_i)(sum_i e_i)': the superposition of all outer products (equation 15)
+    outer, factorised   (sum_i e_i)(sum_i e_i)': the superposition of all outer products
 
 Differs from the textbook: z holds numbers as they are, which is what W_z makes of a number's vector anyway. The superposition
 is symmetric, so its upper triangle is all that W_p can read. The factorised forms hold the products of a field with itself,

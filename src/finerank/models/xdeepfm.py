@@ -42,7 +42,7 @@ class CIN(Interaction):
     class Options:
         """The maps.
 
-        maps        H of each layer: 100 to 200 in the paper, 16 to 64 cost a tenth and are often as good
+        maps        H of each layer: 100 to 200 in the paper, 16 to 64 cost a tenth
         activation  identity in the paper; relu in some public code
         split_half  only half the maps of a layer go on, only the others are summed (public code; the paper does not)
         std         of the initial vectors of numbers
