@@ -36,11 +36,13 @@ class Grid:
 
     elements  int64 [t]: which of the T elements; None: all of them
     cell      int64 [t]: the place of each, row * length + column
+    sequences int64 [rows]: the sequence of each row
     rows, length   of the grid
     """
 
     elements: Tensor | None
     cell: Tensor
+    sequences: Tensor
     rows: int
     length: int
 
@@ -66,7 +68,8 @@ def grids(segments: Tensor, positions: Tensor, lengths: Tensor, most: int) -> li
     segments, positions  int64 [T], in any order of elements; lengths int64 [B]; most: the greatest length there can be
     """
     if torch.compiler.is_exporting():
-        return [Grid(None, segments * most + positions, lengths.shape[0], most)]
+        every = torch.arange(lengths.shape[0], device=lengths.device)
+        return [Grid(None, segments * most + positions, every, lengths.shape[0], most)]
     out = []
     low, longest = 0, int(lengths.max()) if len(lengths) else 0
     while low < longest:
@@ -82,7 +85,8 @@ def grids(segments: Tensor, positions: Tensor, lengths: Tensor, most: int) -> li
             elements = chosen.index_select(0, segments).nonzero().squeeze(1)
             segment, position = segments.index_select(0, elements), positions.index_select(0, elements)
         row = chosen.cumsum(0) - 1
-        out.append(Grid(elements, row.index_select(0, segment) * length + position, int(chosen.sum()), length))
+        cell, sequences = row.index_select(0, segment) * length + position, chosen.nonzero().squeeze(1)
+        out.append(Grid(elements, cell, sequences, len(sequences), length))
     return out
 
 
