@@ -19,6 +19,14 @@ from finerank.layers.segments import gather, spread
 from finerank.layers.transformer import grids
 from finerank.schema import FIRST
 
+STEPS = 2**12  # of a score, per unit: finer differences are float noise, and a server's noise is another
+NOWHERE = -(2**62)
+
+
+def _keys(scores: Tensor, position: Tensor, most: int) -> Tensor:
+    """int64 numbers in the order of scores, of which no two of one candidate are equal: of equals the newer is greater."""
+    return torch.round(scores * STEPS).to(torch.int64) * most + position
+
 
 def of_value(batch: Batch, history: Jagged, value_N: Tensor, value_T: Tensor, top: int) -> Pairs:
     """Events of the candidate's value, the newest `top` of them. What has no value of its own finds nothing."""
@@ -41,16 +49,15 @@ def newest(batch: Batch, history: Jagged, top: int) -> Pairs:
 
 
 def nearest(batch: Batch, history: Jagged, q_NK: Tensor, k_TK: Tensor, top: int) -> Pairs:
-    """The `top` events of greatest <q, k>; of equals the newer."""
+    """The `top` events of greatest <q, k>, to 2^-12; of equals the newer."""
     per_request = torch.bincount(batch.request_of, minlength=batch.R)
     first_N, first_T = per_request.cumsum(0) - per_request, history.lengths.cumsum(0) - history.lengths
     number_N = torch.arange(batch.N, device=q_NK.device) - first_N.index_select(
         0, batch.request_of
     )  # within its request
-    from_newest = history.lengths.index_select(0, history.segments) - 1 - history.positions
     longest = int(history.lengths.max()) if batch.R else 0
     found_candidates, found_events = [batch.request_of.new_zeros(0)], [batch.request_of.new_zeros(0)]
-    for grid in grids(history.segments, from_newest, history.lengths, longest):
+    for grid in grids(history.segments, history.positions, history.lengths, longest):
         row_R = torch.full((batch.R,), -1, device=q_NK.device)
         row_R[grid.sequences] = torch.arange(grid.rows, device=q_NK.device)
         row_N = row_R.index_select(0, batch.request_of)
@@ -58,11 +65,12 @@ def nearest(batch: Batch, history: Jagged, q_NK: Tensor, k_TK: Tensor, top: int)
         row, number = row_N[asking], number_N[asking]
         q = q_NK.new_zeros((grid.rows, int(number.max()) + 1 if len(number) else 0, q_NK.shape[1]))
         q[row, number] = q_NK[asking]
-        scores = torch.bmm(q, grid.fill(k_TK).transpose(1, 2))[row, number]  # [n, L], the newest event first
+        scores = torch.bmm(q, grid.fill(k_TK).transpose(1, 2))[row, number]  # [n, L]
         length = history.lengths.index_select(0, batch.request_of[asking]).unsqueeze(1)
-        scores = scores.masked_fill(torch.arange(grid.length, device=q.device) >= length, -torch.inf)
-        at = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :top]
-        position = torch.where(at < length, length - 1 - at, grid.length).sort(dim=1).values  # oldest first again
+        place = torch.arange(grid.length, device=q.device)
+        keys = _keys(scores, place, longest).masked_fill(place >= length, NOWHERE)
+        at = keys.topk(min(top, grid.length), dim=1).indices
+        position = torch.where(at < length, at, grid.length).sort(dim=1).values  # oldest first again
         candidate, column = (position < grid.length).nonzero().unbind(1)
         event = first_T.index_select(0, batch.request_of[asking[candidate]]) + position[candidate, column]
         found_candidates.append(asking[candidate])
@@ -95,14 +103,11 @@ def nearest_mask(
 ) -> Tensor:
     """bool [P] over all pairs: the twin of `nearest`. most: the greatest length of a history."""
     scores_P = (spread(q_NK, pairs.candidate) * gather(k_TK, event_P)).sum(1)
-    length = history.lengths.index_select(0, batch.request_of).index_select(0, pairs.candidate)
-    cell = pairs.candidate * most + length - 1 - history.positions.index_select(0, event_P)  # the newest first
-    there = torch.zeros((batch.N * most, 1), device=scores_P.device).index_add(
-        0, cell, torch.ones_like(scores_P, dtype=torch.float32).unsqueeze(1)
-    )
-    filled = scores_P.new_zeros((batch.N * most, 1)).index_add(0, cell, scores_P.unsqueeze(1))
-    grid = torch.where(there > 0, filled, -1e30).view(batch.N, most)
-    at = grid.topk(min(top, most), dim=1).indices  # onnxruntime's takes the first of equals, as a stable sort does
+    position = history.positions.index_select(0, event_P)
+    cell = pairs.candidate * most + position
+    keys = _keys(scores_P, position, most) - NOWHERE
+    grid = keys.new_zeros(batch.N * most).index_add(0, cell, keys)
+    at = grid.view(batch.N, most).topk(min(top, most), dim=1).indices
     chosen = torch.zeros((batch.N, most), device=scores_P.device).scatter(1, at, 1.0)
     return chosen.view(-1).index_select(0, cell) > 0
 
