@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from finerank.data.batch import Pairs
+from finerank.errors import UserError
 from finerank.layers.mlp import linear
 from finerank.layers.segments import gather, segment_sum, spread
 
@@ -192,6 +193,15 @@ class Block(nn.Module):
                 hidden = F.gelu(hidden)
         out: Tensor = self.norms[1](y + self.dropout(self.second(hidden)))
         return out
+
+
+def check_sizes(dropout: float, **sizes: int) -> None:
+    """Refuse options of which no transformer can be made. sizes: by the options' names."""
+    if min(sizes.values()) < 1:
+        given = ", ".join(f"{name} = {size}" for name, size in sizes.items())
+        raise UserError(f"{given}; accepted: whole numbers of at least 1")
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout = {dropout}; accepted: from 0 (none) to below 1")
 
 
 def _at(x: Tensor, index: Tensor | None) -> Tensor:

@@ -24,21 +24,13 @@ from finerank.errors import UserError
 from finerank.layers.embedding import BlockVectors
 from finerank.layers.mlp import linear
 from finerank.layers.segments import gather
-from finerank.layers.transformer import Block, grids
+from finerank.layers.transformer import Block, check_sizes, grids
 from finerank.models.base import Tower
 from finerank.models.composition import Features, Needs, Representation
 from finerank.models.pairs import Paired, pair_up
 from finerank.models.plain import EmbeddingOptions, FieldEmbedding, TaskHeads, plain_features, plain_widths
 from finerank.models.registry import Composition, named, part
 from finerank.schema import FittedSchema
-
-
-def check_transformer(blocks: int, heads: int, feed: int, dropout: float) -> None:
-    """Refuse sizes that make no transformer."""
-    if min(blocks, heads, feed) < 1:
-        raise UserError(f"blocks = {blocks}, heads = {heads}, feed = {feed}; accepted: whole numbers of at least 1")
-    if not 0 <= dropout < 1:
-        raise UserError(f"dropout = {dropout}; accepted: from 0 (none) to below 1")
 
 
 @part
@@ -70,7 +62,7 @@ class BehaviourTransformer(Representation):
         sight: Literal["all", "past"] = "all"
 
         def __post_init__(self) -> None:
-            check_transformer(self.blocks, self.heads, self.feed, self.dropout)
+            check_sizes(self.dropout, blocks=self.blocks, heads=self.heads, feed=self.feed)
 
     def __init__(self, fitted: FittedSchema, options: Options) -> None:
         super().__init__()

@@ -29,9 +29,8 @@ from finerank.errors import UserError
 from finerank.layers.mlp import linear
 from finerank.layers.recurrent import LSTM
 from finerank.layers.segments import gather, segment_softmax, segment_sum, spread, weighted_sum
-from finerank.layers.transformer import MASKED, Block, grids
+from finerank.layers.transformer import MASKED, Block, check_sizes, grids
 from finerank.models.base import Tower
-from finerank.models.bst import check_transformer
 from finerank.models.composition import Features, Needs, Representation
 from finerank.models.pairs import pair_up
 from finerank.models.plain import EmbeddingOptions, FieldEmbedding, TaskHeads, plain_features, plain_widths
@@ -100,7 +99,7 @@ class SessionInterest(Representation):
         merge: Literal["concat", "mean"] = "concat"
 
         def __post_init__(self) -> None:
-            check_transformer(1, self.heads, self.feed, self.dropout)
+            check_sizes(self.dropout, heads=self.heads, feed=self.feed)
             if not 0 < self.gap < float("inf"):
                 raise UserError(f"gap = {self.gap}; accepted: seconds above 0, usually 1800")
 
