@@ -162,7 +162,7 @@ class SessionInterest(Representation):
                 weights = _activated(ask(q_NK), rows_TK, pairs, event, begins)
                 v_NK = weighted_sum(weights, rows_TK, pairs.candidate, event, batch.N)
                 width = k_TK.shape[1]
-                for part_NK in v_NK.split(width, dim=1):
+                for part_NK in v_NK.split_with_sizes([width] * (v_NK.shape[1] // width), dim=1):
                     fields_N.append(self.embed.as_fields(name, names, part_NK))
                 if name not in attention:  # the pair with a session's first event lies as far before as that event does
                     pair_index = torch.arange(event.shape[0], device=event.device)
