@@ -69,7 +69,9 @@ def data(folder: Path, events: int) -> None:
     )
     past = History(name="past", fields=("item", "category"), max_length=events)
     schema = Schema(features=features, histories=(past,), tasks=(Task(name="click"),))
-    prepare(folder, schema, samples.lazy(), log.lazy(), Keys(user="user", time="time"), Split(validation=0.05, test=0.05))
+    prepare(
+        folder, schema, samples.lazy(), log.lazy(), Keys(user="user", time="time"), Split(validation=0.05, test=0.05)
+    )
 
 
 def measure(folder: Path, name: str, rows: int) -> dict[str, float]:
@@ -104,7 +106,12 @@ def measure(folder: Path, name: str, rows: int) -> dict[str, float]:
     seconds, spent = time.perf_counter() - started, time.process_time() - cpu
     over.set()
     watcher.join()
-    return {"rows": done / len(steps[1:]), "a second": done / seconds, "per CPU second": done / spent, "peak": peak - before}
+    return {
+        "rows": done / len(steps[1:]),
+        "a second": done / seconds,
+        "per CPU second": done / spent,
+        "peak": peak - before,
+    }
 
 
 def main() -> None:

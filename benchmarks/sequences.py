@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from finerank.data.dataset import Dataset
+from finerank.data.order import Budget
 from finerank.data.prepare import Keys, prepare
 from finerank.data.split import Split
 from finerank.datasets.worlds.sequences import SequenceOptions, sequences
@@ -35,7 +36,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "dien": {"name": "dien", "interactions": [TOWER]},
     "dien, gru": {"name": "dien", "representation": {"cell": "gru"}, "interactions": [TOWER]},
     "dien, no auxiliary": {"name": "dien", "representation": {"auxiliary": 0.0}, "interactions": [TOWER]},
-    "bst": {"name": "bst", "representation": {"position": "order", "heads": 2, "dropout": 0.0}, "interactions": [TOWER]},
+    "bst": {
+        "name": "bst",
+        "representation": {"position": "order", "heads": 2, "dropout": 0.0},
+        "interactions": [TOWER],
+    },
     "hstu": {"name": "hstu", "interactions": [TOWER]},
     "bert4rec": {"name": "bert4rec", "representation": {"embedding": {"width": 32}, "last": 0.3}},
     "youtube_candidates": {"name": "youtube_candidates", "representation": {"hidden": [64, 32], "drawn": 20}},
@@ -79,7 +84,13 @@ def main() -> None:
         print(f"{data.rows:,} rows of {users:,} users, test AUC and GAUC, at most {epochs} epochs", flush=True)
         for name in sys.argv[3:] or MODELS:
             settings = TrainingOptions(
-                epochs=epochs, patience=2, tables=Adam(lr=5e-3), dense=Adam(lr=5e-3), threads=1, keep_memory=False
+                epochs=epochs,
+                patience=3,
+                batch=Budget(rows=256),
+                tables=Adam(lr=5e-3),
+                dense=Adam(lr=2e-3),
+                threads=1,
+                keep_memory=False,
             )
             cpu = time.process_time()
             trainer = Trainer(registry.parse(MODELS[name]), data, settings)

@@ -118,10 +118,9 @@ class UserTower(Representation):
             events = torch.cat([found[name].joined(names), history.events.numbers], dim=1)
             inputs.append(segment_mean(events, history.segments, batch.R))
         if self.options.example_age:
-            known = self.training and batch.example_age is not None
-            age = batch.example_age if known else None
-            some = inputs[1].new_zeros(inputs[0].shape[0]) if age is None else torch.log1p(age).to(inputs[0].dtype)
-            inputs.append(some.unsqueeze(1))
+            days = batch.example_age if self.training else None
+            age = batch.request.numbers.new_zeros(inputs[0].shape[0]) if days is None else torch.log1p(days)
+            inputs.append(age.unsqueeze(1))
         u_RD = self.tower(torch.cat(inputs, dim=1))
         items_N = batch.candidate.ids[:, self.item.own]
         drawn = batch.drawn.get(self.item.history) if self.training else None
