@@ -156,6 +156,8 @@ class Recipe:
             label=tuple(replace(label, file=anchored(label.file)) for label in data.label),
         )
         object.__setattr__(self, "data", data)
+        training = replace(self.training, warm_start=anchored(self.training.warm_start))
+        object.__setattr__(self, "training", training)
         self._keep_labels_out()
 
     def _keep_labels_out(self) -> None:

@@ -3,6 +3,7 @@
 recipe.toml       as resolved, defaults included          environment.json  versions, threads, device
 data/             the encoded data set (or elsewhere)     curve.csv         a line per epoch
 checkpoints/      to go on from     best/ best weights    metrics.json      validation and test, per head
+warm_start.json   what was taken over from an older run, where training.warm_start names one
 scores/<split>/   logits of every validation and test row, so that evaluating and comparing need no second pass
 run.json          where the data set is; written when the run is whole
 
@@ -36,6 +37,7 @@ from finerank.models.composition import Head, Model
 from finerank.recipe import Recipe
 from finerank.training.evaluate import Predictions, judged, metrics, predict
 from finerank.training.loop import Epoch, Progress, Trainer
+from finerank.training.warm_start import OldRun
 
 
 @dataclass(frozen=True)
@@ -151,10 +153,11 @@ def run(
         raise UserError(f"{folder}: holds a run already; go on with it (--resume), remove it, or name another folder")
     if at.exists() and at.read_text(encoding="utf-8") != text:
         raise UserError(f"{folder}: holds a run of another recipe; resume with the recipe it was started with")
+    beginning = _old_run(recipe, resume)
     folder.mkdir(parents=True, exist_ok=True)
     dataset = prepared(recipe, data or folder / "data", step)
     started = time.perf_counter()
-    trainer = Trainer(recipe.model, dataset, recipe.training, folder, progress)
+    trainer = Trainer(recipe.model, dataset, recipe.training, folder, progress, old=beginning)
     _write(at, text)  # from here on the folder holds a run
     _write(folder / "environment.json", json.dumps(environment(trainer.device), indent=1))
     history = trainer.fit(resume)
@@ -195,6 +198,18 @@ def run(
         json.dumps({"data": os.path.relpath(dataset.folder, folder), "heads": [vars(h) for h in trainer.model.heads]}),
     )
     return Result(trainer.model, dataset, history, measured, speed, seconds)
+
+
+def _old_run(recipe: Recipe, resume: bool) -> OldRun | None:
+    """The run that training begins with. One that is gone is none when a run is gone on with."""
+    source = recipe.training.warm_start
+    if source is None or (resume and not (Path(source) / "run.json").exists()):
+        return None
+    try:
+        found = Run.open(source)
+        return OldRun.of(found.folder, found.recipe.model, found.dataset)
+    except UserError as error:
+        raise UserError(f"warm start from {source}: {error}") from error
 
 
 def environment(device: torch.device) -> dict[str, Any]:
