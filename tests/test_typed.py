@@ -294,6 +294,7 @@ def schemas(draw: st.DrawFn) -> schema.Schema:
         valid |= {"segments": st.sampled_from([(1,), (3, 9), (1, 2, 8)]), "separator": st.none() | word}
         valid |= {
             "dim": st.none() | counts | st.sampled_from(["log2", "quarter:2.5", "dcn"]),
+            "std": st.none() | st.floats(0, 1e9),
             "of": st.lists(word, min_size=2, max_size=3).map(tuple),
         }
         given |= {key: strategy for key, strategy in valid.items() if key in fields}

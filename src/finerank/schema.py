@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from finerank.errors import UserError, nearest
-from finerank.widths import Dim, check_dim
+from finerank.widths import Dim, check_dim, check_std
 
 PADDING, OOV, MISSING, FIRST = 0, 1, 2, 3
 """The first rows of every table; values start at FIRST."""
@@ -131,10 +131,12 @@ class Bucketed:
     buckets: int = 10
     table: str | None = None
     dim: Dim | None = None
+    std: float | None = None
 
     def __post_init__(self) -> None:
         _at_least(2, buckets=self.buckets)
         check_dim(self.dim)
+        check_std(self.std)
         if not _rising(self.cuts) or not all(map(math.isfinite, self.cuts)):
             raise UserError(
                 f"cuts = {list(self.cuts)}; accepted: rising finite numbers, or none to have a law make them"
@@ -149,6 +151,8 @@ class Categorical:
 
     dim  its width: a number, or a rule over its n values: log2, quarter (n^1/4), quarter:k (k * n^1/4), dcn (6 * n^1/4),
          see `finerank.widths`; default: the width of the model
+    std  standard deviation of its initial values; default: the model's. Of a shared table one of the features may say it
+         for all; two that say different things are refused
     """
 
     kind: ClassVar[str] = "categorical"
@@ -159,9 +163,11 @@ class Categorical:
     encoding: Encoding = Vocabulary()
     table: str | None = None
     dim: Dim | None = None
+    std: float | None = None
 
     def __post_init__(self) -> None:
         check_dim(self.dim)
+        check_std(self.std)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,9 +190,11 @@ class MultiValued:
     encoding: Encoding = Vocabulary()
     table: str | None = None
     dim: Dim | None = None
+    std: float | None = None
 
     def __post_init__(self) -> None:
         check_dim(self.dim)
+        check_std(self.std)
         _check_separator(self.separator)
 
 
@@ -213,10 +221,12 @@ class Ranked:
     encoding: Encoding = Vocabulary()
     table: str | None = None
     dim: Dim | None = None
+    std: float | None = None
 
     def __post_init__(self) -> None:
         _at_least(1, max_rank=self.max_rank)
         check_dim(self.dim)
+        check_std(self.std)
         _check_separator(self.separator)
         ends = (0, *self.segments, self.max_rank + 1)
         if self.rank == "segments" and not (self.segments and _rising(ends)):
@@ -237,9 +247,11 @@ class Cross:
     encoding: Encoding = Hashed()
     table: str | None = None
     dim: Dim | None = None
+    std: float | None = None
 
     def __post_init__(self) -> None:
         check_dim(self.dim)
+        check_std(self.std)
         if not 2 <= len(self.of) <= 3:
             raise UserError(f"of = {list(self.of)}; accepted: two or three columns")
 
@@ -418,9 +430,17 @@ class Schema:
                     f"{nearest(task.within, names[:i])}"
                 )
         sharers: dict[str, tuple[str, object]] = {}
+        scales: dict[str, tuple[str, float]] = {}
         for feature in self.features:
             if isinstance(feature, Numeric):
                 continue
+            if feature.std is not None:
+                by, std = scales.setdefault(feature.table or feature.name, (feature.name, feature.std))
+                if std != feature.std:
+                    raise UserError(
+                        f"features {by!r} and {feature.name!r} share the table {feature.table or feature.name!r}, but one says "
+                        f"std = {std} and the other {feature.std}; leave it to one of them, or make them equal"
+                    )
             made = (feature.cuts, feature.law, feature.buckets) if isinstance(feature, Bucketed) else feature.encoding
             meaning = (made, feature.dim)
             first, known = sharers.setdefault(feature.table or feature.name, (feature.name, meaning))
@@ -504,12 +524,14 @@ class FittedTable:
     rows      rows of the table, the three reserved ones included (for `growing`: capacity + 3)
     counts    int64 [rows] (for `growing`: per symbol): occurrences in the training rows, histories included
     encoding  the declared encoding, or "cuts" for buckets, ranks and ages
+    dim, std  width and standard deviation of the initial values where a feature says them; None: the model's
     """
 
     rows: int
     counts: np.ndarray
     encoding: Encoding | Literal["cuts"]
     dim: int | None = None
+    std: float | None = None
 
 
 @dataclass(frozen=True)

@@ -116,10 +116,10 @@ class Encoder:
         }
         fitted = {}
         for name, spec in specs.items():
-            model = spec.like or name  # the table that says how wide it is
-            dim = specs[model].dim
+            model = spec.like or name  # the table that says how wide it is, and how it starts
+            dim, std = specs[model].dim, specs[model].std
             width = None if dim is None else width_of(dim, rows[model] - FIRST)
-            fitted[name] = FittedTable(rows=rows[name], counts=counts[name], encoding=spec.encoding, dim=width)
+            fitted[name] = FittedTable(rows=rows[name], counts=counts[name], encoding=spec.encoding, dim=width, std=std)
         return fitted
 
     # -------------------------------------------------------------------------------------------- one request
