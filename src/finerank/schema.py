@@ -317,6 +317,7 @@ class History:
     columns     event column of a field where it is not the feature's own column
     where       only events whose column equals the value, e.g. {event = "purchase"}
     lists       instead of the event log: columns of the samples that hold the lists, oldest first, field by field
+    weights     beside lists: for every weighted field the column that holds its weights, one list (or number) per event
     separator   for list columns that are joined text (`a^b^c`)
     max_length  the most recent so many
     delay       seconds until an event is known: known_at = time + delay, unless the log has a `known_at` column
@@ -329,6 +330,7 @@ class History:
     columns: Mapping[str, str] = field(default_factory=dict)
     where: Mapping[str, str | int | bool] = field(default_factory=dict)
     lists: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
     separator: str | None = None
     max_length: int = 50
     delay: float = 0.0
@@ -344,6 +346,11 @@ class History:
             raise UserError(f"history {self.name!r}: delay = {self.delay}; accepted: seconds, 0 or more")
         if not _rising(self.age_cuts):
             raise UserError(f"history {self.name!r}: age_cuts = {list(self.age_cuts)}; accepted: rising seconds")
+
+    @property
+    def list_columns(self) -> dict[str, str]:
+        """The columns of the samples that hold the past, by field; those of weights by `field·weights`."""
+        return {**self.lists, **{f"{name}·weights": column for name, column in self.weights.items()}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -402,11 +409,6 @@ class Schema:
                         f"history {history.name!r}: field {name!r} has use {feature.use!r}; what must not reach the graph "
                         "cannot be part of the past either; accepted: features with use = 'input'"
                     )
-                if isinstance(feature, MultiValued) and feature.weights is not None and history.lists:
-                    raise UserError(
-                        f"history {history.name!r}: field {name!r} is weighted, which list columns cannot hold; "
-                        "use an event log, or a feature without weights"
-                    )
                 if isinstance(feature, Cross) or feature.level == "request":
                     raise UserError(
                         f"history {history.name!r}: field {name!r} is a {feature.level}-level {feature.kind}; accepted: "
@@ -422,6 +424,13 @@ class Schema:
                 raise UserError(
                     f"history {history.name!r}: lists must name a column for each of {list(history.fields)}"
                 )
+            weighted = [n for n in history.fields if getattr(self.feature(n), "weights", None) is not None]
+            if set(history.weights) != set(weighted if history.lists else ()):
+                raise UserError(
+                    f"history {history.name!r}: weights names columns for {sorted(history.weights)}; accepted: beside lists "
+                    f"one for each weighted field, here {weighted if history.lists else 'none, for there are no lists'}"
+                )
+            self._check_events_of_lists(history)
         names = [t.name for t in self.tasks]
         for i, task in enumerate(self.tasks):
             if task.within is not None and task.within not in names[:i]:
@@ -449,6 +458,22 @@ class Schema:
                     f"features {first!r} and {feature.name!r} share the table {feature.table or feature.name!r} but not "
                     "their encoding and dim; make them equal or name another table"
                 )
+
+    def _check_events_of_lists(self, history: History) -> None:
+        """One event column is one list column: a request's events are read by event column."""
+        seen: dict[str, tuple[str, str]] = {}
+        for name in history.fields if history.lists else ():
+            feature = self.feature(name)
+            reads = {history.columns.get(name, column_of(feature)): history.lists[name]}
+            if isinstance(feature, MultiValued) and feature.weights is not None:
+                reads[feature.weights] = history.weights[name]
+            for column, at in reads.items():
+                other, before = seen.setdefault(column, (name, at))
+                if before != at:
+                    raise UserError(
+                        f"history {history.name!r}: fields {other!r} and {name!r} both read {column!r} of an event, but "
+                        f"lists of their own, {before!r} and {at!r}; tell them apart by `columns` of the history"
+                    )
 
     def feature(self, name: str) -> Feature:
         """The feature of this name."""

@@ -61,7 +61,7 @@ class FreshScorer:
         schema = self.encoder.schema
         levels = [f for level in ("request", "candidate") for f in fields_of(schema, level)]
         self.features = {column: f.feature.name for f in levels for column in f.columns}
-        self.lists = {c: h.name for h in schema.histories for c in h.lists.values()}
+        self.lists = {c: h.name for h in schema.histories for c in h.list_columns.values()}
         self.by_position = any(h.ties == "file_order" and not h.lists for h in schema.histories)
 
     def batches(
