@@ -18,7 +18,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -76,6 +76,8 @@ class Run:
             data, heads = folder / found["data"], tuple(Head(**head) for head in found["heads"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{stamp}: damaged ({type(error).__name__}: {error}); train the run again") from error
+        if not (folder / "recipe.toml").exists():
+            raise UserError(f"{folder / 'recipe.toml'}: there is no such file, so the run is not whole; train it again")
         return Run(folder, Recipe.read(folder / "recipe.toml"), Dataset.open(data), heads)
 
     def trainer(self) -> Trainer:
@@ -86,7 +88,20 @@ class Run:
 
     def metrics(self) -> dict[str, Any]:
         """metrics.json as `run` wrote it: model, best_epoch, epochs, validation, test, training_rows_per_second, ..."""
-        found: dict[str, Any] = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+        return self.document("metrics.json", ("model", "best_epoch", "validation", "test", "training_rows_per_second"))
+
+    def document(self, name: str, keys: Sequence[str] = ()) -> dict[str, Any]:
+        """A JSON file of the folder: an object with at least these keys. Raises UserError where it is gone or damaged."""
+        at = self.folder / name
+        try:
+            found = json.loads(at.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{at}: there is no such file, so the run is not whole; train it again") from None
+        except ValueError as error:
+            raise UserError(f"{at}: damaged ({type(error).__name__}: {error}); train the run again") from error
+        if not isinstance(found, dict) or (missing := [key for key in keys if key not in found]):
+            what = f"without {', '.join(missing)}" if isinstance(found, dict) else "no JSON object"
+            raise UserError(f"{at}: damaged ({what}); train the run again")
         return found
 
     def predictions(self, split: str) -> Predictions:
@@ -95,7 +110,10 @@ class Run:
         at = self.folder / "scores" / split
         if not at.exists():
             raise UserError(f"{self.folder}: no scores of {split!r}; the split has no rows, or the run is not whole")
-        stored = read_columns(at)
+        try:
+            stored = read_columns(at)
+        except UserError as error:
+            raise UserError(f"{at}: the stored scores are damaged; train the run again ({error})") from error
         wanted = judged(self.heads, self.dataset, requests)
         if not np.array_equal(stored["rows"], wanted.rows):
             raise UserError(f"{at}: is of another data set; train the run again")
@@ -145,8 +163,9 @@ def run(
     data    where the encoded data set is or goes; None: inside the run's folder
     resume  go on with the run in `folder`; its recipe must be the same
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file; name a folder for the run")
+    for above in (folder, *folder.parents):
+        if above.exists() and not above.is_dir():
+            raise UserError(f"{above}: is a file; name a folder for the run")
     text = recipe.toml()
     at = folder / "recipe.toml"
     if at.exists() and not resume:

@@ -24,7 +24,7 @@ def ablate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the runs and the table.")],
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each variant.")] = 2,
     only: Annotated[list[str] | None, typer.Option(help="Only this variant; may be repeated.")] = None,
-    minutes: Annotated[float, typer.Option(help="Begin no training after so many minutes.")] = math.inf,
+    minutes: Annotated[float, typer.Option(min=0, help="Begin no training after so many minutes.")] = math.inf,
     overrides: Overrides = None,
 ) -> None:
     """Ablate a recipe: units, sharing, softmax, fields.  Example: finerank ablate recipe.toml -o runs/ablation --seeds 2

@@ -26,7 +26,7 @@ def report(
         list[Path], typer.Argument(help="A run's folder (several are compared with the first) or an ablation's.")
     ],
     split: SplitOption = Split.test,
-    rows: Annotated[int, typer.Option(help="Rows for the importance of fields; 0 leaves it out.")] = 20_000,
+    rows: Annotated[int, typer.Option(min=0, help="Rows for the importance of fields; 0 leaves it out.")] = 20_000,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The page; default: in the (first) run's folder.")
     ] = None,

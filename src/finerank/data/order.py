@@ -30,8 +30,9 @@ class Budget:
     pairs: int | None = 1_000_000
 
     def __post_init__(self) -> None:
-        if self.rows < 1 or (self.pairs is not None and self.pairs < 1):
-            raise UserError(f"batch: rows = {self.rows}, pairs = {self.pairs}; accepted: whole numbers of at least 1")
+        for name, value in (("rows", self.rows), ("pairs", self.pairs)):
+            if value is not None and not 1 <= value < 2**31:
+                raise UserError(f"batch: {name} = {value}; accepted: whole numbers from 1 to 2^31 - 1")
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ def ablate(
         if variant.name == BASE:
             base = runs
             if reason:
-                raise UserError(f"{path}: the recipe itself does not run: {reason}")
+                raise UserError(f"{path}: the recipe as it is comes first, but: {reason}")
         found.append(_outcome(variant, runs, base, reason if len(runs) < seeds else ""))
         tell(line(found[-1]))
         _write(folder, path, found)

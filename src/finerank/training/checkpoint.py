@@ -272,7 +272,7 @@ class Checkpoints:
         except UserError as error:
             intact = next((g for g in reversed(self.generations()) if g != name and self._is_intact(g)), None)
             remedy = (
-                f"load(generation={intact!r}) is intact"
+                f"load(generation={intact!r}) is intact; to go on from it, write its name into {self.folder / 'CURRENT'}"
                 if intact
                 else "no other generation is intact: start anew in another folder"
             )
