@@ -232,7 +232,11 @@ CASES: dict[str, tuple[Break, tuple[str, ...], str]] = {
         ("train", "r.toml", "-o", "new", "--data", "data", "--set", "data.split.test=0.3"),
         "data: was prepared by another recipe or from files that have changed since",
     ),
-    "train: below a file": (written("f", b""), ("train", "r.toml", "-o", "f/run"), "f: is a file; name a folder for"),
+    "train: below a file": (
+        written("f", b""),
+        ("train", "r.toml", "-o", "f/run"),
+        "f/run: Not a directory; a file stands",
+    ),
     # a recipe that is none
     "recipe: no such file": (nothing, ("train", "nope.toml"), "nope.toml: no such file"),
     "recipe: a folder": (nothing, ("train", "din"), "din: cannot be read (Is a directory)"),
@@ -262,7 +266,7 @@ CASES: dict[str, tuple[Break, tuple[str, ...], str]] = {
     "recipe: a negative budget": (
         nothing,
         (*NEW, "--set", "training.batch.rows=-4"),
-        "batch: rows = -4; accepted: whole",
+        "batch: rows = -4, pairs = ",
     ),
     "recipe: a budget beyond all bounds": (nothing, (*NEW, "--set", "training.batch.rows=1e30"), "got 1e+30 (float)"),
     "recipe: no epochs": (

@@ -163,9 +163,8 @@ def run(
     data    where the encoded data set is or goes; None: inside the run's folder
     resume  go on with the run in `folder`; its recipe must be the same
     """
-    for above in (folder, *folder.parents):
-        if above.exists() and not above.is_dir():
-            raise UserError(f"{above}: is a file; name a folder for the run")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; name a folder for the run")
     text = recipe.toml()
     at = folder / "recipe.toml"
     if at.exists() and not resume:

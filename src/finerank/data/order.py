@@ -30,9 +30,10 @@ class Budget:
     pairs: int | None = 1_000_000
 
     def __post_init__(self) -> None:
-        for name, value in (("rows", self.rows), ("pairs", self.pairs)):
-            if value is not None and not 1 <= value < 2**31:
-                raise UserError(f"batch: {name} = {value}; accepted: whole numbers from 1 to 2^31 - 1")
+        if not all(1 <= value < 2**31 for value in (self.rows, self.pairs) if value is not None):
+            raise UserError(
+                f"batch: rows = {self.rows}, pairs = {self.pairs}; accepted: whole numbers of at least 1, below 2^31"
+            )
 
 
 @dataclass(frozen=True)
