@@ -35,7 +35,7 @@ from finerank.errors import UserError
 from finerank.kernels import build as loops
 from finerank.models.composition import Head, Model
 from finerank.recipe import Recipe
-from finerank.training.evaluate import Predictions, judged, metrics, predict
+from finerank.training.evaluate import Predictions, judged, metrics, predict, watched
 from finerank.training.loop import Epoch, Progress, Trainer
 from finerank.training.warm_start import OldRun
 
@@ -210,6 +210,8 @@ def run(
         "seconds": seconds,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
     }
+    if monitors := watched(trainer.model, trainer.builder, dataset.requests_of("validation"), rows, trainer.device):
+        result["monitors"] = monitors
     _write(folder / "metrics.json", json.dumps(_plain(result), indent=1))
     _write(
         folder / "run.json",

@@ -253,6 +253,31 @@ def bars(values: Values, title: str, describe: str) -> Markup:
     return svg({"width": WIDTH, "height": {"step": 20}, "layer": layers}, describe)
 
 
+def shares(values: Values, describe: str) -> Markup:
+    """A bar of shares per name, each a piece of its own shade. values: {name, part, share}; parts are counted from 1."""
+    count = len({v["part"] for v in values})
+    return svg(
+        {
+            "width": WIDTH,
+            "height": {"step": 24},
+            "data": {"values": list(values)},
+            "mark": {"type": "bar", "height": 16, "stroke": "white", "strokeWidth": 1},
+            "encoding": {
+                "y": {"field": "name", "type": "nominal", "sort": None, "title": None},
+                "x": _x("share", "mean gate", stack="zero", scale={"nice": False}),
+                "order": {"field": "part", "type": "quantitative"},
+                "color": {
+                    "field": "part",
+                    "type": "ordinal",
+                    "scale": {"scheme": "blues" if count > 1 else "tableau10"},
+                    "legend": {"title": "expert", "orient": "bottom", "symbolType": "square"},
+                },
+            },
+        },
+        describe,
+    )
+
+
 def lit(values: Values, describe: str, events: int, unit: str) -> Markup:
     """A strip per candidate: its past from left (oldest) to right, each event as strong as it lit up.
 

@@ -66,6 +66,7 @@ def run_report(
     sections += [("past", "A past that lit up")] if example else []
     sections += [("data", "Data"), ("timings", "Timings"), ("recipe", "Recipe")]
     epochs = read_curve(run.folder / "curve.csv")
+    used = pictures.gates(measured.get("monitors", {}))
     return render(
         "run.html",
         model=measured["model"],
@@ -73,7 +74,7 @@ def run_report(
         summary=f"{found.rows:,} {split} rows in {found.requests:,} requests of {found.users:,} users · {run.folder}",
         sections=sections,
         heads=[_head(name, head, split, measured) for name, head in found.heads.items()],
-        curves=pictures.learning(epochs, measured["best_epoch"]),
+        curves=pictures.learning(epochs, measured["best_epoch"]) + ([used] if used else []),
         slices=[
             _slice(table, name, head, len(found.heads) > 1)
             for name, head in found.heads.items()

@@ -28,6 +28,7 @@ from finerank.models.registry import Composition, build
 from finerank.runtime.hashing import mix
 from finerank.runtime.manifest import schema_hash
 from finerank.training import calibrate
+from finerank.training.balance import GradNormWeights, balance
 from finerank.training.checkpoint import Checkpoints, restore
 from finerank.training.evaluate import judged, metrics, monitored, predict
 from finerank.training.growing import admit, load_maps, maps_state, row_maps
@@ -103,6 +104,7 @@ class Trainer:
         sampling = options.sampling
         if sampling is not None and (sampling.recalibrate or sampling.hot_items is not None):
             self.model.calibration = Calibration(len(self.model.heads))
+        balance(self.model, options.tasks)
         self.model.to(self.device)
         self.optimisers = Optimisers(self.model, dataset.fitted, options)
         self.row_maps = row_maps(dataset.fitted)
@@ -213,7 +215,10 @@ class Trainer:
             out, factors = self.model(batch), None
             if self.sampled is not None:
                 out, factors = self.sampled.seen(batch, out)
-            loss = sum(self.model.losses(batch, out, factors).values(), torch.zeros((), device=self.device))
+            terms = self.model.losses(batch, out, factors)
+            if isinstance(self.model.balance, GradNormWeights):
+                self.model.balance.observe(terms)
+            loss = sum(terms.values(), torch.zeros((), device=self.device))
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         if not math.isfinite(total):
@@ -222,6 +227,8 @@ class Trainer:
                 "try a smaller learning rate, or training.clip = 5"
             )
         self.optimisers.step()
+        if isinstance(self.model.balance, GradNormWeights):
+            self.model.balance.update()
         return total
 
     def _seed_noise(self, seed: int) -> None:
