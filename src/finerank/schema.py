@@ -12,7 +12,7 @@ Indices  0 padding · 1 out of vocabulary · 2 missing (null, NaN or empty text)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar, Literal
@@ -504,12 +504,14 @@ class FittedTable:
     rows      rows of the table, the three reserved ones included (for `growing`: capacity + 3)
     counts    int64 [rows] (for `growing`: per symbol): occurrences in the training rows, histories included
     encoding  the declared encoding, or "cuts" for buckets, ranks and ages
+    symbol    canonical text of a value -> its symbol, OOV for none (for all but `growing`: the row)
     """
 
     rows: int
     counts: np.ndarray
     encoding: Encoding | Literal["cuts"]
     dim: int | None = None
+    symbol: Callable[[str], int] = field(default=lambda text: OOV, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

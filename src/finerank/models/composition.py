@@ -147,6 +147,8 @@ class Head:
     space    own: over the task's own space (where its weight is not 0) · entire: over the space of the root of its
              chain of `within`, with the product of the chain's labels (a conversion that needs a click: y and z)
     trained  whether it has a term in the loss; a derived head (ESMM's pCVR) has none
+    direct   whether its labels have the odds of its logit; False where the heads judge it through something else (a
+             position, a delay), so that no constant offset undoes a sampling of rows (`training.sampling`)
     """
 
     name: str
@@ -154,6 +156,7 @@ class Head:
     link: Link = "sigmoid"
     space: Literal["own", "entire"] = "own"
     trained: bool = True
+    direct: bool = True
 
 
 class Heads(Part):

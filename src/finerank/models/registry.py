@@ -33,7 +33,7 @@ class Composition:
 
     paper       arXiv number or DOI; "" for what has none
     exemptions  checks of the test matrix that do not apply: {check: (reason, the check that replaces it)}
-    requires    what a schema must have: "history", "two tasks"
+    requires    what a schema must have: "history", "two tasks", "train-only ids", "delay"
     without     fields and histories of the schema that the model is not to see (`narrow.names_of`)
     """
 
@@ -201,10 +201,14 @@ def build(model: Composition, fitted: FittedSchema) -> Model:
 _requirements: dict[str, Callable[[FittedSchema], bool]] = {
     "history": lambda fitted: bool(fitted.histories),
     "two tasks": lambda fitted: any(t.within is not None for t in fitted.schema.tasks),
+    "train-only ids": lambda fitted: bool(fitted.train_only.ids),
+    "delay": lambda fitted: any(t.kind == "regression" and t.within is not None for t in fitted.schema.tasks),
 }
 
 _remedies = {
     "history": "declare a [[history]] of the user's past events",
     "two tasks": "declare a [[task]] that lives within another (within = its name)",
+    "train-only ids": 'declare a categorical or bucketed candidate feature with use = "train_only", such as the position',
+    "delay": 'declare a [[task]] of kind = "regression" within the conversion: how long it took',
 }
-_needed_by = {"history": "representation", "two tasks": "heads"}
+_needed_by = {"history": "representation", "two tasks": "heads", "train-only ids": "heads", "delay": "heads"}

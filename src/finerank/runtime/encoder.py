@@ -119,7 +119,13 @@ class Encoder:
             model = spec.like or name  # the table that says how wide it is
             dim = specs[model].dim
             width = None if dim is None else width_of(dim, rows[model] - FIRST)
-            fitted[name] = FittedTable(rows=rows[name], counts=counts[name], encoding=spec.encoding, dim=width)
+            fitted[name] = FittedTable(
+                rows=rows[name],
+                counts=counts[name],
+                encoding=spec.encoding,
+                dim=width,
+                symbol=self.tables[name].lookup,
+            )
         return fitted
 
     # -------------------------------------------------------------------------------------------- one request
