@@ -371,7 +371,7 @@ def check_best_weights_are_restored(name: str, data: Dataset, tmp: Path) -> None
     )
     trainer = Trainer(registry.composition(name), data, options)
     history = trainer.fit()
-    measured = metrics(predict(trainer.model, trainer.builder, data.requests_of("validation")))
+    measured = metrics(predict(trainer.model, trainer.builder, data.requests_of("validation"), logged=True))
     assert monitored(trainer.model, measured, "auc") == max(e.score for e in history)
 
 

@@ -169,12 +169,17 @@ class Heads(Part):
     def forward(self, logits_NK: Tensor) -> Tensor:
         """[N, K] -> [N, H]: what is evaluated and served."""
 
-    def loss(self, index: int, logits_NH: Tensor, labels_N: Tensor, batch: Batch) -> Tensor:
-        """[N]: the loss of each row for head `index`, before weights.
+    def logged(self, logits_NH: Tensor, batch: Batch) -> Tensor:
+        """[N, H] -> [N, H]: the logits of what the log holds, where that is not what is predicted.
 
-        What only training knows (a position, an elapsed time: `Batch.train_only`) enters here and so never the graph.
+        A click at its position, a conversion as far as it is known. It is what training and early stopping judge. What only
+        they know (`Batch.train_only`) enters here and in `loss`, and so never the graph.
         """
-        return head_loss(self.heads[index], logits_NH[:, index], labels_N)
+        return logits_NH
+
+    def loss(self, index: int, logits_NH: Tensor, labels_N: Tensor, batch: Batch) -> Tensor:
+        """[N]: the loss of each row for head `index`, before weights."""
+        return head_loss(self.heads[index], self.logged(logits_NH, batch)[:, index], labels_N)
 
 
 @dataclass(frozen=True)

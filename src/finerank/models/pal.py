@@ -24,12 +24,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from finerank.data.batch import Batch
 from finerank.errors import UserError
 from finerank.models.base import Tower
-from finerank.models.composition import head_loss
 from finerank.models.esmm import product_logit
 from finerank.models.fm import FM
 from finerank.models.lr import Linear
@@ -74,16 +72,14 @@ class SeenHeads(TaskHeads):
         first = self.seen.names[0]
         self.anchor = row_of(fitted, first, options.anchor, "heads.anchor") if options.anchor else None
 
-    def loss(self, index: int, logits_NH: Tensor, labels_N: Tensor, batch: Batch) -> Tensor:
-        """See `Heads.loss`."""
-        head, logit = self.heads[index], logits_NH[:, index]
-        if head.direct:
-            return head_loss(head, logit, labels_N)
+    def logged(self, logits_NH: Tensor, batch: Batch) -> Tensor:
+        """The logit of bCTR for the heads that must be seen."""
         ids_NC = self.seen.ids(batch)
-        both = product_logit([logit, self.seen(ids_NC)[:, 0]])
-        if self.anchor is not None:
-            both = torch.where(ids_NC[:, 0] == self.anchor, logit, both)
-        return F.binary_cross_entropy_with_logits(both, labels_N, reduction="none")
+        seen_N, out = self.seen(ids_NC)[:, 0], []
+        for head, logit_N in zip(self.heads, logits_NH.unbind(1), strict=True):
+            both_N = logit_N if head.direct else product_logit([logit_N, seen_N])
+            out.append(both_N if self.anchor is None else torch.where(ids_NC[:, 0] == self.anchor, logit_N, both_N))
+        return torch.stack(out, dim=1)
 
     def prob_seen(self, ids_NC: Tensor) -> Tensor:
         """[N]: ProbSeen of rows of the columns' ids. Without an anchor only ratios are known, so watch them, not it."""

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from finerank.data.batch import Batch
 from finerank.errors import UserError
 from finerank.models.base import Tower
-from finerank.models.composition import head_loss
 from finerank.models.plain import Plain, TaskHeads
 from finerank.models.registry import Composition, named, part
 from finerank.models.train_only import TrainOnly, judged_tasks
@@ -63,20 +62,20 @@ class PositionTower(TaskHeads):
 
     def forward(self, logits_NK: Tensor) -> Tensor:
         """[N, K] -> [N, K]: the position is missing."""
-        missing = self.tower(self.tower.missing().to(logits_NK.device))[0]
-        constant = torch.zeros_like(self.bias).index_add(0, torch.tensor(self.biased, device=missing.device), missing)
-        return logits_NK + (self.bias + constant)
+        missing = self.tower(self.tower.missing().to(logits_NK.device))
+        return logits_NK + self.bias + self._of_heads(missing)
 
-    def loss(self, index: int, logits_NH: Tensor, labels_N: Tensor, batch: Batch) -> Tensor:
-        """See `Heads.loss`."""
-        head, logit = self.heads[index], logits_NH[:, index]
-        if index not in self.biased:
-            return head_loss(head, logit, labels_N)
-        ids, missing = self.tower.ids(batch), self.tower.missing().to(logit.device)
+    def logged(self, logits_NH: Tensor, batch: Batch) -> Tensor:
+        """The logits at the rows' positions, where they are not dropped."""
+        ids, missing = self.tower.ids(batch), self.tower.missing().to(logits_NH.device)
         kept = self.drop(torch.ones(len(ids), 1, device=ids.device)) > 0
-        column = self.biased.index(index)
         known, unknown = self.tower(torch.where(kept, ids, missing)), self.tower(missing)
-        return head_loss(head, logit - unknown[:, column] + known[:, column], labels_N)
+        return logits_NH + self._of_heads(known - unknown)
+
+    def _of_heads(self, biases: Tensor) -> Tensor:
+        """[n, biased heads] -> [n, H]: 0 for the others."""
+        at = torch.tensor(self.biased, device=biases.device)
+        return biases.new_zeros(biases.shape[0], len(self.heads)).index_add(1, at, biases)
 
 
 POSITION_TOWER = named(
