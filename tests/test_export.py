@@ -65,7 +65,8 @@ class World:
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, World]:
     folder = tmp_path_factory.mktemp("worlds")
     return {
-        tasks: World(tiny.dataset(folder / str(tasks), tasks=tasks, max_length=50), *tiny.frames()) for tasks in (1, 2)
+        tasks: World(tiny.dataset(folder / str(tasks), tasks=tasks, max_length=50), *tiny.frames())
+        for tasks in (1, 2, 3)
     }
 
 
@@ -262,7 +263,8 @@ def check_the_trip(
 def test_every_model_makes_the_trip(
     name: str, worlds: dict[int, World], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Text
 ) -> None:
-    world = worlds[2 if "two tasks" in registry.composition(name).requires else 1]
+    requires = registry.composition(name).requires
+    world = worlds[3 if "delay" in requires else 2 if "two tasks" in requires else 1]
     scorer = check_the_trip(trained(name, world.data), world, tmp_path, monkeypatch, capfd)
     if name == "lr":
         assert not any(i.name.startswith("clicks.") for i in scorer.manifest.inputs)
