@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,14 @@ import polars as pl
 from finerank.data.dataset import Dataset
 from finerank.data.prepare import Keys, prepare
 from finerank.data.split import Split
+from finerank.export.graph import exported
+from finerank.models.composition import Model
 from finerank.schema import (
     Bucketed,
     Categorical,
     Cross,
     Encoding,
+    FittedSchema,
     Hashed,
     History,
     MultiValued,
@@ -110,3 +114,10 @@ def dataset(
     if tasks == 3:
         samples = delayed(samples)
     return prepare(folder, made, samples.lazy(), events.lazy(), KEYS, Split(validation=0.2, test=0.2))
+
+
+def read_by_graph(model: Model, fitted: FittedSchema) -> set[str]:
+    """The weights and inputs that the served graph reads."""
+    traces = logging.getLogger("torch.__trace")  # pytest gives it handlers, and then it traces thousands of records
+    traces.handlers, traces.propagate = [], True
+    return {n.name for n in exported(model, fitted).graph.nodes if n.op == "placeholder" and n.users}
