@@ -92,7 +92,11 @@ def dataset(folder: Path, tasks: int) -> Any:
                 Numeric(name="delay", level="candidate", use="train_only", transform="none"),
             ),
             histories=(History(name="clicks", fields=("item", "category"), max_length=50),),
-            tasks=(Task(name="click"), Task(name="conversion", within="click"))[:tasks],
+            tasks=(
+                Task(name="click"),
+                Task(name="conversion", within="click"),
+                Task(name="wait", column="delay", kind="regression", within="conversion"),
+            )[:tasks],
         )
         samples, events = log()
         keys = Keys(request="request", user="user", time="time")
@@ -107,7 +111,7 @@ def measure(name: str, folder: Path) -> dict[str, float]:
     from finerank.training.options import TrainingOptions
 
     composition = registry.composition(name)
-    data = dataset(folder, 2 if "two tasks" in composition.requires else 1)
+    data = dataset(folder, 3 if "delay" in composition.requires else 2 if "two tasks" in composition.requires else 1)
     trainer = Trainer(composition, data, TrainingOptions(threads=2, seed=1))
     steps = trainer.feed.steps(data.requests_of("train"), trainer.options.batch, 0)
     seconds = []

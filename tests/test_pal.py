@@ -25,6 +25,7 @@ from finerank.datasets.worlds.world import World
 from finerank.errors import UserError
 from finerank.evaluation.defaults import LOGGED, sweep
 from finerank.export.graph import graph_inputs
+from finerank.fresh.score import FreshScorer
 from finerank.models import registry
 from finerank.models.composition import Model
 from finerank.models.pal import SeenHeads
@@ -330,6 +331,13 @@ def test_holding_the_position_equals_a_log_in_which_all_stood_there(feature_run:
     y = b.labels[:, 0]
     loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, y)
     assert found["3"]["logloss"].value == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_requests_without_times_are_scored_from_files(feature_run: Run) -> None:
+    samples, _ = feature_run.recipe.sources()
+    logits = np.concatenate([batch.logits for batch in FreshScorer(feature_run).batches(samples)])
+    stored = feature_run.predictions("test")
+    np.testing.assert_allclose(logits[stored.rows], stored.logits, rtol=1e-6)
 
 
 def test_the_verb_defaults(feature_run: Run) -> None:

@@ -48,6 +48,9 @@ class MatchedAndCorrelated(Pooled):
     class Options(Pooled.Options):
         """As for `pooled`, and the two auxiliary subnets.
 
+        embedding    width and initial spread of the fields
+        pooling      of the past: sum or mean
+        decay        seconds after which a past event counts 1/e; 0: all count alike
         alpha, beta  weights of matching and correlation; 5 and .01 in the authors' code. 0 switches a subnet off
         hidden       layers of their towers; the last is tanh
         window       events to either side of one that count as liked together

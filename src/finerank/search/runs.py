@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import resource
 import sys
 import threading
@@ -79,11 +80,20 @@ def _child(recipe: str, at: Path, data: Path, told: Connection) -> None:
     refused = ""
     try:
         run(Recipe.parse(tomllib.loads(recipe)), at, data, resume=(at / "recipe.toml").exists())
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        (at / MEMORY).write_text(json.dumps({"peak_bytes": peak}), encoding="utf-8")
+        (at / MEMORY).write_text(json.dumps({"peak_bytes": _peak()}), encoding="utf-8")
     except UserError as error:
         refused = str(error)
     told.send(refused)
+
+
+def _peak() -> int:
+    """Peak resident memory of this process in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux a child's ru_maxrss begins at what its parent had
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+        if found:
+            return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _end_with(sentinel: int, leave: Callable[[int], object]) -> None:
