@@ -255,6 +255,27 @@ def test_a_run_against_loops(shop: Run, by: Any, k: int) -> None:
     assert f"amount_per_1000_impressions@{k}" not in found
 
 
+def test_how_far_rows_would_move(shop: Run) -> None:
+    found = evaluate(shop, "test", "request", order="position").heads["click"].beyond["footrule"].value
+    data, scores = shop.dataset, shop.predictions("test")
+    table = data.encoder.tables["position"]
+    moved = []
+    for request in data.requests_of("test"):
+        rows = [i for i, r in enumerate(scores.rows) if data.first[request] <= r < data.first[request + 1]]
+        if len(rows) > 1:
+            shown = [float(table.name(int(data.train_only.ids[scores.rows[i], 0]))) for i in rows]
+            score = [-float(scores.logits[i, 0]) for i in rows]
+            places = [[sum(v < x for v in of) + (sum(v == x for v in of) - 1) / 2 for x in of] for of in (shown, score)]
+            moved.append(sum(abs(a - b) for a, b in zip(*places, strict=True)) / (len(rows) ** 2 // 2))
+    assert found == pytest.approx(np.mean(moved))
+    for wrong, message in (
+        ("positon", r"order 'positon' is no feature"),
+        ("item", r"order 'item': its values are no numbers"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate(shop, "test", order=wrong)
+
+
 def test_intervals_are_those_of_resampled_users(shop: Run) -> None:
     """The mean over lists of users: the interval is that of the mean of a sample."""
     found = evaluate(shop, "test", k=3).heads["click"].beyond["novelty@3"]

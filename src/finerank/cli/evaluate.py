@@ -45,6 +45,7 @@ def evaluate(
     slices: Annotated[list[str] | None, typer.Option("--slice", help="Also by this feature; may be repeated.")] = None,
     k: Annotated[int, typer.Option("--top", min=1, help="Rows of a list that are its top, beyond accuracy.")] = 10,
     amount: Annotated[str | None, typer.Option(help="Regression task of what a row brought in, for GPM.")] = None,
+    order: Annotated[str | None, typer.Option(help="Feature of where a row stood: how far would rows move.")] = None,
     samples: Annotated[Path | None, typer.Option("--samples", help="Judge these rows instead of a split.")] = None,
     events: Annotated[Path | None, typer.Option("--events", help="With --samples: the whole event log.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File (default: in the run's folder).")] = None,
@@ -55,7 +56,7 @@ def evaluate(
         raise UserError("--events: is read for --samples; give both, or neither to judge a split")
     with waiting("evaluating"):
         if samples is None:
-            found, name = judge(opened, split.value, by.value, slices or (), k, amount), split.value
+            found, name = judge(opened, split.value, by.value, slices or (), k, amount, order), split.value
         else:
             found, name = judge_files(opened, samples, events, by.value, slices or ()), f"fresh_{samples.stem}"
     path = out or evaluation_path(opened.folder, name)

@@ -30,6 +30,7 @@ TITLES: dict[str, str] = {
     "personalisation": "personalisation: 1 - items in common with another list / places",
     "novelty": "novelty: -log2(users who had the item / users)",
     "surprise": "surprise: 1 - likeness of a positive item to the past",
+    "footrule": "footrule: how far rows move from the order as shown / the farthest",
     "clicks_per_impression": "CTR: clicks / impressions",
     "conversions_per_click": "CVR: conversions / clicks",
     "amount_per_1000_impressions": "GPM: 1000 · amount / impressions",
@@ -40,19 +41,28 @@ TITLES: dict[str, str] = {
 def title(name: str) -> str:
     """`coverage@10` -> its title, for people."""
     metric, _, k = name.partition("@")
-    return f"{TITLES[metric]}, top {k}"
+    return f"{TITLES[metric]}, top {k}" if k else TITLES[metric]
 
 
 def beyond(
-    data: Dataset, head: Head, rows: HeadRows, at: Ints, k: int = 10, amount: str | None = None, unit: str = "users"
+    data: Dataset,
+    head: Head,
+    rows: HeadRows,
+    at: Ints,
+    k: int = 10,
+    amount: str | None = None,
+    unit: str = "users",
+    order: str | None = None,
 ) -> dict[str, Estimate]:
-    """Every metric of TITLES that the data have something for, as `name@k`.
+    """Every metric of TITLES that the data have something for, as `name@k` (the footrule, of whole lists, without).
 
     rows    of the head, by whose logits lists are ordered; at: int64 [n], the row of the data set that each is
     amount  the regression task that says what a row brought in, for GPM
+    order   the feature that says where a row stood (a position, input or train-only), for the footrule; of whole lists
     Rows under no list of two, or a schema without an item: nothing. Raises UserError for an amount that is no such task.
     """
     earned = _amount(data, amount)
+    stood = None if order is None else _positions(data, at, order)
     item = item_of(data)
     if item is None or not len(at) or len(rows.owner) == len(at):
         return {}
@@ -89,6 +99,8 @@ def beyond(
             out["surprise"] = over_lists(
                 metrics.surprise(lists, relevant, _likeness(data, at, relevant, described, names))
             )
+    if stood is not None:
+        out["footrule"] = over_lists(metrics.footrule(rows.lists, stood, -rows.logits))
     shown = np.ones(len(at))
     clicked, bought = _chain(data, head)
     if clicked is not None:
@@ -99,7 +111,7 @@ def beyond(
     if earned is not None:
         out["amount_per_1000_impressions"] = ratio(_labels(data, at, earned), shown, 1000.0)
     there = (name for name in TITLES if name in out and out[name].value == out[name].value)  # not NaN
-    return {f"{name}@{k}": out[name] for name in there}
+    return {name if name == "footrule" else f"{name}@{k}": out[name] for name in there}
 
 
 def _users_of(data: Dataset, head: Head, trained: Ints, seen: Ints, ids: Ints) -> tuple[NDArray[np.float64], int]:
@@ -179,6 +191,26 @@ def _amount(data: Dataset, name: str | None) -> int | None:
             + (nearest(name, numbers) if numbers else "declare a [[task]] of what a row brought in")
         )
     return [t.name for t in tasks].index(name)
+
+
+def _positions(data: Dataset, at: Ints, name: str) -> NDArray[np.float64]:
+    """[n]: a feature with one id, as the numbers that its values are."""
+    known = [n for n, _ in (*data.fitted.candidate.ids, *data.fitted.train_only.ids)]
+    if name not in known:
+        raise UserError(f"order {name!r} is no feature of a candidate with one id; {nearest(name, known)}")
+    table = data.encoder.tables[str(table_of(data.fitted.schema.feature(name)))]
+    symbols, code = np.unique(candidate_ids(data, at, name), return_inverse=True)
+    if table.kind == "cuts":
+        return symbols[code].astype(np.float64)  # buckets rise
+    try:
+        values = [
+            float(table.name(int(s))) if s >= FIRST else float("inf") for s in symbols
+        ]  # unknown: below all others
+    except ValueError as error:
+        raise UserError(
+            f"order {name!r}: its values are no numbers ({error}); accepted: places such as 1, 2, 3"
+        ) from error
+    return np.asarray(values)[code]
 
 
 def _labels(data: Dataset, at: Ints, task: int) -> NDArray[np.float64]:

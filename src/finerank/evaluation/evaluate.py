@@ -31,6 +31,7 @@ def evaluate(
     columns: Sequence[str] = (),
     k: int = 10,
     amount: str | None = None,
+    order: str | None = None,
 ) -> Evaluation:
     """Judge the stored scores of a split; no model is run.
 
@@ -38,6 +39,7 @@ def evaluate(
     columns  features to slice by, beside what every evaluation has (`evaluation.slices`)
     k        how long the top of a list is, for what is beyond accuracy (`evaluation.beyond`)
     amount   the regression task that says what a row brought in, for GPM
+    order    the feature that says where a row stood, for the distance from the order as shown
     Raises UserError when the split has no scores, or a column cannot be sliced by.
     """
     data = run.dataset
@@ -49,7 +51,7 @@ def evaluate(
     heads = {}
     for i, head in enumerate(found.heads):
         rows, at = head_rows(found, i, of_row, by), found.rows[found.weights[:, i] != 0]
-        tops = beyond(data, head, rows, at, k, amount, unit)
+        tops = beyond(data, head, rows, at, k, amount, unit, order)
         heads[head.name] = replace(whole.heads[head.name], beyond=tops)
     return replace(whole, heads=heads)
 
