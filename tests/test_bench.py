@@ -23,8 +23,9 @@ from finerank.errors import UserError
 from finerank.evaluation.compare import compare
 from finerank.recipe import Recipe
 from finerank.run import Run
-from finerank.search.bench import Bench, bench, contestants, inapplicable
+from finerank.search.bench import bench, contestants, inapplicable
 from finerank.search.runs import peak_memory, trained
+from finerank.search.standings import Bench
 from finerank.training.options import Sampling
 from finerank.typed import to_toml
 
@@ -201,6 +202,11 @@ def test_refusals(shop: Path, tmp_path: Path, arguments: dict[str, Any], message
         arguments = arguments | {"variants": shop / arguments["variants"]}
     with pytest.raises(UserError, match=message):
         bench([shop / "r.toml"], tmp_path / "out", 1, isolate=False, **arguments)
+
+
+def test_without_test_rows_there_is_nothing_to_compare(shop: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no test rows, and contestants are compared on them; set data\.split\.test"):
+        bench([shop / "r.toml"], tmp_path / "out", 1, models=["lr"], overrides=["data.split.test=0.0"], isolate=False)
 
 
 def test_a_recipe_that_does_not_parse_is_left_out(shop: Path, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from finerank.evaluation.compare import Comparison
 from finerank.report.bench_report import bench_report
 from finerank.report.page import write
 from finerank.run import Run
-from finerank.search.bench import COLUMNS, Bench, cells, notes
 from finerank.search.bench import bench as run_bench
+from finerank.search.standings import COLUMNS, Bench, cells, notes
 
 
 @app.command()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from finerank.data.dataset import Dataset
 from finerank.data.events import flatten
 from finerank.errors import UserError, nearest
-from finerank.evaluation.measure import HeadRows
+from finerank.evaluation.measure import HeadRows, dense
 from finerank.evaluation.slices import candidate_ids, item_of
 from finerank.metrics import beyond as metrics
 from finerank.metrics.estimate import Estimate
@@ -118,14 +118,15 @@ def _users_of(data: Dataset, head: Head, trained: Ints, seen: Ints, ids: Ints) -
     """([m]: training users with a positive of each row's item, how many training users there are); requests of nobody
     known are a user each."""
     requests = data.requests_of("train")
-    user = np.where(data.user[requests] >= 0, data.user[requests], -1 - np.arange(len(requests)))
+    known = data.user[requests]
+    user = dense(np.where(known >= 0, known, -1 - np.arange(len(requests))))
     of_row = np.repeat(user, data.first[requests + 1] - data.first[requests])
     positive = _labels(data, trained, [t.name for t in data.fitted.schema.tasks].index(head.task)) > 0
-    pairs = np.unique(np.column_stack([of_row[positive], seen[positive]]), axis=0)
     table = data.encoder.tables[str(table_of(data.fitted.schema.feature(str(item_of(data)))))]
-    had = np.bincount(pairs[:, 1], minlength=table.size)
+    pairs = np.unique(of_row[positive] * table.size + seen[positive])  # a user counts once for an item
+    had = np.bincount(pairs % table.size, minlength=table.size)
     had[:FIRST] = 0
-    return had[ids].astype(np.float64), len(np.unique(user))
+    return had[ids].astype(np.float64), int(user.max()) + 1 if len(user) else 0
 
 
 def _attributes(data: Dataset, item: str) -> list[str]:

@@ -78,15 +78,15 @@ def personalisation(lists: Ints, items: Ints, k: int = 10) -> Floats:
     [0.25, 0.5, 0.25]
     """
     count = _count(lists)
-    pairs = np.unique(np.column_stack([lists, items]), axis=0)
-    size = np.bincount(pairs[:, 0], minlength=count)
-    pairs = pairs[size[pairs[:, 0]] >= k]
+    of, item, _ = _pairs(lists, np.unique(items, return_inverse=True)[1])
+    size = np.bincount(of, minlength=count)
+    of, item = of[size[of] >= k], item[size[of] >= k]
     others = int((size >= k).sum()) - 1
     out = np.full(count, np.nan)
     if others < 1:
         return out
-    _, code, held = np.unique(pairs[:, 1], return_inverse=True, return_counts=True)
-    common = np.bincount(pairs[:, 0], held[code] - 1, count)
+    held = np.bincount(item)
+    common = np.bincount(of, held[item] - 1, count)
     out[size >= k] = 1 - common[size >= k] / (k * others)
     return out
 
@@ -123,8 +123,8 @@ def attribute_diversity(lists: Ints, attributes: NDArray[np.int64]) -> Floats:
     alike = np.zeros(count)
     for values in attributes.T:
         known = values >= 0
-        groups, held = np.unique(np.column_stack([lists[known], values[known]]), axis=0, return_counts=True)
-        alike += np.bincount(groups[:, 0], held * (held - 1.0), count)
+        of, _, held = _pairs(lists[known], values[known])
+        alike += np.bincount(of, held * (held - 1.0), count)
     size = np.bincount(lists, minlength=count)
     return 1 - _over(alike, size * (size - 1) * fields)
 
@@ -203,6 +203,13 @@ def amount_per_1000_impressions(amounts: ArrayLike, impressions: int) -> float:
 
 def _count(lists: Ints) -> int:
     return int(lists.max()) + 1 if len(lists) else 0
+
+
+def _pairs(one: Ints, other: Ints) -> tuple[Ints, Ints, Ints]:
+    """(one, other, how often): every pair that there is, of codes of 0 and more; packed into one integer to be sorted."""
+    span = int(other.max()) + 1 if len(other) else 1
+    packed, held = np.unique(one * span + other, return_counts=True)
+    return packed // span, packed % span, held
 
 
 def _mean(lists: Ints, values: Floats, used: NDArray[np.bool_]) -> Floats:

@@ -12,11 +12,11 @@ from finerank.report.page import render
 from finerank.report.pictures import Picture
 from finerank.report.run_report import read_curve
 from finerank.run import Run
-from finerank.search.bench import COLUMNS, Bench, cells, notes
+from finerank.search.standings import COLUMNS, Bench, cells, notes
 
 
 def bench_report(found: Bench, compared: Comparison | None, runs: Sequence[Run]) -> str:
-    """The HTML page. compared, runs: what the table was made of (`search.bench.bench`)."""
+    """The HTML page. compared, runs: what the table was made of (`search.standings`)."""
     done = [s for s in found.standings if not s.reason]
     drawn: list[Picture | None] = []
     if done:
