@@ -24,12 +24,14 @@ from finerank.data.dataset import Dataset
 from finerank.data.order import Budget
 from finerank.layers.activation import Dice
 from finerank.layers.mlp import BatchNorm
+from finerank.layers.noise import Noise
 from finerank.models import registry
 from finerank.models.composition import Model
 from finerank.schema import OOV
-from finerank.training.checkpoint import restore
+from finerank.training.checkpoint import Checkpoints, restore
 from finerank.training.loop import Trainer
 from finerank.training.options import Adam, TrainingOptions
+from finerank.training.warm_start import OldRun
 from finerank.typed import plain
 
 NAMES = registry.names()
@@ -42,18 +44,13 @@ def check(fn: Callable[..., None]) -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Dataset]:
     folder = tmp_path_factory.mktemp("worlds")
-    return {
-        "two tasks": tiny.dataset(folder / "two", tasks=2),
-        "one task": tiny.dataset(folder / "one", tasks=1),
-        "delay": tiny.dataset(folder / "delay", tasks=3),
-    }
+    return {tasks: tiny.dataset(folder / str(tasks), tasks=tasks) for tasks in (1, 2, 3)}
 
 
-def world_of(name: str, worlds: dict[str, Dataset]) -> Dataset:
-    requires = registry.composition(name).requires
-    return worlds[next((world for world in worlds if world in requires), "one task")]
+def world_of(name: str, worlds: dict[int, Dataset]) -> Dataset:
+    return worlds[registry.composition(name).least_tasks]
 
 
 def built(name: str, data: Dataset, seed: int = 0, spread: float = 0.3) -> Model:
@@ -81,10 +78,10 @@ def dense(model: Model) -> Model:
 
 
 def frozen(model: Model) -> Model:
-    """In training, but with the statistics of evaluation and without the noise of dropout."""
+    """In training, but with the statistics of evaluation and without noise."""
     model.train()
     for module in model.modules():
-        if isinstance(module, Dice | BatchNorm | Dropout):
+        if isinstance(module, Dice | BatchNorm | Dropout | Noise):
             module.eval()
     return model
 
@@ -392,6 +389,20 @@ def check_state_loads_strictly(name: str, data: Dataset, tmp: Path) -> None:
 
 
 @check
+def check_a_warm_start_takes_over_all_of_it(name: str, data: Dataset, tmp: Path) -> None:
+    """On the same data a model that begins with another's learning is that other, to the last bit."""
+    composition = registry.composition(name)
+    old = built(name, data, seed=1)
+    Checkpoints(tmp / "best").save({f"model.{key}": t for key, t in old.state_dict().items()}, {}, 1)
+    options = TrainingOptions(warm_start=str(tmp), keep_memory=False, threads=1, seed=2)
+    trainer = Trainer(composition, data, options, old=OldRun.of(tmp, composition, data))
+    batch = batch_of(old, data, busy(data))
+    assert not torch.equal(trainer.model.eval()(batch).logits, old.eval()(batch).logits)
+    trainer.begin()
+    assert torch.equal(trainer.model.eval()(batch).logits, old.eval()(batch).logits)
+
+
+@check
 def check_recipe_round_trip(name: str, data: Dataset, tmp: Path) -> None:
     """The resolved options parse back to the same composition; an unknown key names the valid ones."""
     c = registry.composition(name)
@@ -421,7 +432,7 @@ def cases() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("name", "check_name"), cases())
-def test_model(name: str, check_name: str, worlds: dict[str, Dataset], tmp_path: Path) -> None:
+def test_model(name: str, check_name: str, worlds: dict[int, Dataset], tmp_path: Path) -> None:
     exemption = registry.composition(name).exemptions.get(check_name)
     if exemption is not None:
         reason, replacement = exemption
@@ -430,6 +441,17 @@ def test_model(name: str, check_name: str, worlds: dict[str, Dataset], tmp_path:
         return
     torch.set_num_threads(1)
     CHECKS[check_name](name, world_of(name, worlds), tmp_path)
+
+
+def test_aman_starts_at_the_rate_of_the_whole_chain(worlds: dict[int, Dataset]) -> None:
+    data = worlds[2]
+    torch.manual_seed(0)
+    model = registry.build(registry.composition("aman"), data.fitted).eval()
+    found = torch.sigmoid(model(batch_of(model, data, np.arange(data.requests))).logits.detach()).mean(0)
+    rate = data.fitted.base_rates
+    whole = rate["click"] * rate["conversion"]
+    for head, start in zip(model.heads, found.tolist(), strict=True):
+        assert start == pytest.approx(rate["click"] if head.name == "click" else whole, abs=0.05)
 
 
 def test_exemptions_name_real_checks() -> None:
