@@ -92,7 +92,11 @@ def dataset(folder: Path, tasks: int) -> Any:
                 Numeric(name="delay", level="candidate", use="train_only", transform="none"),
             ),
             histories=(History(name="clicks", fields=("item", "category"), max_length=50),),
-            tasks=(Task(name="click"), Task(name="conversion", within="click"))[:tasks],
+            tasks=(
+                Task(name="click"),
+                Task(name="conversion", within="click"),
+                Task(name="wait", column="delay", kind="regression", within="conversion"),
+            )[:tasks],
         )
         samples, events = log()
         keys = Keys(request="request", user="user", time="time")

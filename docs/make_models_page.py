@@ -65,9 +65,10 @@ others keep their value. What the keys mean stands under [parts](#parts)."""
 
 SIZES = """\
 Parameters are counted on a reference schema: 10,000 users in 50 countries, 5,000 items in 100 categories, a number on
-either side, and a history of items and categories with ages; one task, or two where the model needs them."""
+either side, a history of items and categories with ages, and a position among ten that only training knows; one task, or as
+many as the model needs."""
 
-ROWS = {"user": 10_000, "country": 50, "item": 5_000, "category": 100, "clicks.age": 14}
+ROWS = {"user": 10_000, "country": 50, "item": 5_000, "category": 100, "clicks.age": 14, "position": 10}
 
 
 def reference(tasks: int) -> FittedSchema:
@@ -79,17 +80,20 @@ def reference(tasks: int) -> FittedSchema:
         Categorical(name="item", level="candidate"),
         Categorical(name="category", level="candidate"),
         Numeric(name="price", level="candidate"),
+        Categorical(name="position", level="candidate", use="train_only"),
+        Numeric(name="elapsed", level="candidate", use="train_only", transform="none"),
     )
     clicks = History(name="clicks", fields=("item", "category"))
-    chain = (Task(name="click"), Task(name="conversion", within="click"))[:tasks]
+    delay = Task(name="delay", kind="regression", within="conversion")
+    chain = (Task(name="click"), Task(name="conversion", within="click"), delay)[:tasks]
     items = (("item", "item"), ("category", "category"))
     return FittedSchema(
         Schema(features=features, histories=(clicks,), tasks=chain),
-        {name: FittedTable(rows + 3, np.ones(rows + 3, np.int64), Vocabulary()) for name, rows in ROWS.items()},
+        {n: FittedTable(r + 3, np.ones(r + 3, np.int64), Vocabulary(), symbol=lambda _: 3) for n, r in ROWS.items()},
         request=Columns(ids=(("user", "user"), ("country", "country")), numbers=("years",)),
         candidate=Columns(ids=items, numbers=("price",)),
         histories={"clicks": Columns(ids=(*items, ("age", "clicks.age")))},
-        train_only=Columns(),
+        train_only=Columns(ids=(("position", "position"),), numbers=("elapsed",)),
         base_rates={task.name: 0.1 for task in chain},
     )
 

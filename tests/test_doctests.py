@@ -25,6 +25,20 @@ METRICS = {
     ),
     "finerank.metrics.lists": ("ndcg", "hit_rate", "reciprocal_rank", "average_precision", "sampled_recall"),
     "finerank.metrics.precision": ("pr_auc",),
+    "finerank.metrics.beyond": (
+        "top",
+        "coverage",
+        "gini",
+        "personalisation",
+        "diversity",
+        "attribute_diversity",
+        "novelty",
+        "surprise",
+        "footrule",
+        "clicks_per_impression",
+        "conversions_per_click",
+        "amount_per_1000_impressions",
+    ),
     "finerank.metrics.regression": ("rmse", "mae", "r2", "pair_loss"),
 }
 

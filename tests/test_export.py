@@ -66,7 +66,8 @@ class World:
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, World]:
     folder = tmp_path_factory.mktemp("worlds")
     return {
-        tasks: World(tiny.dataset(folder / str(tasks), tasks=tasks, max_length=50), *tiny.frames()) for tasks in (1, 2)
+        tasks: World(tiny.dataset(folder / str(tasks), tasks=tasks, max_length=50), *tiny.frames())
+        for tasks in (1, 2, 3)
     }
 
 

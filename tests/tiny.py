@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,14 @@ import polars as pl
 from finerank.data.dataset import Dataset
 from finerank.data.prepare import Keys, prepare
 from finerank.data.split import Split
+from finerank.export.graph import exported
+from finerank.models.composition import Model
 from finerank.schema import (
     Bucketed,
     Categorical,
     Cross,
     Encoding,
+    FittedSchema,
     Hashed,
     History,
     MultiValued,
@@ -61,6 +65,12 @@ def frames(requests: int = 60, seed: int = 0) -> tuple[pl.DataFrame, pl.DataFram
     return pl.DataFrame(samples), pl.DataFrame(events)
 
 
+def delayed(samples: pl.DataFrame) -> pl.DataFrame:
+    """The samples with what a third task needs: how long a conversion took, and how long each row was watched."""
+    sequence = pl.col("sequence")
+    return samples.with_columns(delay=100.0 + 300.0 * (sequence % 5), elapsed=60_000.0 - pl.col("time"))
+
+
 def schema(
     tasks: int = 2,
     rich: bool = True,
@@ -88,8 +98,11 @@ def schema(
         ]
     fields = ("item", "category", "tags", "price") if rich else ("item", "category")
     histories = (History(name="clicks", fields=fields, where={"kind": "click"}, max_length=max_length),)
-    both = (Task(name="click"), Task(name="conversion", within="click"))
-    return Schema(features=tuple(features), histories=histories, tasks=both[:tasks])
+    if tasks == 3:
+        features.append(Numeric(name="elapsed", level="candidate", use="train_only", transform="none"))
+    delay = Task(name="delay", kind="regression", within="conversion")
+    every = (Task(name="click"), Task(name="conversion", within="click"), delay)
+    return Schema(features=tuple(features), histories=histories, tasks=every[:tasks])
 
 
 def dataset(
@@ -98,4 +111,13 @@ def dataset(
     """The world, prepared into `folder`."""
     samples, events = frames(requests, seed)
     made = schema(tasks, rich, **more)  # type: ignore[arg-type]
+    if tasks == 3:
+        samples = delayed(samples)
     return prepare(folder, made, samples.lazy(), events.lazy(), KEYS, Split(validation=0.2, test=0.2))
+
+
+def read_by_graph(model: Model, fitted: FittedSchema) -> set[str]:
+    """The weights and inputs that the served graph reads."""
+    traces = logging.getLogger("torch.__trace")  # pytest gives it handlers, and then it traces thousands of records
+    traces.handlers, traces.propagate = [], True
+    return {n.name for n in exported(model, fitted).graph.nodes if n.op == "placeholder" and n.users}

@@ -9,6 +9,7 @@
 [[task]]        name, column, ...          (schema.Task)
 [model]         name, or representation and interactions   (models.registry.parse)
 [training]      training.options.TrainingOptions
+[tune]          key = {low, high, ...}     (search.space; read by `finerank tune` alone)
 """
 
 from __future__ import annotations
@@ -182,7 +183,7 @@ class Recipe:
     @staticmethod
     def parse(table: Mapping[str, Any], folder: Path = Path("."), where: str = "recipe") -> Recipe:
         """The recipe in a nested dict, as TOML gives it."""
-        rest = {key: value for key, value in table.items() if key != "model"}
+        rest = {key: value for key, value in table.items() if key not in ("model", "tune")}
         if not isinstance(table.get("model"), Mapping):
             raise UserError(f'{where}.model: missing; accepted: a table, for example [model] with name = "din"')
         file = build(_File, rest, where)

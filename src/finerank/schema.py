@@ -12,7 +12,7 @@ Indices  0 padding · 1 out of vocabulary · 2 missing (null, NaN or empty text)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar, Literal
@@ -550,6 +550,7 @@ class FittedTable:
     counts    int64 [rows] (for `growing`: per symbol): occurrences in the training rows, histories included
     encoding  the declared encoding, or "cuts" for buckets, ranks and ages
     dim, std  width and standard deviation of the initial values where a feature says them; None: the model's
+    symbol    canonical text of a value -> its symbol, OOV for none (for all but `growing`: the row)
     """
 
     rows: int
@@ -557,6 +558,7 @@ class FittedTable:
     encoding: Encoding | Literal["cuts"]
     dim: int | None = None
     std: float | None = None
+    symbol: Callable[[str], int] = field(default=lambda text: OOV, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -317,20 +317,39 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
         steps = _steps(key.strip())
         if not equals or not steps:
             raise UserError(f"--set {override}: accepted: key=value with a dotted key, such as training.lr=0.01")
-        place: Any = result
-        for depth, step in enumerate(steps):
-            done = ".".join(steps[:depth])
-            if isinstance(place, list):
-                at: Any = _entry(place, step, f"--set {override}: {done}")
-            elif isinstance(place, dict):
-                at = step
-            else:
-                raise UserError(f"--set {override}: {done} is {_got(place)}; accepted: the key of a table or array")
-            if depth == len(steps) - 1:
-                place[at] = _value(text.strip())
-            else:
-                place = place.setdefault(at, {}) if isinstance(place, dict) else place[at]
+        _set(result, steps, _value(text.strip()), f"--set {override}")
     return result
+
+
+def with_values(data: Mapping[str, Any], values: Mapping[str, Any], where: str = "recipe") -> dict[str, Any]:
+    """A copy of `data` with each dotted key set to a value, as `apply_overrides` does with texts.
+
+    >>> with_values({"model": {"hidden": [200, 80]}}, {"model.hidden.1": 40, "training.lr": 0.1})
+    {'model': {'hidden': [200, 40]}, 'training': {'lr': 0.1}}
+    """
+    result: dict[str, Any] = deepcopy(dict(data))
+    for key, value in values.items():
+        steps = _steps(key)
+        if not steps:
+            raise UserError(f"{where}.{_inline(key)}: accepted: a dotted key, such as training.tables.lr")
+        _set(result, steps, deepcopy(value), f"{where}.{_inline(key)}")
+    return result
+
+
+def _set(place: Any, steps: list[str], value: Any, where: str) -> None:
+    """Put a value where a path leads; missing tables are made."""
+    for depth, step in enumerate(steps):
+        done = ".".join(steps[:depth])
+        if isinstance(place, list):
+            at: Any = _entry(place, step, f"{where}: {done}")
+        elif isinstance(place, dict):
+            at = step
+        else:
+            raise UserError(f"{where}: {done} is {_got(place)}; accepted: the key of a table or array")
+        if depth == len(steps) - 1:
+            place[at] = value
+        else:
+            place = place.setdefault(at, {}) if isinstance(place, dict) else place[at]
 
 
 def _steps(key: str) -> list[str]:

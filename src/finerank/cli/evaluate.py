@@ -10,7 +10,7 @@ import typer
 
 from finerank.cli import screen
 from finerank.cli.app import app
-from finerank.cli.screen import evaluation_table, slices_table, waiting
+from finerank.cli.screen import beyond_table, evaluation_table, slices_table, waiting
 from finerank.errors import UserError
 from finerank.evaluation.document import evaluation_path
 from finerank.evaluation.evaluate import evaluate as judge
@@ -43,6 +43,9 @@ def evaluate(
     split: SplitOption = Split.test,
     by: ByOption = Groups.user,
     slices: Annotated[list[str] | None, typer.Option("--slice", help="Also by this feature; may be repeated.")] = None,
+    k: Annotated[int, typer.Option("--top", min=1, help="Rows of a list that are its top, beyond accuracy.")] = 10,
+    amount: Annotated[str | None, typer.Option(help="Regression task of what a row brought in, for GPM.")] = None,
+    order: Annotated[str | None, typer.Option(help="Feature of where a row stood: how far would rows move.")] = None,
     samples: Annotated[Path | None, typer.Option("--samples", help="Judge these rows instead of a split.")] = None,
     events: Annotated[Path | None, typer.Option("--events", help="With --samples: the whole event log.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File (default: in the run's folder).")] = None,
@@ -53,12 +56,14 @@ def evaluate(
         raise UserError("--events: is read for --samples; give both, or neither to judge a split")
     with waiting("evaluating"):
         if samples is None:
-            found, name = judge(opened, split.value, by.value, slices or ()), split.value
+            found, name = judge(opened, split.value, by.value, slices or (), k, amount, order), split.value
         else:
             found, name = judge_files(opened, samples, events, by.value, slices or ()), f"fresh_{samples.stem}"
     path = out or evaluation_path(opened.folder, name)
     found.write(path)
     screen.console.print(evaluation_table(found))
+    if any(of.beyond for of in found.heads.values()):
+        screen.console.print(beyond_table(found))
     screen.console.print(f"95 % intervals are over users: each {COVERS}.")
     for head, of in found.heads.items():
         for table in of.slices:

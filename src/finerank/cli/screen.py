@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from finerank.evaluation.beyond import title
 from finerank.evaluation.compare import Comparison
 from finerank.evaluation.document import METRICS, Evaluation, SliceTable
 from finerank.metrics.estimate import Estimate
@@ -136,6 +137,17 @@ def evaluation_table(found: Evaluation) -> Table:
     for head, of in found.heads.items():
         for metric, estimate in of.metrics.items():
             table.add_row(head, METRICS[metric][0], f"{estimate.value:.4f}", interval(estimate))
+    return table
+
+
+def beyond_table(found: Evaluation) -> Table:
+    """What the tops of the lists are like, head by head."""
+    table = Table("head", "beyond accuracy", box=None)
+    for name in (found.split, "95 %"):
+        table.add_column(name, justify="right")
+    for head, of in found.heads.items():
+        for name, estimate in of.beyond.items():
+            table.add_row(head, title(name), f"{estimate.value:.4f}", interval(estimate))
     return table
 
 

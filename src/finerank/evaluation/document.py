@@ -4,6 +4,7 @@
       heads {name}              a `HeadEvaluation` per head: rows, users, positives, rate
         metrics {name}          an `Estimate` each: value, low, high, se, how; names and meaning in METRICS
         curves                  points for pictures: ROC, precision-recall, reliability bins, histogram of scores
+        beyond {name@k}         an `Estimate` each: coverage, diversity, ... of the tops of the lists
         slices [table]          a `SliceTable` per question: rows of the split by some value
           slices [slice]        rows, users, positives, rate, auc (an Estimate), gauc, logloss, calibration
           even                  the same metrics with every slice counting equally
@@ -128,6 +129,7 @@ class HeadEvaluation:
     positives  rows with label 1; rate: the (weighted) mean of the labels
     groups     lists that GAUC and the list metrics order: users or requests, see `Evaluation.by`
     groups_used, share_of_rows_used  those with both classes, and the share of rows in them
+    beyond     what the tops of the lists are like (`evaluation.beyond`), by `name@k`
     """
 
     link: str
@@ -142,6 +144,7 @@ class HeadEvaluation:
     metrics: Mapping[str, Estimate]
     curves: Curves | None = None
     slices: tuple[SliceTable, ...] = ()
+    beyond: Mapping[str, Estimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import polars as pl
 from finerank.data.encode import canonical_series
 from finerank.data.labels import label_columns, labels_of
 from finerank.errors import UserError, nearest
+from finerank.evaluation.beyond import beyond
 from finerank.evaluation.curves import curves
 from finerank.evaluation.document import By, Evaluation, HeadEvaluation, evaluation_path
 from finerank.evaluation.measure import HeadRows, dense, estimates
@@ -23,17 +24,36 @@ from finerank.run import Run
 from finerank.training.evaluate import Predictions, judged
 
 
-def evaluate(run: Run, split: str = "test", by: By = "user", columns: Sequence[str] = ()) -> Evaluation:
+def evaluate(
+    run: Run,
+    split: str = "test",
+    by: By = "user",
+    columns: Sequence[str] = (),
+    k: int = 10,
+    amount: str | None = None,
+    order: str | None = None,
+) -> Evaluation:
     """Judge the stored scores of a split; no model is run.
 
     by       what the groups of GAUC and of the list metrics are. Intervals are over users either way
     columns  features to slice by, beside what every evaluation has (`evaluation.slices`)
+    k        how long the top of a list is, for what is beyond accuracy (`evaluation.beyond`)
+    amount   the regression task that says what a row brought in, for GPM
+    order    the feature that says where a row stood, for the distance from the order as shown
     Raises UserError when the split has no scores, or a column cannot be sliced by.
     """
     data = run.dataset
     requests = data.requests_of(split)
     of_row = np.repeat(requests, data.first[requests + 1] - data.first[requests])
-    return _judge(run, split, run.predictions(split), of_row, slicings(data, requests, columns), by)
+    found = run.predictions(split)
+    whole = _judge(run, split, found, of_row, slicings(data, requests, columns), by)
+    unit = "users" if run.recipe.data.keys.user else "requests"
+    heads = {}
+    for i, head in enumerate(found.heads):
+        rows, at = head_rows(found, i, of_row, by), found.rows[found.weights[:, i] != 0]
+        tops = beyond(data, head, rows, at, k, amount, unit, order)
+        heads[head.name] = replace(whole.heads[head.name], beyond=tops)
+    return replace(whole, heads=heads)
 
 
 def evaluate_files(
@@ -79,8 +99,8 @@ def evaluate_files(
             data = replace(data, user=user[batch.order[data.first[:-1]]])
         for values, question in zip(answers, asked, strict=True):
             values.append(question.read(data, np.arange(data.requests))[here])
-        judged_by = replace(data, labels=labels[batch.order], weights=weights[batch.order])
-        one = judged(run.heads, judged_by, np.arange(data.requests))
+        wholeby = replace(data, labels=labels[batch.order], weights=weights[batch.order])
+        one = judged(run.heads, wholeby, np.arange(data.requests))
         parts.append(
             replace(
                 one,

@@ -73,7 +73,7 @@ def questions(data: Dataset, columns: Sequence[str] = ()) -> list[Question]:
     out = [_length(data, name) for name in data.slices]
     if (data.user >= 0).any():
         out.append(_new_user(data))
-    item = _item(data)
+    item = item_of(data)
     if item is not None:
         out += _item_questions(data, item)
     if len(data.time) and data.time.max() > YEAR:  # else times are rows' numbers, or count from the log's start
@@ -113,7 +113,7 @@ def _slice(name: str, rows: HeadRows) -> Slice:
     binary = rows.link == "sigmoid"
     area = auc_influence(rows.runs, rows.clusters, rows.count).estimate(0.0, 1.0) if binary else Estimate(value=NAN)
     summary = {"gauc": NAN, "logloss": NAN, "calibration": NAN, "rmse": NAN} | _summary(rows)
-    del summary["auc"]
+    summary.pop("auc", None)  # as an estimate, above
     return Slice(
         name=name,
         rows=len(rows.labels),
@@ -168,11 +168,11 @@ def _item_questions(data: Dataset, item: str) -> list[Question]:
     """New items, and popularity: by the training rows that have them; 0 for a value without a symbol of its own."""
     rows = data.rows_of(data.requests_of("train"))
     table = data.encoder.tables[str(table_of(data.fitted.schema.feature(item)))]
-    counts = np.bincount(_candidate_ids(data, rows, item), minlength=table.size)
+    counts = np.bincount(candidate_ids(data, rows, item), minlength=table.size)
     counts[:FIRST] = 0
 
     def read(d: Dataset, requests: Ints) -> Ints:
-        out: Ints = counts[_candidate_ids(d, d.rows_of(requests), item)]
+        out: Ints = counts[candidate_ids(d, d.rows_of(requests), item)]
         return out
 
     def cut(values: Ints) -> Slicing:
@@ -193,7 +193,7 @@ def _feature(data: Dataset, name: str) -> Question:
 
     def read(d: Dataset, requests: Ints) -> Ints:
         if feature.level == "candidate":
-            return _candidate_ids(d, d.rows_of(requests), name)
+            return candidate_ids(d, d.rows_of(requests), name)
         return _spread(d, requests, d.request.ids[requests, _place(d.fitted.request, name)])
 
     return Question(read, lambda symbols: _top(data, feature, symbols))
@@ -253,7 +253,7 @@ def _spread(data: Dataset, requests: Ints, of_requests: NDArray[Any]) -> Ints:
     return np.repeat(of_requests, data.first[requests + 1] - data.first[requests]).astype(np.int64)
 
 
-def _item(data: Dataset) -> str | None:
+def item_of(data: Dataset) -> str | None:
     """The feature that says which item a candidate is."""
     schema = data.fitted.schema
     first = [schema.field(h, h.fields[0]) for h in schema.histories]
@@ -262,7 +262,8 @@ def _item(data: Dataset) -> str | None:
     return next((f.name for f in named if f.level == "candidate" and f.name in there), None)
 
 
-def _candidate_ids(data: Dataset, rows: Ints, name: str) -> Ints:
+def candidate_ids(data: Dataset, rows: Ints, name: str) -> Ints:
+    """[n] the symbols of a feature with one id, an input or train-only."""
     inside = name in {n for n, _ in data.fitted.candidate.ids}
     columns, block = (data.fitted.candidate, data.candidate) if inside else (data.fitted.train_only, data.train_only)
     return np.asarray(block.ids[rows, _place(columns, name)], dtype=np.int64)

@@ -113,7 +113,7 @@ class FreshScorer:
         order = np.argsort(request, kind="stable")
         starts = np.flatnonzero(np.diff(request[order], prepend=-1))
         heads, sizes = order[starts], np.diff(starts, append=len(order))
-        for name, values in (("times", time), ("users", user)):
+        for name, values in ((("times", time),) if keys.time else ()) + (("users", user),):
             bad = np.flatnonzero(values[order] != np.repeat(values[heads], sizes))
             if len(bad):
                 at = frame[keys.request][int(order[bad[0]])] if keys.request else first_row + int(order[bad[0]])

@@ -5,6 +5,7 @@ R requests · N candidates · T events · F attributes of an event · D width
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from finerank.data.batch import Batch, Jagged
 from finerank.layers.activation import Activation
 from finerank.layers.attention import check_decay, log_decay
+from finerank.layers.embedding import BlockVectors
 from finerank.layers.mlp import SplitMLP, check_layers
 from finerank.layers.segments import segment_mean, segment_softmax, segment_sum, weighted_sum
 from finerank.models.composition import Features, Interaction, Representation, Widths
@@ -60,7 +62,10 @@ class Pooled(Representation):
 
     def forward(self, batch: Batch) -> Features:
         """See `Features`."""
-        found = self.embed(batch)
+        return self.features(batch, self.embed(batch))
+
+    def features(self, batch: Batch, found: Mapping[str, BlockVectors]) -> Features:
+        """The features of a batch whose blocks are embedded already."""
         features = plain_features(batch, self.embed, found)
         fields, numbers = [features.fields_R], [features.numbers_R]
         for name, names in self.histories.items():

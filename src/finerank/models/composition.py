@@ -178,6 +178,8 @@ class Head:
     space    own: over the task's own space (where its weight is not 0) · entire: over the space of the root of its
              chain of `within`, with the product of the chain's labels (a conversion that needs a click: y and z)
     trained  whether it has a term in the loss; a derived head (ESMM's pCVR) has none
+    direct   whether its labels have the odds of its logit; False where the heads judge it through something else (a
+             position, a delay), so that no constant offset undoes a sampling of rows (`training.sampling`)
     """
 
     name: str
@@ -185,6 +187,7 @@ class Head:
     link: Link = "sigmoid"
     space: Literal["own", "entire"] = "own"
     trained: bool = True
+    direct: bool = True
 
 
 class Heads(Part):
@@ -201,12 +204,17 @@ class Heads(Part):
         """What is worth watching of each row, by name: [N, ...]. A run keeps the means over its validation rows."""
         return {}
 
-    def loss(self, index: int, logits_NH: Tensor, labels_N: Tensor, batch: Batch) -> Tensor:
-        """[N]: the loss of each row for head `index`, before weights.
+    def logged(self, logits_NH: Tensor, batch: Batch) -> Tensor:
+        """[N, H] -> [N, H]: the logits of what the log holds, where that is not what is predicted.
 
-        What only training knows (a position, an elapsed time: `Batch.train_only`) enters here and so never the graph.
+        A click at its position, a conversion as far as it is known. It is what training and early stopping judge. What only
+        they know (`Batch.train_only`) enters here and in `loss`, and so never the graph.
         """
-        return head_loss(self.heads[index], logits_NH[:, index], labels_N)
+        return logits_NH
+
+    def loss(self, index: int, logits_NH: Tensor, labels_N: Tensor, batch: Batch) -> Tensor:
+        """[N]: the loss of each row for head `index`, before weights."""
+        return head_loss(self.heads[index], self.logged(logits_NH, batch)[:, index], labels_N)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ class Composition:
 
     paper       arXiv number or DOI; "" for what has none
     exemptions  checks of the test matrix that do not apply: {check: (reason, the check that replaces it)}
-    requires    what a schema must have: "history", "two tasks" (one within the other), "several tasks"
+    requires    what a schema must have: "history", "two tasks" (one within the other), "several tasks", "train-only ids",
+                "delay" (a number within a task)
     without     fields and histories of the schema that the model is not to see (`narrow.names_of`)
     separate    every output has a representation and interactions of its own: nothing is shared, embeddings included
                 (`models.separate`)
@@ -53,7 +54,7 @@ class Composition:
     @property
     def least_tasks(self) -> int:
         """How many tasks the schema must have."""
-        return 2 if {"two tasks", "several tasks"} & set(self.requires) else 1
+        return 3 if "delay" in self.requires else 2 if {"two tasks", "several tasks"} & set(self.requires) else 1
 
     def table(self) -> dict[str, Any]:
         """The [model] table of a recipe that `parse` reads back."""
@@ -223,11 +224,21 @@ _requirements: dict[str, Callable[[FittedSchema], bool]] = {
     "history": lambda fitted: bool(fitted.histories),
     "two tasks": lambda fitted: any(t.within is not None for t in fitted.schema.tasks),
     "several tasks": lambda fitted: len(fitted.schema.tasks) > 1,
+    "train-only ids": lambda fitted: bool(fitted.train_only.ids),
+    "delay": lambda fitted: any(t.kind == "regression" and t.within is not None for t in fitted.schema.tasks),
 }
 
 _remedies = {
     "history": "declare a [[history]] of the user's past events",
     "two tasks": "declare a [[task]] that lives within another (within = its name)",
     "several tasks": "declare a [[task]] for each label, or take a model of one task",
+    "train-only ids": 'declare a categorical or bucketed candidate feature with use = "train_only", such as the position',
+    "delay": 'declare a [[task]] of kind = "regression" within the conversion: how long it took',
 }
-_needed_by = {"history": "representation", "two tasks": "heads", "several tasks": "heads"}
+_needed_by = {
+    "history": "representation",
+    "two tasks": "heads",
+    "several tasks": "heads",
+    "train-only ids": "heads",
+    "delay": "heads",
+}

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from finerank.data.dataset import Dataset
 from finerank.errors import UserError
+from finerank.evaluation.beyond import title
 from finerank.evaluation.document import METRICS, Evaluation, HeadEvaluation, SliceTable, evaluation_path
 from finerank.evaluation.evaluate import evaluate
 from finerank.explain.importance import permutation_importance
@@ -98,6 +99,7 @@ def _head(name: str, head: HeadEvaluation, split: str, measured: dict[str, Any])
         {"title": METRICS[m][0] if m in METRICS else m, "estimate": e, "validation": validation.get(m)}
         for m, e in head.metrics.items()
     ]
+    rows += [{"title": title(m), "estimate": e, "validation": None} for m, e in head.beyond.items()]
     return {
         "id": f"head-{name}",
         "title": f"Result: {name}",

@@ -119,7 +119,14 @@ class Encoder:
             model = spec.like or name  # the table that says how wide it is, and how it starts
             dim, std = specs[model].dim, specs[model].std
             width = None if dim is None else width_of(dim, rows[model] - FIRST)
-            fitted[name] = FittedTable(rows=rows[name], counts=counts[name], encoding=spec.encoding, dim=width, std=std)
+            fitted[name] = FittedTable(
+                rows=rows[name],
+                counts=counts[name],
+                encoding=spec.encoding,
+                dim=width,
+                std=std,
+                symbol=self.tables[name].lookup,
+            )
         return fitted
 
     # -------------------------------------------------------------------------------------------- one request

@@ -24,8 +24,9 @@ from finerank.evaluation.compare import compare
 from finerank.models.narrow import names_of
 from finerank.models.registry import build
 from finerank.recipe import Recipe
-from finerank.run import Run, prepared, run
+from finerank.run import Run, prepared
 from finerank.schema import Ranked
+from finerank.search.runs import finished, trained
 from finerank.typed import apply_overrides, read_toml
 
 BASE = "as it is"
@@ -150,15 +151,10 @@ def ablate(
             except UserError as error:
                 reason = str(error)
                 break
-            if (at / "run.json").exists():
-                if (at / "recipe.toml").read_text(encoding="utf-8") != changed.toml():
-                    raise UserError(f"{at}: holds a run of another recipe; name another folder for this ablation")
-            else:
-                if time.monotonic() - started > 60 * minutes:
-                    reason = f"not run: the {minutes:g} minutes were over"
-                    break
-                run(changed, at, folder / "data", resume=(at / "recipe.toml").exists())
-            runs.append(Run.open(at))
+            if not finished(changed, at) and time.monotonic() - started > 60 * minutes:
+                reason = f"not run: the {minutes:g} minutes were over"
+                break
+            runs.append(trained(changed, at, folder / "data"))
         if variant.name == BASE:
             base = runs
             if reason:

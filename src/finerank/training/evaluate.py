@@ -57,15 +57,21 @@ def predict(
     rows_per_batch: int = 8_192,
     device: torch.device | None = None,
     advance: Callable[[int], None] = lambda rows: None,
+    logged: bool = False,
 ) -> Predictions:
-    """Logits of every row of these requests, in evaluation mode, in the requests' order."""
+    """Logits of every row of these requests, in evaluation mode, in the requests' order.
+
+    logged  the logits of what the log holds (`Heads.logged`), as early stopping judges, instead of those that are served
+    """
     model.eval()
     device = device or torch.device("cpu")
     logits = [torch.empty((0, len(model.heads)))]
     with torch.inference_mode():
         for step in builder.steps(requests, Budget(rows=rows_per_batch), shuffle=False):
             for batch in builder.batches(step, epoch=None):
-                logits.append(model(batch.to(device)).logits.cpu())
+                batch = batch.to(device)
+                found = model(batch).logits
+                logits.append((model.head.logged(found, batch) if logged else found).cpu())
                 advance(batch.N)
     return replace(judged(model.heads, builder.dataset, requests), logits=torch.cat(logits).numpy())
 

@@ -152,6 +152,11 @@ class Trainer:
                 "are of one class only (gauc: those of every user); give more validation rows or monitor logloss"
             )
         if self.model.calibration is not None:
+            if not all(head.direct for head in self.model.heads):
+                raise UserError(
+                    f"training.sampling: scores cannot be recalibrated on labels that heads {self.composition.heads.kind!r} "
+                    "see through a position or a delay; accepted: negatives with a correction, without hot_items"
+                )
             whole = judged(self.model.heads, self.dataset, validation)
             for i, head in enumerate(whole.heads):
                 calibrate.check(head, whole.labels[whole.weights[:, i] != 0, i])
@@ -239,7 +244,8 @@ class Trainer:
 
     def _end_of_epoch(self, validation: Any) -> None:
         self.optimisers.settle()
-        measured = metrics(predict(self.model, self.builder, validation, self.options.evaluate_rows, self.device))
+        rows = self.options.evaluate_rows
+        measured = metrics(predict(self.model, self.builder, validation, rows, self.device, logged=True))
         score = monitored(self.model, measured, self.options.monitor)
         best = all(score > e.score for e in self.history)
         mean_loss = self.loss_sum / max(self.rows_done, 1)

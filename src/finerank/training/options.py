@@ -225,7 +225,7 @@ class TrainingOptions:
     patience     epochs in a row without improvement that are borne; one more ends it. The best weights are restored
                  always
     monitor      the validation metric that decides: its mean over the trained heads of binary tasks; a model without
-                 any watches the RMSE of its heads
+                 any watches the RMSE of its heads. Heads that know a position or a delay are judged with it, as the log is
     batch        how large a step is
     seed         0 ... 2^63 - 1
     tables, first_order, dense   optimisers of the parameter groups; first_order: as tables unless given

@@ -9,7 +9,8 @@ probabilities p of a model of the kept rows this is q = p / (p + (1 - p) / w) (H
 
     heads that see only positives of the sampled task (a conversion's, within clicks)   untouched: all their rows are kept
     every other head (another task, the product of a chain: its negatives are of two    rows that stand for 1 / w rows weigh
-    kinds, one sampled and one not, so that no constant is right; regressions)          1 / w
+    kinds, one sampled and one not, so that no constant is right; regressions; one      1 / w
+    that is judged through a position or a delay)
 
 correction = "weights" gives every head the weights: no offset is needed then, but a few heavy rows make steps noisier.
 
@@ -95,7 +96,7 @@ def _treatment(head: Head, task: Task, schema: Schema, options: Sampling) -> str
             return "none"
         above = schema.task(above.within)
     own = head.task == task.name and (head.space == "own" or task.within is None) and head.link == "sigmoid"
-    return "offset" if own and options.correction == "logit" else "weights"
+    return "offset" if own and head.direct and options.correction == "logit" else "weights"
 
 
 def _task(schema: Schema, name: str | None) -> Task:

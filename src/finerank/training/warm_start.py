@@ -20,6 +20,7 @@ Only the best weights, the encoder and the row maps of the old run are read; not
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -203,7 +204,7 @@ def _counterparts(then: Model, now: Model) -> list[_Pair]:
 
 def _place(weight: str) -> str:
     """A weight's place in the model, without its width: `representation.embed.embedding.tables.16.weight`."""
-    return weight.rpartition(".tables.")[0]
+    return re.sub(r"\.tables\.\d+\.weight$", "", weight)
 
 
 def _refuse_another_table(pair: _Pair, then: Learnt, now: Learnt) -> None:

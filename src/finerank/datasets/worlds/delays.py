@@ -56,10 +56,11 @@ def delays(options: DelayOptions = DelayOptions()) -> World:
         }
     )
     elapsed_feature = {"kind": "numeric", "name": "elapsed", "level": "candidate", "use": "train_only"}
+    elapsed_feature |= {"transform": "none"}
     made = recipe(
         [categorical("user", "request"), categorical("item"), elapsed_feature],
-        [{"name": "conversion"}],
-        {"name": "lr"},
+        [{"name": "conversion"}, {"name": "delay", "kind": "regression", "within": "conversion"}],
+        {"name": "dfm"},
         keys={"time": "time"},
     )
     return World(samples, made, truth={"mean_delay": slowness})

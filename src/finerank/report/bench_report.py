@@ -1,0 +1,46 @@
+"""The page of a bench: who stands where, by how much, at what price, and what was left out and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from finerank.evaluation.compare import Comparison
+from finerank.evaluation.document import METRICS
+from finerank.metrics.estimate import Estimate
+from finerank.report import charts, pictures
+from finerank.report.page import render
+from finerank.report.pictures import Picture
+from finerank.report.run_report import read_curve
+from finerank.run import Run
+from finerank.search.standings import COLUMNS, Bench, cells, notes
+
+
+def bench_report(found: Bench, compared: Comparison | None, runs: Sequence[Run]) -> str:
+    """The HTML page. compared, runs: what the table was made of (`search.standings`)."""
+    done = [s for s in found.standings if not s.reason]
+    drawn: list[Picture | None] = []
+    if done:
+        title = METRICS[found.metric][0]
+        points = [(s.name, Estimate(value=s.test.value, low=s.test.low, high=s.test.high)) for s in done]
+        drawn.append(
+            Picture(
+                charts.intervals(points, f"test {title}", f"test {title} of each"),
+                f"Test {title}, mean over seeds, with its 95 % interval over the data; the order is that of validation.",
+            )
+        )
+    if compared is not None:
+        drawn.append(pictures.differences(compared, found.head, found.metric))
+    if runs:
+        first = {name: next(r for r in runs if r.folder.parent.name == name) for name in (s.name for s in done)}
+        epochs = {name: read_curve(run.folder / "curve.csv") for name, run in first.items()}
+        drawn.append(pictures.curves_together(epochs, f"{found.head}.{found.metric}"))
+    return render(
+        "bench.html",
+        title=f"Bench: {found.title}",
+        notes=notes(found),
+        columns=COLUMNS,
+        rows=[cells(s) for s in done],
+        sentences=[a.sentence for a in compared.against if a.head == found.head] if compared is not None else [],
+        left=[s for s in found.standings if s.reason],
+        pictures=[p for p in drawn if p is not None],
+    )

@@ -1,0 +1,102 @@
+"""One training of a search: done once, gone on with where it was stopped, in a process of its own where memory is asked for."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import resource
+import sys
+import threading
+import tomllib
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+from finerank.errors import UserError
+from finerank.recipe import Recipe
+from finerank.run import Run, run
+
+MEMORY = "memory.json"
+
+
+def finished(recipe: Recipe, at: Path) -> bool:
+    """Whether the folder holds this run, whole. Raises UserError if it holds a run of another recipe."""
+    stored = at / "recipe.toml"
+    if stored.exists() and stored.read_text(encoding="utf-8") != recipe.toml():
+        raise UserError(f"{at}: holds a run of another recipe; name another folder, or remove that run")
+    return (at / "run.json").exists()
+
+
+def trained(recipe: Recipe, at: Path, data: Path, isolate: bool = False) -> Run:
+    """The run in the folder: opened if it is whole, gone on with if it was begun, else trained.
+
+    data     the prepared data set
+    isolate  train in a process of its own and note its peak memory: what one training takes does not fall to the next one,
+             and one that is killed for memory takes nobody along
+    Raises UserError for what the training refuses, or if its process dies.
+    """
+    if not finished(recipe, at):
+        if isolate:
+            _apart(recipe, at, data)
+        else:
+            run(recipe, at, data, resume=(at / "recipe.toml").exists())
+    return Run.open(at)
+
+
+def peak_memory(at: Path) -> float:
+    """Peak resident memory of a run's process in bytes, libraries included; NaN for one that was not isolated."""
+    path = at / MEMORY
+    return float(json.loads(path.read_text(encoding="utf-8"))["peak_bytes"]) if path.exists() else float("nan")
+
+
+def _apart(recipe: Recipe, at: Path, data: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(recipe.toml(), at, data, there), daemon=True)
+    process.start()
+    there.close()
+    refused = ""
+    try:
+        refused = here.recv()
+    except EOFError:  # it died without a word
+        process.join()
+        raise UserError(
+            f"{at}: the training's process ended with code {process.exitcode} (-9: killed, usually for memory); "
+            "what it saved is kept, and the training goes on from there when it is started again"
+        ) from None
+    finally:
+        here.close()
+    process.join()
+    if refused:
+        raise UserError(refused)
+
+
+def _child(recipe: str, at: Path, data: Path, told: Connection) -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel, os._exit), daemon=True).start()
+    refused = ""
+    try:
+        run(Recipe.parse(tomllib.loads(recipe)), at, data, resume=(at / "recipe.toml").exists())
+        (at / MEMORY).write_text(json.dumps({"peak_bytes": _peak()}), encoding="utf-8")
+    except UserError as error:
+        refused = str(error)
+    told.send(refused)
+
+
+def _peak() -> int:
+    """Peak resident memory of this process in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux a child's ru_maxrss begins at what its parent had
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+        if found:
+            return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _end_with(sentinel: int, leave: Callable[[int], object]) -> None:
+    """Do not outlive whoever asked: a second attempt would meet a second writer."""
+    wait([sentinel])
+    leave(1)

@@ -1,0 +1,224 @@
+"""The table of a bench: who stands where, by how much, at what price; for files and for people."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from finerank.evaluation.compare import Comparison, compare
+from finerank.evaluation.document import METRICS, write_json
+from finerank.evaluation.evaluate import head_rows
+from finerank.evaluation.measure import influences
+from finerank.metrics.estimate import Estimate, mean_influence
+from finerank.run import Run
+from finerank.search.runs import peak_memory
+
+FORMAT = "finerank bench 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How a contestant did. reason: why it is not, or not wholly, in the table; else "".
+
+    validation   mean over seeds of the metric (`Bench.metric`); test: with its interval over the data
+    spread       between seeds, of the test part
+    difference   test, less the base: an estimate; p adjusted by Holm
+    seconds, rows_per_second   of a training, median; memory: greatest peak of its process in bytes; parameters
+    """
+
+    name: str
+    model: str
+    reason: str = ""
+    seeds: int = 0
+    validation: float = math.nan
+    test: Estimate = Estimate(value=math.nan)
+    spread: float = math.nan
+    logloss: float = math.nan
+    difference: Estimate = Estimate(value=math.nan)
+    p: float = math.nan
+    seconds: float = math.nan
+    rows_per_second: float = math.nan
+    memory: float = math.nan
+    parameters: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """All standings: those that ran by their validation part, the best first; then the others.
+
+    head, metric   what is compared; rows, users: of the test part
+    """
+
+    title: str
+    base: str
+    head: str
+    metric: str
+    rows: int
+    users: int
+    standings: tuple[Standing, ...]
+    format: str = field(default=FORMAT)
+
+
+def standings(
+    folder: Path, title: str, runs: Mapping[str, Sequence[Run]], others: Sequence[Standing]
+) -> tuple[Bench, Comparison | None, list[Run]]:
+    """The table so far, written as bench.json and bench.md; the comparison and the runs that it was made of.
+
+    runs    by contestant; the first is the base
+    others  those without runs, and why
+    """
+    every = [run for of in runs.values() for run in of]
+    compared = _named(compare(every), runs) if len(runs) > 1 else None
+    head, metric, sign = _measure(every[0]) if every else ("", "auc", 1.0)
+    done = [_standing(name, of, head, metric, compared) for name, of in runs.items()]
+    done.sort(key=lambda s: -sign * s.validation)
+    test = every[0].predictions("test") if every else None
+    found = Bench(
+        title=title,
+        base=next(iter(runs), ""),
+        head=head,
+        metric=metric,
+        rows=0 if test is None else len(test.rows),
+        users=0 if test is None else len(np.unique(test.groups)),
+        standings=(*done, *others),
+    )
+    write_json(found, folder / "bench.json")
+    partial = folder / "bench.md.partial"
+    partial.write_text(markdown(found), encoding="utf-8")
+    partial.replace(folder / "bench.md")
+    return found, compared, every
+
+
+def _measure(run: Run) -> tuple[str, str, float]:
+    """(head, metric, 1 if larger is better): AUC of the first head, or its RMSE."""
+    head = run.heads[0]
+    return (head.name, "auc", 1.0) if head.link == "sigmoid" else (head.name, "rmse", -1.0)
+
+
+def _named(compared: Comparison, runs: Mapping[str, Sequence[Run]]) -> Comparison:
+    """The comparison with contestants' names for its sides."""
+    of_run = {str(run.folder): name for name, of in runs.items() for run in of}
+    names = {side.name: of_run[side.runs[0]] for side in compared.sides}
+    return replace(
+        compared,
+        sides=tuple(replace(s, name=names[s.name]) for s in compared.sides),
+        against=tuple(
+            replace(
+                a,
+                side=names[a.side],
+                first=names[a.first],
+                sentence=a.sentence.replace(a.side, names[a.side]).replace(a.first, names[a.first]),
+            )
+            for a in compared.against
+        ),
+    )
+
+
+def _standing(name: str, runs: Sequence[Run], head: str, metric: str, compared: Comparison | None) -> Standing:
+    measured = [run.metrics() for run in runs]
+    test = [m["test"][head][metric] for m in measured]
+    data = runs[0].dataset
+    requests = data.requests_of("test")
+    of_row = np.repeat(requests, data.first[requests + 1] - data.first[requests])
+    i = [h.name for h in runs[0].heads].index(head)
+    each = [influences(head_rows(run.predictions("test"), i, of_row, "user"))[metric] for run in runs]
+    against = (
+        None if compared is None else next((a for a in compared.against if (a.side, a.head) == (name, head)), None)
+    )
+    d = None if against is None else against.differences[metric]
+    return Standing(
+        name=name,
+        model=runs[0].recipe.model.name,
+        seeds=len(runs),
+        validation=statistics.mean(m["validation"][head][metric] for m in measured),
+        test=mean_influence(each).estimate(0.0, 1.0 if metric == "auc" else math.inf),
+        spread=statistics.stdev(test) if len(test) > 1 else math.nan,
+        logloss=statistics.mean(m["test"][head].get("logloss", math.nan) for m in measured),
+        difference=Estimate(value=math.nan) if d is None else Estimate(value=d.value, low=d.low, high=d.high),
+        p=math.nan if d is None else d.p_holm,
+        seconds=statistics.median(m["seconds"] for m in measured),
+        rows_per_second=statistics.median(m["training_rows_per_second"] for m in measured),
+        memory=max((m for run in runs if not math.isnan(m := peak_memory(run.folder))), default=math.nan),
+        parameters=measured[0]["parameters"],
+    )
+
+
+def line(s: Standing) -> str:
+    """One standing in one line."""
+    if s.reason:
+        return f"{s.name}: {s.reason}"
+    difference = "" if math.isnan(s.difference.value) else f"  to the base {s.difference.value:+.4f}"
+    return f"{s.name}: validation {s.validation:.4f}  test {s.test.value:.4f}{difference}  {s.seconds:.0f} s"
+
+
+COLUMNS = (
+    "model", "seeds", "validation", "test", "95 % (data)", "± (seeds)", "log loss", "to the base", "95 %", "p",
+    "seconds", "rows/s", "MB", "parameters",
+)  # fmt: skip
+
+
+def cells(s: Standing) -> list[str]:
+    """A standing as texts, in the order of COLUMNS."""
+    d = s.difference
+    return [
+        s.name,
+        str(s.seeds),
+        _shown(s.validation),
+        _shown(s.test.value),
+        _range(s.test),
+        _shown(s.spread),
+        _shown(s.logloss),
+        "" if math.isnan(d.value) else f"{d.value:+.4f}",
+        _range(d, "+"),
+        "" if math.isnan(s.p) else "< .001" if s.p < 0.001 else f"{s.p:.3f}",
+        f"{s.seconds:,.1f}",
+        f"{s.rows_per_second:,.0f}",
+        "" if math.isnan(s.memory) else f"{s.memory / 2**20:,.0f}",
+        f"{s.parameters:,}",
+    ]
+
+
+def notes(found: Bench) -> list[str]:
+    """How to read the table."""
+    title = METRICS[found.metric][0]
+    best = next((s for s in found.standings if not s.reason), None)
+    out = [f"{title} of {found.head!r}; {found.rows:,} test rows of {found.users:,} users."] if found.head else []
+    if best is not None:
+        out.append(
+            f"By the validation part, which alone chooses, {best.name} is best: {best.validation:.4f}, and "
+            f"{best.test.value:.4f} on the test part, which was measured once per run."
+        )
+    if found.base:
+        out.append(
+            f"Differences are to {found.base}, paired on the same rows; their intervals cover the data and, with two seeds or "
+            "more, the seeds. p is adjusted for the number of comparisons (Holm)."
+        )
+    return [
+        *out,
+        "95 % (data): the choice of users. ± (seeds): standard deviation between seeds. Seconds: training and evaluation. "
+        "MB: greatest peak of a training's process, libraries included.",
+    ]
+
+
+def markdown(found: Bench) -> str:
+    """The table for people."""
+    right = ["---", *["--:"] * (len(COLUMNS) - 1)]
+    lines = [f"# Bench: {found.title}", "", "| " + " | ".join(COLUMNS) + " |", "|" + "|".join(right) + "|"]
+    lines += ["| " + " | ".join(cells(s)) + " |" for s in found.standings if not s.reason]
+    left = [s for s in found.standings if s.reason]
+    if left:
+        lines += ["", "Left out:", "", *(f"- {s.name}: {s.reason}" for s in left)]
+    return "\n".join([*lines, "", *(line for note in notes(found) for line in (note, ""))])
+
+
+def _shown(x: float) -> str:
+    return "" if math.isnan(x) else f"{x:.4f}"
+
+
+def _range(e: Estimate, sign: str = "") -> str:
+    return "" if math.isnan(e.low) or math.isnan(e.high) else f"{e.low:{sign}.4f} to {e.high:{sign}.4f}"
