@@ -126,8 +126,8 @@ def test_separate_networks_are_two_models_of_one_task(representation: str) -> No
         for key, term in alone.losses.items():
             assert torch.allclose(out.losses[f"{task}.{key}"], term)
         for key, weights in alone.attention.items():
-            assert torch.allclose(out.attention[f"{task}.{key}"], weights)
-            assert f"{task}.{key}" in both.attends
+            assert torch.allclose(out.attention[f"{key}.{task}"], weights)
+            assert both.attends[f"{key}.{task}"] == key
     assert both.needs == one.needs
 
 

@@ -308,6 +308,14 @@ def test_every_way_of_attending_makes_the_trip(
 # ------------------------------------------------------------------------------------------------ an odder world
 
 
+def test_attention_of_separate_networks_is_served_by_history_and_output(
+    worlds: dict[int, World], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Text
+) -> None:
+    model = {"name": "din", "representation": {"unit": SMALL}, "separate": True}
+    scorer = check_the_trip(trained(model, worlds[2].data), worlds[2], tmp_path, monkeypatch, capfd)
+    assert scorer.manifest.outputs == ("logits", "clicks.click.attention", "clicks.conversion.attention")
+
+
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Growing tables too small for all, weighted lists, numbers in the past, file-order ties, late events, events of

@@ -43,14 +43,14 @@ class SeparateRepresentations(Representation):
         self.widths = parts[0].widths
         self.needs = reduce(or_, (part.needs for part in parts))
         self.attends = {
-            f"{n}.{key}": at for n, part in zip(names, parts, strict=True) for key, at in part.attends.items()
+            f"{key}.{n}": at for n, part in zip(names, parts, strict=True) for key, at in part.attends.items()
         }
 
     def forward(self, batch: Batch) -> Features:
-        """See `SeparateFeatures`; losses and attention are called after their output."""
+        """See `SeparateFeatures`; losses are called `output.loss`, attention `history.output`, as servers read it."""
         of = tuple(part(batch) for part in self.of)
         losses = {f"{n}.{key}": t for n, f in zip(self.names, of, strict=True) for key, t in f.losses.items()}
-        attention = {f"{n}.{key}": t for n, f in zip(self.names, of, strict=True) for key, t in f.attention.items()}
+        attention = {f"{key}.{n}": t for n, f in zip(self.names, of, strict=True) for key, t in f.attention.items()}
         return SeparateFeatures(**vars(of[0]) | {"batch": batch, "losses": losses, "attention": attention, "of": of})
 
     def penalties(self, features: Features) -> Mapping[str, Tensor]:
