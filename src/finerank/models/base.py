@@ -128,7 +128,7 @@ class _OneTower(nn.Module):
             self.rest = nn.Sequential(act, MLP(first, hidden, 1, o.activation, o.dropout, o.batch_norm, bias=False))
 
     def forward(self, x_R: Tensor, x_N: Tensor, of: Tensor) -> Tensor:
-        out: Tensor = self.rest(self.first(x_R, x_N, of))
+        out: Tensor = self.rest(self.first(x_R, x_N, of, inside=not isinstance(self.rest, nn.Identity)))
         return out
 
 
