@@ -59,6 +59,16 @@ void score(i64 t, i64 width, const half* z, const float* slope, const float* w, 
     }
 }
 
+// The gradient of the last layer's weights is added to dw.
+void last_weights(i64 rows, i64 width, const half* z, const float* slope, const float* g, float* dw) {
+    for (i64 h = 0; h < width; h += 16) {
+        const V<float> s = load(slope + h);
+        V<float> sum = load(dw + h);
+        for (i64 i = 0; i < rows; i++) sum += g[i] * active<float>(expand(z + i * width + h), s);
+        store(dw + h, sum);
+    }
+}
+
 // What a pass back through an activation gives, for an even number of rows: the gradient of Z by rows and woven, and the
 // activation woven (null: not wanted).
 struct Back {
@@ -76,7 +86,7 @@ inline __attribute__((always_inline)) void through(i64 rows, i64 width, const ha
         for (i64 i = 0; i < rows; i += 2) {
             const __m512 z0 = expand(z + i * width + h), z1 = expand(z + (i + 1) * width + h);
             const __m512 a0 = active<float>(z0, s), a1 = active<float>(z1, s);
-            const __m512 g0 = of(i, h, a0), g1 = of(i + 1, h, a1);
+            const __m512 g0 = of(i, h), g1 = of(i + 1, h);
             const __m512 d0 = z0 > 0 ? g0 : g0 * s, d1 = z1 > 0 ? g1 : g1 * s;
             ds += (z0 > 0 ? none : g0 * z0) + (z1 > 0 ? none : g1 * z1);
             total += d0 + d1;
@@ -212,11 +222,9 @@ void backward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* co
             const i64 last = H[L - 1];
             each(L - 1, [&](i64 at, i64 many, const half* z, const float* slope, float* dslope, float* sum) {
                 const Back to{here.data() + at * last, woven.data() + at / 2 * last, nullptr};
-                through(many, last, z, slope, dslope, sum, to, [&](i64 i, i64 h, __m512 a) {
-                    const __m512 gi = _mm512_set1_ps(g[at + i]);
-                    store<float>(d.w + h, load(d.w + h) + gi * a);
-                    return gi * load(p.w + h);
-                });
+                last_weights(many, last, z, slope, g.data() + at, d.w);
+                through(many, last, z, slope, dslope, sum, to,
+                        [&](i64 i, i64 h) { return _mm512_set1_ps(g[at + i]) * load(p.w + h); });
             });
             for (i64 l = L - 1; l > 0; l--) {
                 const i64 width = H[l], in = H[l - 1];
@@ -225,7 +233,7 @@ void backward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* co
                 each(l - 1, [&](i64 at, i64 many, const half* z, const float* slope, float* dslope, float* sum) {
                     const Back to{next.data() + at * in, next_woven.data() + at / 2 * in, act.data() + at / 2 * in};
                     const float* from = below.data() + at * in;
-                    through(many, in, z, slope, dslope, sum, to, [&](i64 i, i64 h, __m512) { return load(from + i * in + h); });
+                    through(many, in, z, slope, dslope, sum, to, [&](i64 i, i64 h) { return load(from + i * in + h); });
                 });
                 multiply<true>(width, in, rows / 2, woven.data(), 1, width, act.data(), d.W[l - 1]);
                 std::swap(here, next);
