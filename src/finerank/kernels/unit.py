@@ -1,4 +1,4 @@
-"""Compiled loops of DIN's activation unit (`unit.cpp`, `unit_bf16.cpp`); `layers.attention` calls them and holds the plain twin.
+"""Compiled loops of the activation unit (`unit.cpp`, `unit_bf16.cpp`); `layers.attention` calls them and has the plain twin.
 
 N candidates · T events · P pairs · K width of an item · H hidden
 """

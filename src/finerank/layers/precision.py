@@ -38,6 +38,15 @@ def lowered() -> bool:
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`, in bf16 (and giving bf16) where that is asked for."""
     if not lowered():
+        odd = -x.shape[1] % 16
+        if (
+            odd
+            and x.shape[1] > 128
+            and x.requires_grad
+            and x.device.type == "cpu"
+            and not torch.compiler.is_exporting()
+        ):
+            x, weight = F.pad(x, (0, odd)), F.pad(weight, (0, odd))  # backward products of odd widths are slow
         return F.linear(x, weight, bias)
     half = torch.bfloat16
     return F.linear(x.to(half), weight.to(half), None if bias is None else bias.to(half))
