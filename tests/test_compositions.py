@@ -166,6 +166,7 @@ def refused(table: Mapping[str, Any], schema: FittedSchema | None = None) -> str
     return str(error.value)
 
 
+KINDS = ", ".join(sorted(options.kind for options in registry.options_of(Interaction).__args__))
 NAMES = ", ".join(registry.names())
 # what a [model] table says (one line here: `;` ends a line of TOML), and what is answered
 SENTENCES = [
@@ -179,7 +180,7 @@ SENTENCES = [
     ),
     (
         'name = "din"; interactions = ["crss"]',
-        "model.interactions[0].kind: got 'crss' (string); did you mean 'cross'? accepted: cross, fm, linear, tower",
+        f"model.interactions[0].kind: got 'crss' (string); did you mean 'cross'? accepted: {KINDS}",
     ),
     ('name = "din"; interactions = [{layers = 2}]', "model.interactions[0].kind: missing; accepted: ..."),
     ('representation.age = true; interactions = ["cross"]', "model.representation.kind: missing; accepted: ..."),

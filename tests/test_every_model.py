@@ -27,9 +27,10 @@ from finerank.layers.mlp import BatchNorm
 from finerank.models import registry
 from finerank.models.composition import Model
 from finerank.schema import OOV
-from finerank.training.checkpoint import restore
+from finerank.training.checkpoint import Checkpoints, restore
 from finerank.training.loop import Trainer
 from finerank.training.options import Adam, TrainingOptions
+from finerank.training.warm_start import OldRun
 from finerank.typed import plain
 
 NAMES = registry.names()
@@ -385,6 +386,20 @@ def check_state_loads_strictly(name: str, data: Dataset, tmp: Path) -> None:
     for wrong in ({**state, "more": torch.zeros(1)}, dict(list(state.items())[1:])):
         with pytest.raises(ValueError, match=r"does not fit"):
             restore(other, wrong, "model")
+
+
+@check
+def check_a_warm_start_takes_over_all_of_it(name: str, data: Dataset, tmp: Path) -> None:
+    """On the same data a model that begins with another's learning is that other, to the last bit."""
+    composition = registry.composition(name)
+    old = built(name, data, seed=1)
+    Checkpoints(tmp / "best").save({f"model.{key}": t for key, t in old.state_dict().items()}, {}, 1)
+    options = TrainingOptions(warm_start=str(tmp), keep_memory=False, threads=1, seed=2)
+    trainer = Trainer(composition, data, options, old=OldRun.of(tmp, composition, data))
+    batch = batch_of(old, data, busy(data))
+    assert not torch.equal(trainer.model.eval()(batch).logits, old.eval()(batch).logits)
+    trainer.begin()
+    assert torch.equal(trainer.model.eval()(batch).logits, old.eval()(batch).logits)
 
 
 @check

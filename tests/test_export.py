@@ -31,7 +31,7 @@ from finerank.export.bundle import write_bundle
 from finerank.export.graph import example_batch, exported, flatten, graph_inputs
 from finerank.layers.activation import Dice
 from finerank.models import registry
-from finerank.models.composition import Model
+from finerank.models.composition import Model, Needs
 from finerank.runtime.manifest import MANIFEST, file_facts
 from finerank.runtime.profiles import Past, Profiles
 from finerank.runtime.scorer import Query, Scorer, Scores, predicted
@@ -175,15 +175,8 @@ def shapes(data: Dataset) -> dict[str, Batch]:
         "many requests, some empty": example_batch(fitted, (3, 1, 5, 2) * 8, (0, 9, 1, 50) * 8, seed=7),
         "300 candidates, history at its longest": example_batch(fitted, (300,), (50,), seed=8),
         "nothing known": out_of_vocabulary(example_batch(fitted, (4, 2), (6, 3), seed=9)),
-        "a real batch": BatchBuilder(data, Everything(fitted.histories)).batch(np.arange(data.requests)),
+        "a real batch": BatchBuilder(data, Needs(pairs=frozenset(fitted.histories))).batch(np.arange(data.requests)),
     }
-
-
-class Everything:
-    """Wants the pairs of every history, as inputs of an unreduced graph."""
-
-    def __init__(self, histories: Mapping[str, object]) -> None:
-        self.pairs, self.negatives = frozenset(histories), frozenset[str]()
 
 
 def check_graphs_equal_eager(model: Model, data: Dataset, program: Any, scorer: Scorer) -> None:

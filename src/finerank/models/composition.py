@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from finerank.data.batch import Batch
+from finerank.data.drawing import Drawing
+from finerank.data.masking import Masking
 from finerank.layers.embedding import Embedding, Tables
 from finerank.layers.segments import spread
 from finerank.models.narrow import Narrowing
@@ -28,13 +30,29 @@ from finerank.schema import FittedSchema, Task
 
 @dataclass(frozen=True)
 class Needs:
-    """What a model asks of the batch builder, by history: all (candidate, event) pairs; next-event negatives."""
+    """What a model asks of the batch builder beside the columns.
+
+    pairs        histories of which it reads all (candidate, event) pairs
+    negatives    histories for which it wants, beside every event, one that did not come there
+    masked       histories of which it wants events hidden (`data.masking`)
+    drawn        histories of whose items it wants some drawn for each request (`data.drawing`)
+    example_age  whether it wants to know how old a training example is
+    """
 
     pairs: frozenset[str] = frozenset()
     negatives: frozenset[str] = frozenset()
+    masked: Mapping[str, Masking] = field(default_factory=dict)
+    drawn: Mapping[str, Drawing] = field(default_factory=dict)
+    example_age: bool = False
 
     def __or__(self, other: Needs) -> Needs:
-        return Needs(self.pairs | other.pairs, self.negatives | other.negatives)
+        return Needs(
+            self.pairs | other.pairs,
+            self.negatives | other.negatives,
+            {**self.masked, **other.masked},
+            {**self.drawn, **other.drawn},
+            self.example_age or other.example_age,
+        )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,7 +86,7 @@ def run_report(
         fields=field_table(run.dataset),
         timings=_timings(measured),
         recipe=(run.folder / "recipe.toml").read_text(encoding="utf-8"),
-        environment=list(json.loads((run.folder / "environment.json").read_text(encoding="utf-8")).items()),
+        environment=list(run.document("environment.json").items()),
     )
 
 
@@ -195,6 +194,12 @@ def _timings(measured: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def read_curve(path: Path) -> list[dict[str, float]]:
-    """The lines of a curve.csv, an epoch each."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{k: float(v) if v else math.nan for k, v in line.items()} for line in csv.DictReader(file)]
+    """The lines of a curve.csv, an epoch each. Raises UserError where the file is gone or damaged."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.DictReader(file, restval="damaged", restkey="damaged"))
+        return [{k: float(v) if v else math.nan for k, v in line.items()} for line in lines]
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file, so the run is not whole; train it again") from None
+    except (ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{path}: damaged ({error}); train the run again") from error

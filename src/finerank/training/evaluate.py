@@ -96,7 +96,8 @@ def metrics(predictions: Predictions) -> dict[str, dict[str, float]]:
 
 def monitored(model: Model, measured: dict[str, dict[str, float]], name: str) -> float:
     """The number that early stopping watches, larger is better (see `TrainingOptions.monitor`)."""
-    trained = [measured[head.name] for head in model.heads if head.trained]
+    # a catalogue model learns from its own loss: none of its heads is trained, and all are judged
+    trained = [measured[h.name] for h in model.heads if h.trained] or [measured[h.name] for h in model.heads]
     binary = [found[name] for found in trained if name in found]
     if binary:
         return float(np.mean(binary)) * (-1.0 if name == "logloss" else 1.0)

@@ -177,6 +177,8 @@ class TrainingOptions:
     regularise   of embedding tables (first-order weights are left to FTRL's own)
     clip         greatest norm of the dense gradient; None: no clipping
     sampling     train on a part of the negatives, or of the positives of popular items
+    warm_start   folder of an older run to begin with, from which everything of the same name is taken over
+                 (`training.warm_start`): for logs that go on, with values come and gone. The optimisers begin anew
     evaluate_rows  candidates per batch in evaluation
     save_every   steps between checkpoints within an epoch; 0: at the end of each epoch only
     threads      of torch; None: as many as there are cores
@@ -199,6 +201,7 @@ class TrainingOptions:
     regularise: Regulariser | None = None
     clip: float | None = None
     sampling: Sampling | None = None
+    warm_start: str | None = None
     evaluate_rows: int = 8_192
     save_every: int = 0
     seed: int = 1
