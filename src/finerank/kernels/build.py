@@ -101,7 +101,7 @@ def _key(compiler: str) -> str:
 def has_bf16(device: torch.device) -> bool:
     """Whether products in bf16 are fast there: not emulated."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool({b"avx512_bf16", b"amx_bf16"} & set(_instructions().split()))
 
 
