@@ -54,12 +54,12 @@ class _Unit(Function):
         bf16: bool,
     ) -> Tensor:
         q, k, c, e = q.contiguous(), k.contiguous(), c.contiguous(), None if e is None else e.contiguous()
-        hidden, places = torch.tensor(widths), (spans.first, spans.count, spans.start)
+        hidden, places = torch.tensor(widths), [spans.first, spans.count, spans.start]
         name, room, kept = NAMES[q.dtype], pairs, q.dtype
         if bf16:
             even = spans.count + spans.count % 2
             ends = even.cumsum(0)
-            places, room = (*places, ends - even), int(ends[-1]) if len(ends) else 0
+            places, room = [*places, ends - even], int(ends[-1]) if len(ends) else 0
             name, kept = "bf16", torch.bfloat16
         keep = any(ctx.needs_input_grad)
         before = [q.new_empty((room if keep else 0, width), dtype=kept) for width in widths]
