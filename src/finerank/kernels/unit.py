@@ -64,8 +64,8 @@ class _Unit(Function):
         keep = any(ctx.needs_input_grad)
         before = [q.new_empty((room if keep else 0, width), dtype=kept) for width in widths]
         out = q.new_empty(pairs)
-        shape = (len(q), q.shape[1], len(widths), hidden, *places)
-        call(f"unit_forward_{name}", *shape, q, k, e, c, flat, _pointers(before) if keep else None, out)
+        kept_at = _pointers(before) if keep else None
+        call(f"unit_forward_{name}", len(q), q.shape[1], len(widths), hidden, *places, q, k, e, c, flat, kept_at, out)
         ctx.save_for_backward(q, k, flat, hidden, *places, *before)
         ctx.extra, ctx.name, ctx.layers = e is not None, name, len(widths)
         return out
