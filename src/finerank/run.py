@@ -177,7 +177,7 @@ def run(
     started = time.perf_counter()
     trainer = Trainer(recipe.model, dataset, recipe.training, folder, progress, old=beginning)
     _write(at, text)  # from here on the folder holds a run
-    _write(folder / "environment.json", json.dumps(environment(trainer.device), indent=1))
+    _write(folder / "environment.json", json.dumps(environment(trainer.device, trainer.options.precision), indent=1))
     history = trainer.fit(resume)
     rows = recipe.training.evaluate_rows
     shutil.rmtree(folder / "scores", ignore_errors=True)
@@ -232,7 +232,7 @@ def _old_run(recipe: Recipe, resume: bool) -> OldRun | None:
         raise UserError(f"warm start from {source}: {error}") from error
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device, precision: str = "float32") -> dict[str, Any]:
     """What must be equal for a run to repeat bit for bit: versions, machine, threads, device, precision."""
     packages = ("torch", "numpy", "polars", "safetensors", "xxhash")
     return {
@@ -244,7 +244,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
-        "precision": "float32",
+        "precision": precision,
         "loops": loops.state(),
     }
 

@@ -23,6 +23,7 @@ from finerank.data.dataset import Dataset
 from finerank.data.order import Step
 from finerank.errors import UserError
 from finerank.kernels import build as loops
+from finerank.layers.precision import computing_in
 from finerank.models.composition import Calibration, Model
 from finerank.models.registry import Composition, build
 from finerank.runtime.hashing import mix
@@ -140,6 +141,11 @@ class Trainer:
 
         resume  go on from the newest checkpoint, if there is one
         """
+        if self.options.precision == "bf16" and not loops.has_bf16(self.device):
+            raise UserError(
+                "training.precision = 'bf16', and this machine has no instructions for it (avx512_bf16 or amx_bf16 of a "
+                "processor, or a GPU that computes in bf16); accepted here: 'float32'"
+            )
         requests = self.dataset.requests_of("train")
         validation = self.dataset.requests_of("validation")
         if not len(validation):
@@ -217,7 +223,8 @@ class Trainer:
         total = 0.0
         for batch in self.feed.batches(step, self.epoch):
             batch = batch.to(self.device)
-            out, factors = self.model(batch), None
+            with computing_in(self.options.precision):
+                out, factors = self.model(batch), None
             if self.sampled is not None:
                 out, factors = self.sampled.seen(batch, out)
             terms = self.model.losses(batch, out, factors)

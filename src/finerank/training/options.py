@@ -241,6 +241,9 @@ class TrainingOptions:
     device       auto: CUDA where there is one
     loops        auto: compiled loops for what PyTorch's operators do slowly on a CPU, where a C++ compiler is at hand
                  (environment.json says so); off: PyTorch's operators alone. Equal but for the last digits
+    precision    of the great products in training: float32 · bf16: those of towers and of DIN's activation unit in bf16,
+                 summed in float32; weights, optimisers, losses and all scoring stay float32. About half as long again as
+                 fast on a processor with bf16 instructions (avx512_bf16, amx_bf16), refused on one without
     keep_memory  ask the C library to keep freed memory for the next step instead of giving it back (faster on Linux)
     """
 
@@ -262,6 +265,7 @@ class TrainingOptions:
     threads: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     loops: Literal["auto", "off"] = "auto"
+    precision: Literal["float32", "bf16"] = "float32"
     keep_memory: bool = True
 
     def __post_init__(self) -> None:
