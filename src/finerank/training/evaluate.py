@@ -70,6 +70,31 @@ def predict(
     return replace(judged(model.heads, builder.dataset, requests), logits=torch.cat(logits).numpy())
 
 
+def watched(
+    model: Model,
+    builder: BatchBuilder,
+    requests: np.ndarray,
+    rows_per_batch: int = 8_192,
+    device: torch.device | None = None,
+) -> dict[str, float | list[float]]:
+    """Means over all rows of what the model's parts watch (`Interaction.monitor`), by name: a number, or one per expert."""
+    model.eval()
+    device = device or torch.device("cpu")
+    sums: dict[str, torch.Tensor] = {}
+    rows = 0
+    with torch.inference_mode():
+        for step in builder.steps(requests, Budget(rows=rows_per_batch), shuffle=False):
+            for batch in builder.batches(step, epoch=None):
+                found = model.monitor(batch.to(device))
+                if not found:
+                    return {}
+                rows += batch.N
+                for name, values in found.items():
+                    total = values.double().sum(0).cpu()
+                    sums[name] = sums[name] + total if name in sums else total
+    return {name: (total / rows).tolist() for name, total in sums.items()}
+
+
 def metrics(predictions: Predictions) -> dict[str, dict[str, float]]:
     """Per head: binary auc, gauc (by user, weighted by impressions), logloss; regression: rmse. Rows outside weigh 0.
 
