@@ -224,8 +224,9 @@ class TrainingOptions:
     epochs       at most; early stopping usually ends it sooner. Models with ids over-fit after one to three
     patience     epochs in a row without improvement that are borne; one more ends it. The best weights are restored
                  always
-    monitor      the validation metric that decides: its mean over the trained heads of binary tasks; a model without
-                 any watches the RMSE of its heads. Heads that know a position or a delay are judged with it, as the log is
+    monitor      the validation metric that decides: its mean over the trained heads of binary tasks (over all heads, where
+                 none is trained: catalogue models); a model without any watches the RMSE of its heads. Heads that know
+                 a position or a delay are judged with it, as the log is
     batch        how large a step is
     seed         0 ... 2^63 - 1
     tables, first_order, dense   optimisers of the parameter groups; first_order: as tables unless given
