@@ -28,8 +28,8 @@ from finerank.models import registry
 from finerank.models.composition import Model
 from finerank.schema import OOV
 from finerank.training.checkpoint import restore
-from finerank.training.loop import Trainer
 from finerank.training.options import Adam, TrainingOptions
+from finerank.training.stages import after_stages
 from finerank.typed import plain
 
 NAMES = registry.names()
@@ -326,7 +326,7 @@ def check_batch_without_rows_of_a_task_gives_zero(name: str, data: Dataset, tmp:
 @check
 def check_fits_a_tiny_set(name: str, data: Dataset, tmp: Path) -> None:
     options = TrainingOptions(epochs=1, tables=Adam(lr=0.03), dense=Adam(lr=0.01), keep_memory=False, threads=1)
-    trainer = Trainer(registry.composition(name), data, options)
+    trainer = after_stages(registry.composition(name), data, options)
     (step,) = trainer.builder.steps(busy(data, 10), Budget(rows=10_000), shuffle=False)
     losses = [trainer.train_step(step) for _ in range(80)]
     assert losses[-1] < 0.5 * losses[0]
@@ -337,7 +337,7 @@ def check_same_seed_same_bits_and_resume_equals_uninterrupted(name: str, data: D
     options = TrainingOptions(
         epochs=3, patience=9, batch=Budget(rows=32), save_every=2, keep_memory=False, threads=1, seed=5
     )
-    whole = Trainer(registry.composition(name), data, options, tmp / "whole")
+    whole = after_stages(registry.composition(name), data, options, tmp / "whole")
     whole.fit()
 
     class Stopped(Exception):  # noqa: N818
@@ -351,10 +351,9 @@ def check_same_seed_same_bits_and_resume_equals_uninterrupted(name: str, data: D
         if seen == 5:
             raise Stopped
 
-    cut = Trainer(registry.composition(name), data, options, tmp / "cut", at=stop)
-    with pytest.raises(Stopped):
-        cut.fit()
-    resumed = Trainer(registry.composition(name), data, options, tmp / "cut")
+    with pytest.raises(Stopped):  # of a model that trains in stages, in the first of them that has steps
+        after_stages(registry.composition(name), data, options, tmp / "cut", at=stop).fit()
+    resumed = after_stages(registry.composition(name), data, options, tmp / "cut", resume=True)
     resumed.fit(resume=True)
     for (key, a), b in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
         assert torch.equal(a, b), key
@@ -369,7 +368,7 @@ def check_best_weights_are_restored(name: str, data: Dataset, tmp: Path) -> None
     options = TrainingOptions(
         epochs=4, patience=9, batch=Budget(rows=32), tables=Adam(lr=0.05), keep_memory=False, threads=1
     )
-    trainer = Trainer(registry.composition(name), data, options)
+    trainer = after_stages(registry.composition(name), data, options)
     history = trainer.fit()
     measured = metrics(predict(trainer.model, trainer.builder, data.requests_of("validation")))
     assert monitored(trainer.model, measured, "auc") == max(e.score for e in history)

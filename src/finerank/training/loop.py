@@ -59,6 +59,9 @@ class Epoch:
 class Progress:
     """What a training tells while it runs; this one listens and says nothing."""
 
+    def stage(self, name: str) -> None:
+        """A stage of this name begins (`models.stages`); "": the model's own training."""
+
     def epoch(self, epoch: int, rows: int) -> None:
         """An epoch of so many rows begins."""
 
@@ -70,10 +73,11 @@ class Progress:
 
 
 class Trainer:
-    """One training of one model on one data set.
+    """One training of one model on one data set. For a model that trains in stages: its last (`stages.after_stages`).
 
-    folder  where checkpoints go: `checkpoints/` to go on from, `best/` the best weights. None: nothing is written
-    at      called with the name of a point ("epoch", "step", and those of `Checkpoints`): for tests that kill there
+    folder    where checkpoints go: `checkpoints/` to go on from, `best/` the best weights. None: nothing is written
+    at        called with the name of a point ("epoch", "step", and those of `Checkpoints`): for tests that kill there
+    requests  int64, the training requests that are used; None: all
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class Trainer:
         folder: Path | None = None,
         progress: Progress | None = None,
         at: Callable[[str], None] = lambda point: None,
+        requests: np.ndarray | None = None,
     ) -> None:
         if options.threads:
             torch.set_num_threads(options.threads)
@@ -107,6 +112,8 @@ class Trainer:
         self.best_checkpoints = Checkpoints(folder / "best", keep=1, at=at) if folder else None
         self.best_weights: dict[str, Tensor] = {}
         self.history: list[Epoch] = []
+        self.requests = dataset.requests_of("train") if requests is None else requests
+        self.stages: Mapping[str, Any] | None = None  # what each stage before gave, once they are done
         self.epoch = self.step = self.total_steps = 0
         self.loss_sum = self.seconds = 0.0
         self.rows_done = 0
@@ -130,7 +137,11 @@ class Trainer:
 
         resume  go on from the newest checkpoint, if there is one
         """
-        requests = self.dataset.requests_of("train")
+        if self.composition.stages and self.stages is None:
+            raise UserError(
+                f"model {self.composition.name!r} trains in stages ({', '.join(o.kind for o in self.composition.stages)}) "
+                "before this training: make the trainer with training.stages.after_stages, or give stages = []"
+            )
         validation = self.dataset.requests_of("validation")
         if not len(validation):
             raise UserError("no validation requests: early stopping needs some; set data.split.validation above 0")
@@ -148,15 +159,15 @@ class Trainer:
         if not (resume and self._resume()):
             admit(self.row_maps, self.dataset.fitted, self.model, self.optimisers, 0, self.options.seed)
         with settled_objects():
-            self._epochs(requests, validation)
+            self._epochs(validation)
         self._restore_best()
         if self.model.calibration is not None:
             self._recalibrate(self.model.calibration, validation)
         return self.history
 
-    def _epochs(self, requests: np.ndarray, validation: np.ndarray) -> None:
+    def _epochs(self, validation: np.ndarray) -> None:
         while self.epoch < self.options.epochs and not self._patience_is_over():
-            steps = self.feed.steps(requests, self.options.batch, self.epoch)
+            steps = self.feed.steps(self.requests, self.options.batch, self.epoch)
             self.progress.epoch(self.epoch, sum(s.rows for s in steps))
             self.progress.advance(self.rows_done, math.nan)
             while self.step < len(steps):
