@@ -265,6 +265,7 @@ def test_every_model_makes_the_trip(
 ) -> None:
     world = worlds[2 if "two tasks" in registry.composition(name).requires else 1]
     scorer = check_the_trip(trained(name, world.data), world, tmp_path, monkeypatch, capfd)
+    assert scorer.manifest.composition["interactions"]  # what it was built from, with what stages decided
     if name == "lr":
         assert not any(i.name.startswith("clicks.") for i in scorer.manifest.inputs)
 

@@ -33,7 +33,8 @@ from finerank.training.stages import after_stages, amended
 from finerank.typed import plain, read_toml, to_toml
 
 FNN: dict[str, Any] = {"name": "fnn", "interactions": [{"kind": "fnn", "hidden": [4]}]}
-MODELS: dict[str, dict[str, Any]] = {"fnn": FNN}
+AUTOFIS: dict[str, Any] = {"name": "autofis_fm", "interactions": ["linear", {"kind": "autofis", "c": 0.5}]}
+MODELS: dict[str, dict[str, Any]] = {"fnn": FNN, "autofis_fm": AUTOFIS}
 QUICK = TrainingOptions(epochs=2, keep_memory=False, threads=1, monitor="logloss")
 
 
@@ -200,6 +201,28 @@ def test_a_run_tells_what_its_stages_gave(finished: Path) -> None:
     assert read_toml(finished / "recipe.toml")["model"]["stages"] == [{"kind": "fm", "training": {"epochs": 2}}]
     opened = Run.open(finished)
     assert opened.trainer().model.name == "fnn"
+
+
+def test_what_a_stage_decided_is_a_recipe_of_its_own(finished: Path, tmp_path: Path) -> None:
+    """The recipe stays as it was started with, so that it can be resumed; trained.toml states the decision."""
+    given = Recipe.read(finished / "recipe.toml")
+    given = replace(given, model=parse(AUTOFIS))
+    result = run(given, tmp_path / "run", finished / "data")
+    kept = read_toml(tmp_path / "run" / "trained.toml")["model"]["interactions"][1]["kept"]
+    assert 0 < len(kept) < 55
+    assert "trained.toml" not in given.toml()
+    assert Recipe.read(tmp_path / "run" / "recipe.toml") == given
+    opened = Run.open(tmp_path / "run")
+    assert opened.recipe == replace(given, model=replace(opened.recipe.model, stages=()))
+    assert list(opened.recipe.model.interactions[1].kept) == kept
+    assert opened.metrics()["stages"]["search"]["products_kept"] == len(kept)
+    again = run(given, tmp_path / "run", finished / "data", resume=True)
+    for name, weight in opened.trainer().model.state_dict().items():
+        assert torch.equal(weight, result.model.state_dict()[name])
+        assert torch.equal(weight, again.model.state_dict()[name])
+    # training what was decided, without the search, gives the same model: its own start is a function of the seed
+    alone = run(opened.recipe, tmp_path / "alone", finished / "data")
+    assert alone.test == result.test
 
 
 def test_a_finished_run_is_resumed_to_itself(finished: Path) -> None:

@@ -83,6 +83,7 @@ def write_bundle(
                 for h in encoder.schema.histories
             },
             growing=growing,
+            composition=model.table,
             files={str(path.relative_to(partial).as_posix()): file_facts(path) for path in files},
         )
         write_json(partial / MANIFEST, plain(manifest))

@@ -39,13 +39,18 @@ class Needs:
 
 @dataclass(frozen=True)
 class Widths:
-    """The shape of `Features`: fields of equal width D on either side, numbers on either side, further vectors."""
+    """The shape of `Features`: fields of equal width D on either side, numbers on either side, further vectors.
+
+    names_R, names_N  of the first fields of either side; those that a representation makes itself come behind them
+    """
 
     dim: int
     request_fields: int
     candidate_fields: int
     request_numbers: int
     candidate_numbers: int
+    names_R: tuple[str, ...] = ()
+    names_N: tuple[str, ...] = ()
 
     @property
     def request(self) -> int:
@@ -203,9 +208,11 @@ class Model(nn.Module):
     """A composition: see the module's docstring. Built by `registry.build`.
 
     calibration  applied to the logits in evaluation mode, and so wherever scores are given: served graphs included
+    table        the [model] table that it was built from, so that a bundle can say what it is
     """
 
     calibration: Calibration | None
+    table: Mapping[str, Any]
 
     def __init__(
         self,
@@ -225,6 +232,7 @@ class Model(nn.Module):
         self.heads = heads.heads
         self.needs, self.attends = representation.needs, dict(representation.attends)
         self.calibration = None
+        self.table = {}
 
     def forward(self, batch: Batch) -> Output:
         """Logits of every row and head."""

@@ -245,7 +245,9 @@ def build(model: Composition, fitted: FittedSchema) -> Model:
     for options in model.interactions:
         make = part_class(Interaction, options)
         interactions.append(make(fitted, representation.widths, heads.inputs, options))
-    return Model(model.name, fitted, representation, interactions, heads, narrow)
+    built = Model(model.name, fitted, representation, interactions, heads, narrow)
+    built.table = model.table()
+    return built
 
 
 _requirements: dict[str, Callable[[FittedSchema], bool]] = {

@@ -55,8 +55,11 @@ class Workshop(Protocol):
         """Of all randomness."""
         ...
 
-    def train(self, composition: Composition, requests: np.ndarray | None = None) -> Model:
-        """Train a composition with the usual loop and the stage's options, on these requests; its best weights."""
+    def train(self, composition: Composition, requests: np.ndarray | None = None, best: bool = True) -> Model:
+        """Train a composition with the usual loop and the stage's options, on these requests.
+
+        best  the weights of the best epoch by the validation rows; False: those of the last step
+        """
         ...
 
     def once(self, identity: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import xxhash
 
@@ -56,7 +56,12 @@ class FileFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a bundle is. inputs: those that the graph kept, in order; schema_hash: of the encoder's schema."""
+    """What a bundle is.
+
+    inputs       those that the graph kept, in order
+    schema_hash  of the encoder's schema
+    composition  the [model] table of the recipe, with what stages decided
+    """
 
     format: str
     model: str
@@ -68,6 +73,7 @@ class Manifest:
     histories: Mapping[str, HistoryFacts]
     growing: tuple[str, ...]
     files: Mapping[str, FileFacts]
+    composition: Mapping[str, Any] = field(default_factory=dict)
 
 
 def rows_file(i: int) -> str:

@@ -132,10 +132,11 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------ the loop
 
-    def fit(self, resume: bool = False) -> list[Epoch]:
+    def fit(self, resume: bool = False, best: bool = True) -> list[Epoch]:
         """Train until the epochs are over or patience runs out; the model then holds the best weights.
 
         resume  go on from the newest checkpoint, if there is one
+        best    False: the model holds the weights of the last step (and is not calibrated)
         """
         if self.composition.stages and self.stages is None:
             raise UserError(
@@ -160,6 +161,8 @@ class Trainer:
             admit(self.row_maps, self.dataset.fitted, self.model, self.optimisers, 0, self.options.seed)
         with settled_objects():
             self._epochs(validation)
+        if not best:
+            return self.history
         self._restore_best()
         if self.model.calibration is not None:
             self._recalibrate(self.model.calibration, validation)

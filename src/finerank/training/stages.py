@@ -111,11 +111,11 @@ class _Shop:
     def seed(self) -> int:
         return self.options.seed
 
-    def train(self, composition: Composition, requests: np.ndarray | None = None) -> Model:
+    def train(self, composition: Composition, requests: np.ndarray | None = None, best: bool = True) -> Model:
         requests = self.requests if requests is None else requests
         alone = replace(composition, stages=())
         trainer = Trainer(alone, self.dataset, self.options, self.folder, self.progress, self.at, requests)
-        history = trainer.fit(self.resume)
+        history = trainer.fit(self.resume, best)
         if self.folder:
             write_curve(self.folder / "curve.csv", history)
         self.told = told(history) | {"training_requests": len(requests)}
