@@ -33,7 +33,7 @@ from finerank.training.stages import after_stages, amended
 from finerank.typed import plain, read_toml, to_toml
 
 FNN: dict[str, Any] = {"name": "fnn", "interactions": [{"kind": "fnn", "hidden": [4]}]}
-AUTOFIS: dict[str, Any] = {"name": "autofis_fm", "interactions": ["linear", {"kind": "autofis", "c": 0.5}]}
+AUTOFIS: dict[str, Any] = {"name": "autofis_fm", "interactions": ["linear", {"kind": "autofis", "c": 0.1}]}
 MODELS: dict[str, dict[str, Any]] = {"fnn": FNN, "autofis_fm": AUTOFIS}
 QUICK = TrainingOptions(epochs=2, keep_memory=False, threads=1, monitor="logloss")
 
