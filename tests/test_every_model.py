@@ -427,6 +427,16 @@ def test_model(name: str, check_name: str, worlds: dict[str, Dataset], tmp_path:
     CHECKS[check_name](name, world_of(name, worlds), tmp_path)
 
 
+def test_gbdt_lr_fits_a_tiny_set_with_leaves_of_one_row(worlds: dict[str, Dataset]) -> None:
+    data = worlds["one task"]
+    options = TrainingOptions(epochs=1, tables=Adam(lr=0.1), keep_memory=False, threads=1)
+    small = registry.parse({"name": "gbdt_lr", "stages": {"trees": {"min_rows": 1}}})
+    trainer = after_stages(small, data, options)
+    (step,) = trainer.builder.steps(trainer.requests[:12], Budget(rows=10_000), shuffle=False)
+    losses = [trainer.train_step(step) for _ in range(80)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
 def test_exemptions_name_real_checks() -> None:
     for name in NAMES:
         assert set(registry.composition(name).exemptions) <= set(CHECKS)

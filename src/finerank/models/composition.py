@@ -104,9 +104,13 @@ def _join(fields: Tensor, numbers: Tensor) -> Tensor:
 
 
 class Part(nn.Module, ABC):
-    """A representation, interaction or heads. `Options` is its frozen dataclass; `kind` its name in a recipe."""
+    """A representation, interaction or heads. `Options` is its frozen dataclass; `kind` its name in a recipe.
+
+    stage  the kind of the stage without which it says nothing (`models.stages`); "": none
+    """
 
     Options: ClassVar[type[Any]]
+    stage: ClassVar[str] = ""
 
     def penalties(self, features: Features) -> Mapping[str, Tensor]:
         """Terms that the part adds to the loss in training, by name, weighted as they are to be added.
