@@ -83,7 +83,7 @@ def thresholds(arrays: dict[str, torch.Tensor]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("missing", [False, True])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(6))
 def test_leaves_are_lightgbms_own_in_float32_and_float64(seed: int, missing: bool) -> None:
     x = some_rows(800, seed, missing)
     booster = boosted(x, seed)
@@ -97,6 +97,8 @@ def test_leaves_are_lightgbms_own_in_float32_and_float64(seed: int, missing: boo
                 rows.append(row)
     edges = np.full((4, 5), np.nan, np.float32)
     edges[1], edges[2], edges[3] = np.inf, -np.inf, 0.0
+    tiny_ones = np.array([1e-36, -1e-36, 1e-35, -1e-35, 1.1e-35, -1.1e-35, 1e-45, -1e-45], np.float32)
+    rows.append(np.repeat(tiny_ones, 5).reshape(-1, 5))
     probe = np.concatenate([*rows, edges])
     assert len(probe) > 1_500
     expected = booster.predict(probe.astype(np.float64), pred_leaf=True)

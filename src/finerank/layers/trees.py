@@ -58,7 +58,7 @@ def packed(trees: list[Mapping[str, Any]], count: int, leaves: int) -> dict[str,
     """Trees as LightGBM's `dump_model` gives them (`tree_structure`) -> arrays [K, M]; `value` [K, L] is what leaves add.
 
     Inner nodes come first, then the leaves. Trees that were not grown are one leaf of value 0. A threshold becomes the greatest
-    float32 not above it: then x <= threshold is the same in float32 and in float64 for every float32 x.
+    float32 not above it (`boundary`): then x <= threshold is the same in float32 and in float64 for every float32 x.
     """
     inner = leaves - 1
     shape = (count, inner + leaves)
@@ -75,7 +75,7 @@ def packed(trees: list[Mapping[str, Any]], count: int, leaves: int) -> dict[str,
             return inner + leaf
         i = int(node["split_index"])
         feature[k, i] = node["split_feature"]
-        threshold[k, i] = floor32(node["threshold"])
+        threshold[k, i] = boundary(node["threshold"])
         # LightGBM takes NaN for 0 where training met none
         nan_left[k, i] = node["default_left"] if node["missing_type"] == "NaN" else node["threshold"] >= 0
         left[k, i], right[k, i] = walk(k, node["left_child"]), walk(k, node["right_child"])
@@ -85,6 +85,17 @@ def packed(trees: list[Mapping[str, Any]], count: int, leaves: int) -> dict[str,
         walk(k, tree)
     arrays = {"feature": feature, "threshold": threshold, "nan_left": nan_left, "left": left, "right": right}
     return {name: torch.from_numpy(array) for name, array in (arrays | {"value": value}).items()}
+
+
+ZERO = np.float32(1e-35)
+"""LightGBM takes what is no further from 0 for 0."""
+
+
+def boundary(threshold: float) -> np.float32:
+    """The float32 b for which x <= b decides as LightGBM's x <= threshold does, for every float32 x."""
+    if -float(ZERO) <= threshold < 0:
+        return np.nextafter(-ZERO, np.float32(-np.inf))
+    return floor32(max(threshold, float(ZERO)) if threshold >= 0 else threshold)
 
 
 def floor32(x: float) -> np.float32:
