@@ -24,6 +24,7 @@ from finerank.data.dataset import Dataset
 from finerank.data.order import Budget
 from finerank.layers.activation import Dice
 from finerank.layers.mlp import BatchNorm
+from finerank.layers.noise import Gaussian
 from finerank.models import registry
 from finerank.models.composition import Model
 from finerank.schema import OOV
@@ -79,10 +80,10 @@ def dense(model: Model) -> Model:
 
 
 def frozen(model: Model) -> Model:
-    """In training, but with the statistics of evaluation and without the noise of dropout."""
+    """In training, but with the statistics of evaluation and without noise: dropout's, embeddings'."""
     model.train()
     for module in model.modules():
-        if isinstance(module, Dice | BatchNorm | Dropout):
+        if isinstance(module, Dice | BatchNorm | Dropout | Gaussian):
             module.eval()
     return model
 

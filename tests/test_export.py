@@ -184,7 +184,7 @@ class Everything:
     """Wants the pairs of every history, as inputs of an unreduced graph."""
 
     def __init__(self, histories: Mapping[str, object]) -> None:
-        self.pairs, self.negatives = frozenset(histories), frozenset[str]()
+        self.pairs, self.negatives, self.noise = frozenset(histories), frozenset[str](), None
 
 
 def check_graphs_equal_eager(model: Model, data: Dataset, program: Any, scorer: Scorer) -> None:

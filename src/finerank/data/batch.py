@@ -86,6 +86,7 @@ class Batch:
     negatives            by history name, where the model `needs` them: a block of T events, entry t a sampled stand-in
                          for the event that truly came at position t
     train_only           candidate-level columns that never reach a served graph
+    noise                "request" [R, ..], "candidate" [N, ..], where the model `needs` it, in evaluation (`runtime.noise`)
     requests, rows       int64 [R], [N]: their index in the data set
     rows_in_step         N of the whole optimiser step, where it is more than this batch's: a request was cut into chunks
     """
@@ -99,6 +100,7 @@ class Batch:
     pairs: Mapping[str, Pairs] = field(default_factory=dict)
     negatives: Mapping[str, TensorBlock] = field(default_factory=dict)
     train_only: TensorBlock | None = None
+    noise: Mapping[str, Tensor] = field(default_factory=dict)
     requests: Tensor | None = None
     rows: Tensor | None = None
     rows_in_step: int = 0
@@ -139,6 +141,7 @@ class Batch:
             pairs={name: p.to(device) for name, p in self.pairs.items()},
             negatives={name: b.map(move) for name, b in self.negatives.items()},
             train_only=None if self.train_only is None else self.train_only.map(move),
+            noise={name: move(t) for name, t in self.noise.items()},
         )
 
 

@@ -94,7 +94,8 @@ ZERO = np.float32(1e-35)
 def boundary(threshold: float) -> np.float32:
     """The float32 b for which x <= b decides as LightGBM's x <= threshold does, for every float32 x."""
     if -float(ZERO) <= threshold < 0:
-        return np.nextafter(-ZERO, np.float32(-np.inf))
+        below: np.float32 = np.nextafter(-ZERO, np.float32(-np.inf))
+        return below
     return floor32(max(threshold, float(ZERO)) if threshold >= 0 else threshold)
 
 
@@ -106,4 +107,5 @@ def floor32(x: float) -> np.float32:
     """
     with np.errstate(over="ignore"):
         near = np.float32(x)
-    return near if float(near) <= x else np.nextafter(near, np.float32(-np.inf))
+        below: np.float32 = np.nextafter(near, np.float32(-np.inf))
+    return near if float(near) <= x else below

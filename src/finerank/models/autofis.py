@@ -1,4 +1,4 @@
-"""AutoFIS: Automatic Feature Interaction Selection. Liu et al., KDD 2020, section 3, equations 4 to 8.
+"""AutoFIS: Automatic Feature Interaction Selection. Liu et al., KDD 2020, section 3.
 
     search    sum_{i<j} alpha_ij · BN(<e_i, e_j>)           every product has a gate alpha; BN without scale and shift
     re-train  sum_{(i,j) kept} alpha_ij · <e_i, e_j>        kept: alpha was not 0 at the end of the search

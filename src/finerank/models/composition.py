@@ -20,21 +20,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from finerank.data.batch import Batch
+from finerank.errors import UserError
 from finerank.layers.embedding import Embedding, Tables
 from finerank.layers.segments import spread
 from finerank.models.narrow import Narrowing
+from finerank.runtime.noise import Noise
 from finerank.schema import FittedSchema, Task
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a model asks of the batch builder, by history: all (candidate, event) pairs; next-event negatives."""
+    """What a model asks of the batch builder, by history: all (candidate, event) pairs; next-event negatives; noise.
+
+    noise  normals that scores depend on, in evaluation and in the graph (`runtime.noise`)
+    """
 
     pairs: frozenset[str] = frozenset()
     negatives: frozenset[str] = frozenset()
+    noise: Noise | None = None
 
     def __or__(self, other: Needs) -> Needs:
-        return Needs(self.pairs | other.pairs, self.negatives | other.negatives)
+        if self.noise is not None and other.noise is not None:
+            raise UserError("two parts of the model draw noise; accepted: one that does (predict = 'ts')")
+        return Needs(self.pairs | other.pairs, self.negatives | other.negatives, self.noise or other.noise)
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,12 @@ class Representation(Part):
 
 
 class Interaction(Part):
-    """Features -> logits [N, outputs], without a bias: that is the heads'. Built with (fitted, widths, outputs, options)."""
+    """Features -> logits [N, outputs], without a bias: that is the heads'. Built with (fitted, widths, outputs, options).
+
+    needs  what it asks of the batch builder, beside what the representation does
+    """
+
+    needs: Needs = Needs()
 
     @abstractmethod
     def forward(self, features: Features) -> Tensor:
@@ -235,6 +248,8 @@ class Model(nn.Module):
         self.head = heads
         self.heads = heads.heads
         self.needs, self.attends = representation.needs, dict(representation.attends)
+        for interaction in interactions:
+            self.needs = self.needs | interaction.needs
         self.calibration = None
         self.table = {}
 

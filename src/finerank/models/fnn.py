@@ -1,4 +1,4 @@
-"""Factorisation-machine supported Neural Network. Zhang, Du, Wang, ECIR 2016, section 3.1, equations 2 to 5.
+"""Factorisation-machine supported Neural Network. Zhang, Du, Wang, ECIR 2016, section 3.1.
 
 z = [w0, (w_1, v_1), ..., (w_F, v_F)]     l1 = tanh(W1 z + b1)     l2 = tanh(W2 l1 + b2)     logit = w3·l2 + b3
 

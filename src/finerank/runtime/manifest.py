@@ -18,6 +18,7 @@ import xxhash
 
 from finerank.errors import UserError
 from finerank.runtime.inputs import Input
+from finerank.runtime.noise import Noise
 from finerank.runtime.symbols import read_json
 from finerank.schema import Schema
 from finerank.typed import build, plain
@@ -60,6 +61,7 @@ class Manifest:
 
     inputs       those that the graph kept, in order
     schema_hash  of the encoder's schema
+    noise        what is drawn for each request, where scores are draws
     composition  the [model] table of the recipe, with what stages decided
     """
 
@@ -73,6 +75,7 @@ class Manifest:
     histories: Mapping[str, HistoryFacts]
     growing: tuple[str, ...]
     files: Mapping[str, FileFacts]
+    noise: Noise | None = None
     composition: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -1,6 +1,6 @@
 """GRDA, the generalised regularised dual averaging: gradient descent whose iterates are soft-thresholded, more and more.
 
-Chao et al., NeurIPS 2020; as AutoFIS uses it (Liu et al., KDD 2020, equation 6):
+Chao and Cheng, 2019; as AutoFIS uses it (Liu et al., KDD 2020, section 3):
 
     v_t = alpha_0 - lr · sum of the gradients so far      alpha_t = sign(v_t) · max(|v_t| - g(t), 0)
     g(t) = c · lr^½ · (t · lr)^mu
