@@ -362,9 +362,7 @@ def test_a_name_that_is_no_product() -> None:
 
 
 def test_a_search_over_a_model_without_gates_is_refused(data: Dataset) -> None:
-    with pytest.raises(
-        UserError, match="stage 'search' chooses products of an interaction 'autofis', and the model has"
-    ):
+    with pytest.raises(UserError, match="stage 'search' chooses products of an interaction 'autofis', the model has"):
         after_stages(registry.parse({"name": "deepfm", "stages": ["search"]}), data, QUICK)
 
 

@@ -461,7 +461,7 @@ MISTAKES = [
     ("feature", None, "recipe: missing feature; accepted: data, feature"),
     ("feature", [], "recipe.feature: is empty; declare at least one [[feature]]"),
     ("model", None, "recipe.model: missing; accepted: a table"),
-    ("model/interactions", None, "recipe.model: give a name (base, "),
+    ("model/interactions", None, "recipe.model: give a name ("),
     ("feature/0/level", None, "recipe.feature[0]: missing level; accepted: name, level"),
     ("data/samples", None, "recipe.data: give either samples (a file) or dataset"),
     ("data/dataset", {}, "recipe.data: give either samples (a file) or dataset"),

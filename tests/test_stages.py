@@ -151,6 +151,8 @@ def test_bad_stages_are_one_sentence_when_the_recipe_is_read(stages: Any, messag
 def test_a_stage_that_the_model_cannot_use_is_refused(data: Dataset) -> None:
     with pytest.raises(UserError, match="stage 'fm' gives values to an interaction 'fnn', and the model has tower"):
         after_stages(parse({"name": "base", "stages": ["fm"]}), data, QUICK)
+    with pytest.raises(UserError, match="stage 'search' chooses products of an interaction 'autofis'"):
+        Recipe.parse(recipe_table() | {"model": {"name": "din", "stages": ["search"]}})
 
 
 def test_stages_of_another_run_are_refused(data: Dataset, tmp_path: Path) -> None:

@@ -193,8 +193,7 @@ class SelectedInputs(Interaction):
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Selection):  # noqa: D106 - below
-        __doc__ = f"""{Selection.__doc__}    tower       the tower's own options
-        """
+        __doc__ = f"{Selection.__doc__}tower       the tower's own options"
         kind: ClassVar[str] = "autofis_inner"
         tower: Tower.Options = Tower.Options(hidden=(400, 400, 400), activation="relu", dropout=0.5)
 
@@ -224,11 +223,16 @@ class Search(Stage):
         kind: ClassVar[str] = "search"
         training: Mapping[str, Any] = field(default_factory=dict)
 
-    def run(self, model: Composition, shop: Workshop) -> Handover:
-        """See `Stage.run`."""
+    def check(self, model: Composition) -> None:
+        """See `Stage.check`."""
         if not any(isinstance(o, Selection) for o in model.interactions):
             kinds = ", ".join(o.kind for o in model.interactions)
-            raise UserError(f"stage 'search' chooses products of an interaction 'autofis', and the model has {kinds}")
+            raise UserError(
+                f"stage 'search' chooses products of an interaction 'autofis', the model has {kinds}; drop it"
+            )
+
+    def run(self, model: Composition, shop: Workshop) -> Handover:
+        """See `Stage.run`."""
 
         def searching(o: Any) -> Any:
             return replace(o, search=True) if isinstance(o, Selection) else o

@@ -42,9 +42,10 @@ class FactorisedTower(Interaction):
     class Options:
         """The network over z.
 
-        hidden   widths of the layers; the paper's best were diamonds, such as 200-300-100
-        dropout  share of neurons left out in training; .2 keeps 80 % as in the paper
-        std      of the initial vectors of numbers
+        hidden      widths of the layers; the paper's best were diamonds, such as 200-300-100
+        activation  of the hidden layers; tanh in the paper
+        dropout     share of neurons left out in training; .2 keeps 80 % as in the paper
+        std         of the initial vectors of numbers
         """
 
         kind: ClassVar[str] = "fnn"
@@ -119,14 +120,15 @@ class PretrainedFM(Stage):
         kind: ClassVar[str] = "fm"
         training: Mapping[str, Any] = field(default_factory=dict)
 
+    def check(self, model: Composition) -> None:
+        """See `Stage.check`."""
+        if not any(isinstance(o, FactorisedTower.Options) for o in model.interactions):
+            kinds = ", ".join(o.kind for o in model.interactions)
+            raise UserError(f"stage 'fm' gives values to an interaction 'fnn', and the model has {kinds}; drop it")
+
     def run(self, model: Composition, shop: Workshop) -> Handover:
         """See `Stage.run`."""
-        at = [i for i, o in enumerate(model.interactions) if o.kind == FactorisedTower.Options.kind]
-        if not at:
-            kinds = ", ".join(o.kind for o in model.interactions)
-            raise UserError(
-                f"stage 'fm' gives values to an interaction 'fnn', and the model has {kinds}; drop the stage"
-            )
+        at = [i for i, o in enumerate(model.interactions) if isinstance(o, FactorisedTower.Options)]
         std = model.interactions[at[0]].std
         trained = shop.train(replace(model, name="fm", interactions=(Linear.Options(), FM.Options(std=std))))
         return Handover(model, lambda fresh: _take_over(fresh, trained, at))

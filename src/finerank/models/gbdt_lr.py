@@ -190,13 +190,18 @@ class GrowTrees(Stage):
                     "l2 of at least 0"
                 )
 
+    def check(self, model: Composition) -> None:
+        """See `Stage.check`."""
+        if sum(isinstance(o, Leaves.Options) for o in model.interactions) != 1:
+            kinds = ", ".join(o.kind for o in model.interactions)
+            raise UserError(
+                f"stage 'trees' grows those of one interaction 'leaves', and the model has {kinds}; drop it"
+            )
+
     def run(self, model: Composition, shop: Workshop) -> Handover:
         """See `Stage.run`."""
-        at = [i for i, o in enumerate(model.interactions) if isinstance(o, Leaves.Options)]
-        if len(at) != 1:
-            kinds = ", ".join(o.kind for o in model.interactions)
-            raise UserError(f"stage 'trees' grows those of one interaction 'leaves', and the model has {kinds}")
-        options: Leaves.Options = model.interactions[at[0]]
+        (at,) = (i for i, o in enumerate(model.interactions) if isinstance(o, Leaves.Options))
+        options: Leaves.Options = model.interactions[at]
         count = int(self.options.share * len(shop.requests))
         seen, rest = shop.requests[:count], shop.requests[count:]
         if not count or not len(rest):
@@ -215,7 +220,7 @@ class GrowTrees(Stage):
         arrays = shop.once(identity, lambda: self._grow(model, options, shop, seen))
 
         def give(fresh: Model) -> None:
-            leaves = fresh.interactions[at[0]]
+            leaves = fresh.interactions[at]
             assert isinstance(leaves, Leaves)
             leaves.trees.load(arrays)
 

@@ -120,6 +120,12 @@ def _classes(base: type[Part]) -> tuple[Any, ...]:
     return tuple(cls.Options for cls in _parts[base].values())
 
 
+def stages() -> list[type[Stage]]:
+    """All stages, by kind."""
+    _discover()
+    return [_stages[kind] for kind in sorted(_stages)]
+
+
 def stage_of(options: Any) -> Stage:
     """The stage that these options describe."""
     return _stages[options.kind](options)
@@ -191,7 +197,7 @@ def _amended_stages(before: tuple[Any, ...], given: Any, where: str) -> tuple[An
         raise UserError(
             f"{where}: got {given!r}; accepted: a list of stages ([]: none), or a table of options by stage"
         )
-    all_kinds = tuple(cls.Options for cls in _stages.values())
+    all_kinds = tuple(cls.Options for cls in stages())
     out = tuple(_amend(known.get(_kind(g)), g, all_kinds, f"{where}[{i}]") for i, g in enumerate(given))
     if twice := {o.kind for o in out if [p.kind for p in out].count(o.kind) > 1}:
         raise UserError(f"{where}: {min(twice)!r} is given twice; accepted: each stage once")

@@ -79,5 +79,9 @@ class Stage(ABC):
         self.options = options
 
     @abstractmethod
+    def check(self, model: Composition) -> None:
+        """Raise UserError where the composition is not one that the stage can serve; asked when a recipe is read."""
+
+    @abstractmethod
     def run(self, model: Composition, shop: Workshop) -> Handover:
-        """Do the stage. Raises UserError where the composition is not one that it can serve."""
+        """Do the stage, for a composition that `check` let pass."""

@@ -67,8 +67,9 @@ def after_stages(
 
 
 def check(composition: Composition, options: TrainingOptions) -> None:
-    """Raise UserError for what a stage's `training` says and [training] does not take."""
+    """Raise UserError for a stage that the model has no use for, or whose `training` says what [training] does not take."""
     for stage_options in composition.stages:
+        stage_of(stage_options).check(composition)
         amended(options, stage_options)
 
 
