@@ -299,7 +299,6 @@ def test_rows_without_a_weight_teach_the_trees_nothing(tmp_path: Path) -> None:
         (model(leaves=1), "leaves = 1"),
         (model(trees=0), "trees = 0"),
         (model(depth=0), "depth = 0"),
-        (model() | {"stages": []}, r"interactions: 'leaves' needs the stage 'trees'; give stages = \['trees'\]"),
     ],
 )
 def test_bad_options(table: dict[str, Any], message: str) -> None:

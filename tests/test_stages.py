@@ -151,8 +151,16 @@ def test_bad_stages_are_one_sentence_when_the_recipe_is_read(stages: Any, messag
 def test_a_stage_that_the_model_cannot_use_is_refused(data: Dataset) -> None:
     with pytest.raises(UserError, match="stage 'fm' gives values to an interaction 'fnn', and the model has tower"):
         after_stages(parse({"name": "base", "stages": ["fm"]}), data, QUICK)
-    with pytest.raises(UserError, match="stage 'search' chooses products of an interaction 'autofis'"):
-        Recipe.parse(recipe_table() | {"model": {"name": "din", "stages": ["search"]}})
+
+
+def test_what_cannot_be_staged_is_refused_before_a_run_is_written(tmp_path: Path) -> None:
+    for model, message in (
+        ({"name": "din", "stages": ["search"]}, "stage 'search' chooses products of an interaction 'autofis'"),
+        (TREES | {"stages": []}, r"'leaves' needs the stage 'trees'; give stages = \['trees'\]"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(Recipe.parse(recipe_table() | {"model": model}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_stages_of_another_run_are_refused(data: Dataset, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from finerank.models.registry import Composition, parse
 from finerank.runtime.fields import source_columns
 from finerank.schema import Cross, Feature, History, Numeric, Schema, Task, column_of
 from finerank.training.options import TrainingOptions
-from finerank.training.stages import check as check_stages
+from finerank.training.stages import amended
 from finerank.typed import apply_overrides, build, plain, read_toml, to_toml
 
 PART = "·part"  # the column that says from which of three files a row came
@@ -158,7 +158,8 @@ class Recipe:
         )
         object.__setattr__(self, "data", data)
         self._keep_labels_out()
-        check_stages(self.model, self.training)
+        for stage in self.model.stages:
+            amended(self.training, stage)  # a key that [training] does not take
 
     def _keep_labels_out(self) -> None:
         """Raises UserError for an input of the row that reads what a label is made of or made to be."""

@@ -37,7 +37,7 @@ from finerank.recipe import Recipe
 from finerank.training.curve import write_curve
 from finerank.training.evaluate import Predictions, judged, metrics, predict
 from finerank.training.loop import Epoch, Progress, Trainer
-from finerank.training.stages import after_stages
+from finerank.training.stages import after_stages, check
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,7 @@ def run(
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; name a folder for the run")
+    check(recipe.model, recipe.training)
     text = recipe.toml()
     at = folder / "recipe.toml"
     if at.exists() and not resume:

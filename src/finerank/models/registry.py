@@ -177,12 +177,7 @@ def parse(table: Mapping[str, Any], where: str = "model") -> Composition:
         changes["stages"] = _amended_stages(base.stages if "name" in table else (), table["stages"], f"{where}.stages")
     if "without" in table:
         changes["without"] = build_typed(_Without, {"without": table["without"]}, where).without
-    made = replace(base, **changes)
-    for o in made.interactions:
-        needed = part_class(Interaction, o).stage
-        if needed and needed not in [s.kind for s in made.stages]:
-            raise UserError(f"{where}.interactions: {o.kind!r} needs the stage {needed!r}; give stages = [{needed!r}]")
-    return made
+    return replace(base, **changes)
 
 
 def _amended_stages(before: tuple[Any, ...], given: Any, where: str) -> tuple[Any, ...]:

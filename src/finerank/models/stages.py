@@ -80,7 +80,7 @@ class Stage(ABC):
 
     @abstractmethod
     def check(self, model: Composition) -> None:
-        """Raise UserError where the composition is not one that the stage can serve; asked when a recipe is read."""
+        """Raise UserError where the composition is not one that the stage can serve; asked before a run begins."""
 
     @abstractmethod
     def run(self, model: Composition, shop: Workshop) -> Handover:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from finerank.data.dataset import Dataset
 from finerank.errors import UserError
-from finerank.models.composition import Model
-from finerank.models.registry import Composition, stage_of
+from finerank.models.composition import Interaction, Model
+from finerank.models.registry import Composition, part_class, stage_of
 from finerank.training.checkpoint import Checkpoints
 from finerank.training.curve import write_curve
 from finerank.training.loop import Epoch, Progress, Trainer
@@ -67,10 +67,14 @@ def after_stages(
 
 
 def check(composition: Composition, options: TrainingOptions) -> None:
-    """Raise UserError for a stage that the model has no use for, or whose `training` says what [training] does not take."""
+    """Raise UserError for a stage that the model has no use for, and for a part that lacks the stage it needs."""
     for stage_options in composition.stages:
         stage_of(stage_options).check(composition)
         amended(options, stage_options)
+    for o in composition.interactions:
+        needed = part_class(Interaction, o).stage
+        if needed and needed not in [s.kind for s in composition.stages]:
+            raise UserError(f"model.interactions: {o.kind!r} needs the stage {needed!r}; give stages = [{needed!r}]")
 
 
 def amended(options: TrainingOptions, stage_options: Any) -> TrainingOptions:
