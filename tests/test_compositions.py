@@ -175,11 +175,11 @@ SENTENCES = [
     (
         'name = "din"; intractions = []',
         "model.intractions: unknown key; did you mean 'interactions'? "
-        "accepted: heads, interactions, name, representation, without",
+        "accepted: heads, interactions, name, representation, stages, without",
     ),
     (
         'name = "din"; interactions = ["crss"]',
-        "model.interactions[0].kind: got 'crss' (string); did you mean 'cross'? accepted: cross, fm, linear, tower",
+        "model.interactions[0].kind: got 'crss' (string); did you mean 'cross'? accepted: ...",
     ),
     ('name = "din"; interactions = [{layers = 2}]', "model.interactions[0].kind: missing; accepted: ..."),
     ('representation.age = true; interactions = ["cross"]', "model.representation.kind: missing; accepted: ..."),
