@@ -25,6 +25,7 @@ from finerank.data.dataset import Dataset
 from finerank.errors import UserError
 from finerank.models.registry import composition, parse
 from finerank.recipe import Recipe
+from finerank.report.run_report import _timings
 from finerank.run import Run, run
 from finerank.training.checkpoint import Checkpoints
 from finerank.training.loop import Progress, Trainer
@@ -212,6 +213,12 @@ def test_a_run_tells_what_its_stages_gave(finished: Path) -> None:
     assert read_toml(finished / "recipe.toml")["model"]["stages"] == [{"kind": "fm", "training": {"epochs": 2}}]
     opened = Run.open(finished)
     assert opened.trainer().model.name == "fnn"
+
+
+def test_a_report_tells_what_its_stages_gave(finished: Path) -> None:
+    told = dict(_timings(Run.open(finished).metrics()))
+    assert told["before: stage fm"].startswith("epochs 2 · best epoch ")
+    assert "click Log loss 0." in told["before: stage fm"] or "click log loss 0." in told["before: stage fm"].lower()
 
 
 def test_what_a_stage_decided_is_a_recipe_of_its_own(finished: Path, tmp_path: Path) -> None:

@@ -158,8 +158,9 @@ class Distributions(Interaction):
     def _divergence(self, mu: Tensor, s: Tensor) -> Tensor:
         """KL(N(mu, s²) ‖ N(0, prior²)): [n, fields, S D] -> [n, fields]."""
         t = self.options.prior
-        each: Tensor = (t / s).log() + (s.square() + mu.square()) / (2 * t * t) - 0.5
-        return each.sum(2)
+        squares = torch.linalg.vecdot(mu, mu) + torch.linalg.vecdot(s, s)
+        out: Tensor = squares / (2 * t * t) - s.log().sum(2) + mu.shape[2] * (math.log(t) - 0.5)
+        return out
 
     # -------------------------------------------------------------------------------------------- pairs of fields
 
