@@ -24,13 +24,15 @@ from finerank.data.dataset import Dataset
 from finerank.data.order import Budget
 from finerank.layers.activation import Dice
 from finerank.layers.mlp import BatchNorm
-from finerank.layers.noise import Gaussian
+from finerank.layers.noise import Noise
 from finerank.models import registry
 from finerank.models.composition import Model
 from finerank.schema import OOV
-from finerank.training.checkpoint import restore
+from finerank.training.checkpoint import Checkpoints, restore
+from finerank.training.loop import Trainer
 from finerank.training.options import Adam, TrainingOptions
 from finerank.training.stages import after_stages
+from finerank.training.warm_start import OldRun
 from finerank.typed import plain
 
 NAMES = registry.names()
@@ -52,7 +54,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
 
 
 def world_of(name: str, worlds: dict[str, Dataset]) -> Dataset:
-    return worlds["two tasks" if "two tasks" in registry.composition(name).requires else "one task"]
+    return worlds["two tasks" if registry.composition(name).least_tasks > 1 else "one task"]
 
 
 def built(name: str, data: Dataset, seed: int = 0, spread: float = 0.3) -> Model:
@@ -80,10 +82,10 @@ def dense(model: Model) -> Model:
 
 
 def frozen(model: Model) -> Model:
-    """In training, but with the statistics of evaluation and without noise: dropout's, embeddings'."""
+    """In training, but with the statistics of evaluation and without noise."""
     model.train()
     for module in model.modules():
-        if isinstance(module, Dice | BatchNorm | Dropout | Gaussian):
+        if isinstance(module, Dice | BatchNorm | Dropout | Noise):
             module.eval()
     return model
 
@@ -388,6 +390,20 @@ def check_state_loads_strictly(name: str, data: Dataset, tmp: Path) -> None:
 
 
 @check
+def check_a_warm_start_takes_over_all_of_it(name: str, data: Dataset, tmp: Path) -> None:
+    """On the same data a model that begins with another's learning is that other, to the last bit."""
+    composition = registry.composition(name)
+    old = built(name, data, seed=1)
+    Checkpoints(tmp / "best").save({f"model.{key}": t for key, t in old.state_dict().items()}, {}, 1)
+    options = TrainingOptions(warm_start=str(tmp), keep_memory=False, threads=1, seed=2)
+    trainer = Trainer(composition, data, options, old=OldRun.of(tmp, composition, data))
+    batch = batch_of(old, data, busy(data))
+    assert not torch.equal(trainer.model.eval()(batch).logits, old.eval()(batch).logits)
+    trainer.begin()
+    assert torch.equal(trainer.model.eval()(batch).logits, old.eval()(batch).logits)
+
+
+@check
 def check_recipe_round_trip(name: str, data: Dataset, tmp: Path) -> None:
     """The resolved options parse back to the same composition; an unknown key names the valid ones."""
     c = registry.composition(name)
@@ -436,6 +452,36 @@ def test_gbdt_lr_fits_a_tiny_set_with_leaves_of_one_row(worlds: dict[str, Datase
     (step,) = trainer.builder.steps(trainer.requests[:12], Budget(rows=10_000), shuffle=False)
     losses = [trainer.train_step(step) for _ in range(80)]
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_gbdt_lr_warms_up_with_trees_of_its_own(worlds: dict[str, Dataset], tmp_path: Path) -> None:
+    data = worlds["one task"]
+    composition = registry.parse({"name": "gbdt_lr", "stages": {"trees": {"min_rows": 2}}})
+    options = TrainingOptions(epochs=1, tables=Adam(lr=0.1), keep_memory=False, threads=1)
+    before = after_stages(composition, data, options, tmp_path)
+    before.fit()
+    other = registry.parse({"name": "gbdt_lr", "stages": {"trees": {"min_rows": 5}}})
+    warm = replace(options, warm_start=str(tmp_path))
+    after = after_stages(other, data, warm, old=OldRun.of(tmp_path, composition, data))
+    grown = {name: t.clone() for name, t in after.model.named_buffers()}
+    after.begin()
+    for name, tensor in after.model.named_buffers():
+        assert torch.equal(tensor, grown[name])
+    assert any(not torch.equal(t, grown[name]) for name, t in before.model.named_buffers())
+    for tables in after.model.embeddings().values():
+        assert not bool(tables.weight.any())
+    assert torch.equal(after.model.head.bias, before.model.head.bias)  # type: ignore[arg-type]
+
+
+def test_aman_starts_at_the_rate_of_the_whole_chain(worlds: dict[str, Dataset]) -> None:
+    data = worlds["two tasks"]
+    torch.manual_seed(0)
+    model = registry.build(registry.composition("aman"), data.fitted).eval()
+    found = torch.sigmoid(model(batch_of(model, data, np.arange(data.requests))).logits.detach()).mean(0)
+    rate = data.fitted.base_rates
+    whole = rate["click"] * rate["conversion"]
+    for head, start in zip(model.heads, found.tolist(), strict=True):
+        assert start == pytest.approx(rate["click"] if head.name == "click" else whole, abs=0.05)
 
 
 def test_exemptions_name_real_checks() -> None:

@@ -159,7 +159,7 @@ def _encode_lists(
     segments = np.repeat(np.arange(len(lengths)), lengths)[kept]
     weights = None
     if is_weighted(feature):
-        given, given_lengths = _flatten(feature, columns[1])
+        given, given_lengths = _flatten_weights(feature, columns[1])
         uneven = np.flatnonzero(given_lengths != lengths)
         if len(uneven):
             i = int(uneven[0])
@@ -281,6 +281,14 @@ def _flatten(feature: ListFeature, series: pl.Series) -> tuple[pl.Series, Int64s
         raise UserError(f"feature {feature.name!r}: got a column of {series.dtype}; accepted: lists; {remedy}")
     lengths = series.list.len().fill_null(0).cast(pl.Int64)
     return series.filter(lengths > 0).explode(), lengths.to_numpy()
+
+
+def _flatten_weights(feature: ListFeature, series: pl.Series) -> tuple[pl.Series, Int64s]:
+    """`_flatten` of a column of weights, where one number is the weight of a list of one."""
+    if not (series.dtype.is_integer() or series.dtype.is_float()):
+        return _flatten(feature, series)
+    known = series.is_not_null() & series.cast(pl.Float64).is_not_nan().fill_null(True)
+    return series.filter(known), known.cast(pl.Int64).to_numpy()
 
 
 def _columns_of(feature: Feature, series: Columns) -> list[pl.Series]:

@@ -345,7 +345,7 @@ def _history(
 
 def _from_lists(history: History, samples: pl.LazyFrame, rows: _Rows) -> _Made:
     """List columns: every request's list is its own slice. Their events have no time; what is known grows by request."""
-    frame = collect(samples, history.lists.values(), "samples")
+    frame = collect(samples, dict.fromkeys(history.list_columns.values()), "samples")
     _same_within_requests(frame, rows)
     frame = frame[rows.heads]
     made, lengths = list_events(history, frame, rows.heads)
@@ -417,7 +417,7 @@ def _split(rows: _Rows, samples: pl.LazyFrame, split: Split, schema: Schema, key
 
 def _refuse_overlap(part: np.ndarray, samples: pl.LazyFrame, schema: Schema, keys: Keys) -> None:
     """See `data.overlap`; part: int8 [N] in the samples' order."""
-    lists = [column for history in schema.histories for column in history.lists.values()]
+    lists = [column for history in schema.histories for column in history.list_columns.values()]
     features = [column for f in schema.features if f.level != "event" for column in _columns(f)]
     who_and_when = [column for column in (keys.user, keys.time, keys.sequence) if column is not None]
     known = keys.user is not None and keys.time is not None

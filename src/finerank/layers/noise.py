@@ -1,4 +1,4 @@
-"""Noise of training, drawn from the generator that the loop seeds at every step."""
+"""What draws random numbers in training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 
 
-class Gaussian(nn.Module):
+class Noise(nn.Module):
+    """A module that is random in training and not in evaluation, like dropout.
+
+    It draws from torch's generator, which the training loop seeds by (seed, epoch, step): so a resumed run draws the same.
+    """
+
+
+class Gaussian(Noise):
     """Standard normals of a tensor's shape while training; zeros in evaluation."""
 
     def forward(self, like: Tensor) -> Tensor:

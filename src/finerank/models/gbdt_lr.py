@@ -296,7 +296,11 @@ GBDT_LR = named(
             "fits_a_tiny_set": (
                 "half of so few rows grow trees of two leaves, which tell hardly any rows apart",
                 "test_gbdt_lr_fits_a_tiny_set_with_leaves_of_one_row",
-            )
+            ),
+            "a_warm_start_takes_over_all_of_it": (
+                "trees are grown from the new data, and their leaves are others",
+                "test_gbdt_lr_warms_up_with_trees_of_its_own",
+            ),
         },
         stages=(GrowTrees.Options(),),
     )

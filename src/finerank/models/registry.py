@@ -15,6 +15,7 @@ from typing import Any, TypeVar, Union
 
 import finerank.models
 from finerank.errors import UserError, nearest
+from finerank.models import separate
 from finerank.models.composition import Heads, Interaction, Model, Part, Representation
 from finerank.models.narrow import Narrowing
 from finerank.models.stages import Stage
@@ -36,9 +37,11 @@ class Composition:
 
     paper       arXiv number or DOI; "" for what has none
     exemptions  checks of the test matrix that do not apply: {check: (reason, the check that replaces it)}
-    requires    what a schema must have: "history", "two tasks"
+    requires    what a schema must have: "history", "two tasks" (one within the other), "several tasks"
     without     fields and histories of the schema that the model is not to see (`narrow.names_of`)
     stages      options of what is trained before it, in order (`models.stages`)
+    separate    every output has a representation and interactions of its own: nothing is shared, embeddings included
+                (`models.separate`)
     """
 
     name: str
@@ -50,6 +53,12 @@ class Composition:
     exemptions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     stages: tuple[Any, ...] = ()
+    separate: bool = False
+
+    @property
+    def least_tasks(self) -> int:
+        """How many tasks the schema must have."""
+        return 2 if {"two tasks", "several tasks"} & set(self.requires) else 1
 
     def table(self) -> dict[str, Any]:
         """The [model] table of a recipe that `parse` reads back."""
@@ -61,7 +70,8 @@ class Composition:
         }
         if self.stages or (self.name in _named and _named[self.name].stages):
             out["stages"] = [plain(o) for o in self.stages]
-        return out | {"without": list(self.without)} if self.without else out
+        out |= {"without": list(self.without)} if self.without else {}
+        return out | {"separate": True} if self.separate else out
 
 
 def part(cls: P) -> P:
@@ -141,11 +151,12 @@ def parse(table: Mapping[str, Any], where: str = "model") -> Composition:
 
     `name` starts from a named composition; `representation`, `interactions`, `heads` replace or amend its parts. A part
     given without `kind` amends the options of the part the composition has; with another `kind` it replaces it. `without`
-    names what of the schema is left out; names are checked against the data, by `build`. `stages` is a list of what is
-    trained before ([]: nothing), or a table that amends options by the stage's kind.
+    names what of the schema is left out; names are checked against the data, by `build`. `separate = true` gives every
+    output parts of its own. `stages` is a list of what is trained before ([]: nothing), or a table that amends options by the
+    stage's kind.
     """
     table = dict(table)
-    known = ("name", "representation", "interactions", "heads", "without", "stages")
+    known = ("name", "representation", "interactions", "heads", "without", "separate", "stages")
     for key in table:
         if key not in known:
             raise UserError(f"{where}.{key}: unknown key; {nearest(key, known)}")
@@ -175,8 +186,8 @@ def parse(table: Mapping[str, Any], where: str = "model") -> Composition:
         )
     if "stages" in table:
         changes["stages"] = _amended_stages(base.stages if "name" in table else (), table["stages"], f"{where}.stages")
-    if "without" in table:
-        changes["without"] = build_typed(_Without, {"without": table["without"]}, where).without
+    whole = build_typed(_Whole, {key: table[key] for key in ("without", "separate") if key in table}, where)
+    changes |= {key: getattr(whole, key) for key in ("without", "separate") if key in table}
     return replace(base, **changes)
 
 
@@ -200,8 +211,9 @@ def _amended_stages(before: tuple[Any, ...], given: Any, where: str) -> tuple[An
 
 
 @dataclass(frozen=True)
-class _Without:
-    without: tuple[str, ...]
+class _Whole:
+    without: tuple[str, ...] = ()
+    separate: bool = False
 
 
 def _kind(given: Any) -> str:
@@ -245,24 +257,35 @@ def build(model: Composition, fitted: FittedSchema) -> Model:
             )
     make: Any = part_class(Heads, model.heads)
     heads: Heads = make(fitted, model.heads)
-    make = part_class(Representation, model.representation)
-    representation: Representation = make(fitted, model.representation)
-    interactions: list[Interaction] = []
-    for options in model.interactions:
-        make = part_class(Interaction, options)
-        interactions.append(make(fitted, representation.widths, heads.inputs, options))
+    if model.separate:
+        nets = [_net(model, fitted, 1) for _ in range(heads.inputs)]
+        representation, interactions = separate.side_by_side(fitted, nets)
+    else:
+        representation, interactions = _net(model, fitted, heads.inputs)
     built = Model(model.name, fitted, representation, interactions, heads, narrow)
     built.table = model.table()
     return built
 
 
+def _net(model: Composition, fitted: FittedSchema, outputs: int) -> tuple[Representation, list[Interaction]]:
+    make: Any = part_class(Representation, model.representation)
+    representation: Representation = make(fitted, model.representation)
+    interactions: list[Interaction] = []
+    for options in model.interactions:
+        make = part_class(Interaction, options)
+        interactions.append(make(fitted, representation.widths, outputs, options))
+    return representation, interactions
+
+
 _requirements: dict[str, Callable[[FittedSchema], bool]] = {
     "history": lambda fitted: bool(fitted.histories),
     "two tasks": lambda fitted: any(t.within is not None for t in fitted.schema.tasks),
+    "several tasks": lambda fitted: len(fitted.schema.tasks) > 1,
 }
 
 _remedies = {
     "history": "declare a [[history]] of the user's past events",
     "two tasks": "declare a [[task]] that lives within another (within = its name)",
+    "several tasks": "declare a [[task]] for each label, or take a model of one task",
 }
-_needed_by = {"history": "representation", "two tasks": "heads"}
+_needed_by = {"history": "representation", "two tasks": "heads", "several tasks": "heads"}

@@ -24,6 +24,7 @@ from finerank.training.checkpoint import Checkpoints
 from finerank.training.curve import write_curve
 from finerank.training.loop import Epoch, Progress, Trainer
 from finerank.training.options import TrainingOptions
+from finerank.training.warm_start import OldRun
 from finerank.typed import build, plain
 
 FOLDER = "stages"
@@ -37,6 +38,7 @@ def after_stages(
     progress: Progress | None = None,
     at: Callable[[str], None] = lambda point: None,
     resume: bool = False,
+    old: OldRun | None = None,
 ) -> Trainer:
     """Go through the stages of a model; the trainer of its own training, of what they decided, at the values they gave.
 
@@ -50,7 +52,7 @@ def after_stages(
     for stage_options in composition.stages:
         name = stage_options.kind
         progress.stage(name)
-        own = amended(options, stage_options)
+        own = replace(amended(options, stage_options), warm_start=None)  # what an older run learnt goes to the model
         shop = _Shop(dataset, requests, own, folder / FOLDER / name if folder else None, progress, at, resume)
         done = stage_of(stage_options).run(model, shop)
         model, requests = done.composition, requests if done.requests is None else done.requests
@@ -58,7 +60,7 @@ def after_stages(
         told[name] = shop.told | dict(done.told)
     if composition.stages:
         progress.stage("")
-    last = Trainer(model, dataset, options, folder, progress, at, requests)
+    last = Trainer(model, dataset, options, folder, progress, at, old, requests)
     with torch.no_grad():
         for give in gifts:
             give(last.model)
@@ -119,7 +121,7 @@ class _Shop:
     def train(self, composition: Composition, requests: np.ndarray | None = None, best: bool = True) -> Model:
         requests = self.requests if requests is None else requests
         alone = replace(composition, stages=())
-        trainer = Trainer(alone, self.dataset, self.options, self.folder, self.progress, self.at, requests)
+        trainer = Trainer(alone, self.dataset, self.options, self.folder, self.progress, self.at, requests=requests)
         history = trainer.fit(self.resume, best)
         if self.folder:
             write_curve(self.folder / "curve.csv", history)
