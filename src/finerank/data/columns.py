@@ -49,7 +49,8 @@ def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body.encode("ascii")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make what a folder holds outlive a crash: its entries, not their contents."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -148,9 +149,9 @@ class ColumnWriter:
             json.dump({"format": FORMAT, "columns": columns}, file, indent=1, ensure_ascii=False)
             file.flush()
             os.fsync(file.fileno())
-        _sync_folder(self._partial)
+        sync_folder(self._partial)
         os.replace(self._partial, self.folder)
-        _sync_folder(self.folder.parent)
+        sync_folder(self.folder.parent)
 
 
 # ------------------------------------------------------------------------------------------------ reading

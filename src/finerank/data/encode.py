@@ -256,7 +256,7 @@ class BlockEncoder:
             if isinstance(column := columns[field.feature.name], Ids)
         }
         self._lists = {
-            field.name: _ListEncoder(encoder, field, column, known, scratch, one=n <= scratch.block)
+            field.name: _ListEncoder(encoder, field, column, known, scratch, dtype, one=n <= scratch.block)
             for field in self.fields
             if isinstance(column := columns[field.feature.name], Entries)
         }
@@ -265,7 +265,11 @@ class BlockEncoder:
 
     def block(self, at: slice) -> tuple[NDArray[Any], NDArray[np.float32], dict[str, Int64s]]:
         """ids [n, F], numbers [n, C], and per list column which distinct list each row has [n]."""
-        rows, n = rows_at(self.index, at), at.stop - at.start
+        rows = rows_at(self.index, at)
+        index = {name: lists.read(rows, at.stop - at.start) for name, lists in self._lists.items()}
+        return *self._plain(at, rows), index
+
+    def _plain(self, at: slice, rows: Rows) -> tuple[NDArray[Any], NDArray[np.float32]]:
         ids: list[NDArray[Any]] = []
         numbers: list[NDArray[np.float32]] = []
         for field in self.fields:
@@ -281,8 +285,14 @@ class BlockEncoder:
                     source = range(at.start, at.stop) if isinstance(rows, slice) else rows
                     place = lambda i, name=feature.name, source=source: f"feature {name!r}, row {source[i]}"  # noqa: E731
                     numbers += self.encoder.number_columns(feature, x, place)
-        index = {name: lists.read(rows, n) for name, lists in self._lists.items()}
-        return _stacked(ids, n, self.dtype), _stacked(numbers, n, np.float32), index
+        n = at.stop - at.start
+        return _stacked(ids, n, self.dtype), _stacked(numbers, n, np.float32)
+
+    def empty(self) -> Block[NDArray[Any]]:
+        """A block of no rows."""
+        none = slice(0, 0)
+        ids, numbers = self._plain(none, rows_at(self.index, none))
+        return Block(ids, numbers, {name: lists.empty() for name, lists in self._lists.items()})
 
     def lists(self, index: Mapping[str, Int64s]) -> dict[str, Lists[NDArray[Any]]]:
         """The list columns, after all blocks. index: of all rows [n]."""
@@ -368,10 +378,10 @@ class _ListEncoder:
     """A list column, equal lists stored once. Memory follows the distinct values, and the distinct lists."""
 
     def __init__(
-        self, encoder: Encoder, field: Field, column: Entries, known: Known | None, scratch: Scratch, one: bool
+        self, encoder: Encoder, field: Field, column: Entries, known: Known | None, scratch: Scratch, dtype: DTypeLike, one: bool
     ) -> None:
         assert isinstance(field.feature, ListFeature)
-        self.column, self.one = column, one
+        self.column, self.dtype, self.one = column, dtype, one
         self.weighted = is_weighted(field.feature)
         width = 2 if rank_table(field.feature) else 1
         self._symbols = np.zeros((column.ids.size + 1, width), dtype=np.int64)
@@ -385,8 +395,10 @@ class _ListEncoder:
             entries = [encoder.entry(field.feature, text, field.top) for text in texts.to_list()]
             self._kept[used] = [entry is not None for entry in entries]
             self._symbols[used] = np.array([e or (0,) * width for e in entries], dtype=np.int64).reshape(-1, width)
+        if dtype == np.int32:
+            narrow(self._symbols)  # raises for what does not fit
         self._numbers: dict[tuple[int, ...], int] = {}
-        self._ids, self._weights = Pile(scratch, np.int64, width), Pile(scratch, np.float32)
+        self._ids, self._weights = Pile(scratch, dtype, width), Pile(scratch, np.float32)
         self._segments, self._lengths = Pile(scratch, np.int64), Pile(scratch, np.int64)
 
     def read(self, rows: Rows, n: int) -> Int64s:
@@ -421,6 +433,12 @@ class _ListEncoder:
         self._segments.append(np.repeat(number[new], lists.lengths[new]))
         self._lengths.append(lists.lengths[new])
         return number[lists.index]
+
+    def empty(self) -> Lists[NDArray[Any]]:
+        """Of no rows."""
+        none, width = np.empty(0, dtype=np.int64), self._symbols.shape[1]
+        weights = np.empty(0, dtype=np.float32) if self.weighted else None
+        return Lists(none, np.empty((0, width), dtype=self.dtype), weights, none, none)
 
     def close(self, index: Int64s) -> Lists[NDArray[Any]]:
         """All of it. index: int64 [n], of all rows."""

@@ -55,7 +55,8 @@ class Ids:
         self._integers: Pile | None = Pile(scratch, np.int64)
         self._codes = Pile(scratch, np.uint32)
         self._texts: list[pl.Series] = []
-        self._categories: pl.Categories | None = None
+        # codes of a dictionary are kept for as long as some series of its type is there
+        self._dictionary = pl.Series([], dtype=pl.Categorical(pl.Categories.random()))
         self._closed: Array = np.empty(0, dtype=np.uint32)
 
     def add(self, columns: Sequence[pl.Series]) -> None:
@@ -77,6 +78,9 @@ class Ids:
         else:
             self._closed = self._integers.close()
             self.size = self._high - self._low + 1
+
+    def __len__(self) -> int:
+        return len(self._closed)
 
     def codes(self, rows: Rows) -> Int64s:
         """int64 [n]."""
@@ -103,7 +107,7 @@ class Ids:
             return pl.Series(codes + (self._low - 1), dtype=pl.Int64).cast(pl.String)
         whole = pl.concat(self._texts) if self._texts else pl.Series([], dtype=pl.String)
         self._texts = [whole]
-        return whole if len(codes) == self.size else whole.gather(codes - 1)
+        return whole.gather(codes - 1)
 
     def _narrow(self, values: Int64s) -> bool:
         """Whether these integers and those before span little enough."""
@@ -128,8 +132,7 @@ class Ids:
             self._code(pl.select(pl.when(values != _NULL).then(values)).to_series().cast(pl.String))
 
     def _code(self, texts: pl.Series) -> None:
-        self._categories = self._categories or pl.Categories.random()
-        physical = texts.cast(pl.Categorical(self._categories)).to_physical().cast(pl.UInt32)
+        physical = texts.cast(self._dictionary.dtype).to_physical().cast(pl.UInt32)
         codes = physical.fill_null(np.iinfo(np.uint32).max).to_numpy() + np.uint32(1)  # null: around to 0
         new = np.flatnonzero(codes > self.size)
         if len(new):

@@ -21,7 +21,8 @@ from finerank.schema import FIRST, MISSING, OOV, Growing, Hashed, Numeric, Vocab
 Int64s: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
 
-_PIECE = {"text": pl.String, "count": pl.Int64, "first": pl.Int64, "piece": pl.Int64}
+_PIECE = {"text": pl.String, "count": pl.Int64, "order": pl.Int64}
+_APART = 1 << 44  # more rows than one column has
 
 POINTS = 1_000
 """How many steps of equal share the ranks of transform = "powers" are read off from, at most."""
@@ -39,27 +40,26 @@ class TextTally:
 
     def add(self, texts: pl.Series, counts: Int64s, first: Int64s, missing: int = 0) -> None:
         """Count distinct texts [U]. first: the row in which each occurs first, within what is added now."""
-        piece = {"text": texts, "count": pl.Series(counts, dtype=pl.Int64), "first": pl.Series(first, dtype=pl.Int64)}
-        order = pl.lit(len(self._pieces), pl.Int64).alias("piece")
-        self._pieces.append(pl.DataFrame(piece).with_columns(order))
+        order = first + len(self._pieces) * _APART
+        piece = {"text": texts, "count": pl.Series(counts, dtype=pl.Int64), "order": pl.Series(order, dtype=pl.Int64)}
+        self._pieces.append(pl.DataFrame(piece))
         self._missing += missing
 
     def fit(self, name: str, spec: TableSpec) -> tuple[SymbolTable, Int64s, pl.Series]:
         """The table, the occurrences of each symbol, and the texts of the table by symbol (hashed: those seen)."""
         frame = pl.concat(self._pieces) if self._pieces else pl.DataFrame(schema=_PIECE)
         if len(self._pieces) > 1:
-            early = pl.struct("piece", "first").min().alias("early")
-            frame = frame.group_by("text").agg(pl.col("count").sum(), early).unnest("early")
+            frame = frame.group_by("text").agg(pl.col("count").sum(), pl.col("order").min())
         match spec.encoding:
             case Vocabulary(min_count=least, max_size=most):
                 kept = frame.filter(pl.col("count") >= least).sort(["count", "text"], descending=[True, False])
                 kept = kept if most is None else kept.head(most)
                 table: SymbolTable = VocabularyTable(name, packed(kept["text"]))
             case Growing():
-                kept = frame.sort("piece", "first")
+                kept = frame.sort("order")
                 table = GrowingTable(name, packed(kept["text"]))
             case Hashed(buckets=buckets):
-                kept = frame.sort("piece", "first")
+                kept = frame.sort("order")
                 table = HashedTable(name, buckets, packed(kept["text"]))
             case _:
                 raise TypeError(f"a table of texts cannot be encoded as {spec.encoding!r}")
