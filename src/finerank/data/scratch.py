@@ -1,4 +1,4 @@
-"""Arrays that may be longer than memory: in memory up to one block of rows, beyond that in files of a scratch folder.
+"""Arrays that may be longer than memory: in memory as long as they are few, beyond that in files of a scratch folder.
 
 Files are mapped, so what a process holds of its own (anonymous memory) follows the block; the page cache of the system
 does the rest. Whoever makes a `Scratch` removes its folder. A full disk is an OSError, never a crash: space is reserved
@@ -20,7 +20,10 @@ Array: TypeAlias = NDArray[Any]
 Int64s: TypeAlias = NDArray[np.int64]
 
 BLOCK = 1 << 20
-"""Rows in memory at a time. What it costs: about as many bytes as 100 columns of numbers have."""
+"""Rows in memory at a time."""
+
+HELD = 1 << 10
+"""Bytes of arrays that stay in memory, for each row of a block: with the default block, 1 GiB in all."""
 
 LEAF = 1 << 16
 """Numbers that are summed in one go, whatever the block is."""
@@ -35,6 +38,7 @@ class Scratch:
 
     def __init__(self, folder: Path | None = None, block: int = BLOCK) -> None:
         self.folder, self.block = folder, block
+        self._left = block * HELD
         self._names = itertools.count()
 
     def pieces(self, n: int) -> Iterator[slice]:
@@ -46,12 +50,19 @@ class Scratch:
         """An array to be filled: [n] or [n, F]."""
         shape = (shape,) if isinstance(shape, int) else shape
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        if self.folder is None or shape[0] <= self.block or not size:
+        if self.holds(size):
             return np.empty(shape, dtype)
         path = self.path()
         with path.open("w+b") as file:
             os.posix_fallocate(file.fileno(), 0, size)  # a full disk is told here, and not by a signal later
         return np.asarray(np.memmap(path, dtype=dtype, mode="r+", shape=shape))
+
+    def holds(self, size: int) -> bool:
+        """Whether so many bytes may stay in memory, beside those before."""
+        if self.folder is None or size <= self._left:
+            self._left -= size
+            return True
+        return False
 
     def full(self, n: int, value: int, dtype: DTypeLike = np.int64) -> Array:
         """[n] of one value."""
@@ -158,7 +169,7 @@ class Scratch:
 
 
 class Pile:
-    """An array that grows: `append` pieces, then `close` gives it as a whole. In memory up to one block."""
+    """An array that grows: `append` pieces, then `close` gives it as a whole."""
 
     def __init__(self, scratch: Scratch, dtype: DTypeLike, width: int | None = None) -> None:
         self.scratch, self.dtype = scratch, np.dtype(dtype)
@@ -172,7 +183,7 @@ class Pile:
         """[n] or [n, width], of any type that fits."""
         piece = np.ascontiguousarray(piece, dtype=self.dtype)
         self.rows += len(piece)
-        if self._file is None and (self.scratch.folder is None or self.rows <= self.scratch.block):
+        if self._file is None and self.scratch.holds(piece.nbytes):
             self._held.append(piece)
             return
         if self._file is None:
