@@ -142,6 +142,13 @@ class ColumnWriter:
                 self._streams[name] = _Stream(self._partial / f"{len(self._streams):02d}.{safe}.npy", rows)
             self._streams[name].append(name, rows)
 
+    def append_all(self, name: str, array: Array, step: int, index: Array | None = None) -> None:
+        """Add an array that may be mapped, or its rows `index`, `step` rows at a time."""
+        self.append({name: array[:0]})
+        for start in range(0, len(array if index is None else index), step):
+            at = slice(start, start + step)
+            self.append({name: array[at] if index is None else array[index[at]]})
+
     def close(self) -> None:
         """Finish the files, sync them and put the folder in its place."""
         columns = {name: vars(stream.close()) for name, stream in self._streams.items()}

@@ -11,13 +11,14 @@ n rows · U distinct values · M entries of lists
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import polars as pl
 from numpy.typing import DTypeLike, NDArray
 
-from finerank.data.columns import narrow
+from finerank.data.columns import ColumnWriter, block_arrays, narrow
 from finerank.data.scratch import Pile, Scratch
 from finerank.data.staged import Column, Columns, Entries, Ids, Numbers, Rows, columns_of, distinct, staged
 from finerank.data.staged import canonical_series as canonical_series
@@ -243,7 +244,8 @@ class BlockEncoder:
         known: Known | None = None,
         dtype: DTypeLike = np.int32,
     ) -> None:
-        self.encoder, self.columns, self.index, self.dtype = encoder, columns, index, dtype
+        self.encoder, self.columns, self.n, self.index, self.scratch = encoder, columns, n, index, scratch
+        self.dtype = dtype
         self.fields = fields_of(encoder.schema, name, use)
         if grow:
             for field in self.fields:
@@ -293,6 +295,18 @@ class BlockEncoder:
         none = slice(0, 0)
         ids, numbers = self._plain(none, rows_at(self.index, none))
         return Block(ids, numbers, {name: lists.empty() for name, lists in self._lists.items()})
+
+    def write(self, out: ColumnWriter, prefix: str) -> None:
+        """All blocks, as columns of the names that `block_arrays` gives."""
+        like = self.empty()
+        out.append(block_arrays(like, prefix))
+        for at in self.scratch.pieces(self.n):
+            ids, numbers, index = self.block(at)
+            out.append({f"{prefix}ids": ids, f"{prefix}numbers": numbers})
+            out.append({f"{prefix}{name}.index": rows for name, rows in index.items()})
+        lists = self.lists({name: column.index for name, column in like.lists.items()})  # no index: it is written
+        for name, array in block_arrays(replace(like, lists=lists), prefix).items():
+            out.append_all(name, array, self.scratch.block)
 
     def lists(self, index: Mapping[str, Int64s]) -> dict[str, Lists[NDArray[Any]]]:
         """The list columns, after all blocks. index: of all rows [n]."""

@@ -24,7 +24,7 @@ from finerank.runtime.history import Array, Ints, Ties, check_known, check_ties,
 from finerank.runtime.history import flatten as flatten
 
 CHUNK = 1 << 20  # rows written at a time
-_EVENT = "event."  # the prefix of the block's columns
+EVENT = "event."  # the prefix of the block's columns
 
 # ------------------------------------------------------------------------------------------------ vectorised searches
 
@@ -160,23 +160,20 @@ class EventTable:
 
         order  the block's row of each event, where its rows are not those of the table
         """
-        plain = {name: getattr(self, name) for name in _PLAIN}
+        plain = {name: getattr(self, name) for name in PLAIN}
         with ColumnWriter(folder) as out:
-            for name, array in (plain | block_arrays(self.block, _EVENT)).items():
-                of_rows = name in (f"{_EVENT}ids", f"{_EVENT}numbers") or name.endswith(".index")
-                out.append({name: array[:0]})
-                for start in range(0, len(array), CHUNK):
-                    at = slice(start, start + CHUNK)
-                    out.append({name: array[at] if order is None or not of_rows else array[order[at]]})
+            for name, array in (plain | block_arrays(self.block, EVENT)).items():
+                of_rows = name in (f"{EVENT}ids", f"{EVENT}numbers") or name.endswith(".index")
+                out.append_all(name, array, CHUNK, order if of_rows else None)
 
     @staticmethod
     def open(folder: Path | str) -> EventTable:
         """Open a saved table, mapped into memory. Raises UserError if it is damaged or holds something else."""
         arrays = read_columns(folder)
-        missing = [name for name in (*_PLAIN, f"{_EVENT}ids", f"{_EVENT}numbers") if name not in arrays]
+        missing = [name for name in (*PLAIN, f"{EVENT}ids", f"{EVENT}numbers") if name not in arrays]
         if missing:
             raise UserError(f"{folder}: not an event table, it has no column {missing[0]!r}; prepare again")
-        return EventTable(block_of(arrays, _EVENT), *(np.asarray(arrays[name]) for name in _PLAIN))
+        return EventTable(block_of(arrays, EVENT), *(np.asarray(arrays[name]) for name in PLAIN))
 
     def __len__(self) -> int:
         return len(self.user)
@@ -237,7 +234,7 @@ class EventTable:
         return take_block(self.block, index), self.time[index]
 
 
-_PLAIN = ("user", "known_at", "time", "sequence", "key", "by_rank", "known", "offsets")
+PLAIN = ("user", "known_at", "time", "sequence", "key", "by_rank", "known", "offsets")
 
 # ------------------------------------------------------------------------------------------------ a table that grows
 

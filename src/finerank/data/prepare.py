@@ -16,18 +16,18 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from finerank.data.columns import ColumnWriter, block_arrays, sync_folder
+from finerank.data.columns import ColumnWriter, sync_folder
 from finerank.data.dataset import FORMAT, Dataset, content_hash
 from finerank.data.encode import BlockEncoder, Fitter
-from finerank.data.histories import Past, past_of_lists, past_of_log
+from finerank.data.histories import Past, PastOfLists, PastOfLog
 from finerank.data.overlap import refuse_overlap
 from finerank.data.requests import Requests, requests_of
 from finerank.data.samples import Keys as Keys
@@ -131,12 +131,13 @@ def _prepared(
     fitter = Fitter(schema)
     for history in schema.histories:
         progress(f"history {history.name}")
+        past: Past
         if history.lists:
-            past = past_of_lists(samples.past[history.name], requests, scratch)
+            past = PastOfLists(samples.past[history.name], requests, scratch)
         elif history.name in logs:
             log = logs[history.name]
-            users = scratch.made(len(log.user), lambda at, log=log: requests.codes[samples.users.codes(log.user[at])])
-            past = past_of_log(log, users, requests, scratch)
+            user = scratch.made(len(log.user), lambda at, log=log: requests.codes[samples.users.codes(log.user[at])])
+            past = PastOfLog(log, user, requests, scratch)
         else:
             raise no_log(history)
         past.fit(fitter, weight, scratch)
@@ -159,22 +160,34 @@ def _prepared(
             encoder, level, samples.columns, len(index), index, scratch, use, grow=True, known=fitter.known
         )
 
-    with ColumnWriter(folder / "requests") as out:
-        for name in ("user", "time", "sequence"):
-            _append(out, name, getattr(requests, name), scratch)
-        _append(out, "split", parts, scratch)
-        _append(out, "first", requests.first, scratch)
-        _append_block(out, "block.", encoded("request", requests.heads), len(requests), scratch)
-    with ColumnWriter(folder / "candidates") as out:
-        _append(out, "labels", samples.labels, scratch, requests.order)
-        _append(out, "weights", samples.weights, scratch, requests.order)
-        _append_block(out, "block.", encoded("candidate", requests.order), samples.rows, scratch)
-        _append_block(out, "train_only.", encoded("candidate", requests.order, "train_only"), samples.rows, scratch)
-    for name, past in pasts.items():
-        progress(f"encode {name}")
-        past.write(folder / "histories" / name, encoder, fitter.known, scratch)
-        if f"{name}.age" in fitter.counts:
-            past.count_ages(fitter.counts[f"{name}.age"], encoder, requests, weight)
+    of_requests, of_rows = encoded("request", requests.heads), encoded("candidate", requests.order)
+    train_only = encoded("candidate", requests.order, "train_only")
+
+    def write_requests() -> None:
+        with ColumnWriter(folder / "requests") as out:
+            for name in ("user", "time", "sequence"):
+                out.append_all(name, getattr(requests, name), scratch.block)
+            out.append_all("split", parts, scratch.block)
+            out.append_all("first", requests.first, scratch.block)
+            of_requests.write(out, "block.")
+
+    def write_candidates() -> None:
+        with ColumnWriter(folder / "candidates") as out:
+            out.append_all("labels", samples.labels, scratch.block, requests.order)
+            out.append_all("weights", samples.weights, scratch.block, requests.order)
+            of_rows.write(out, "block.")
+            train_only.write(out, "train_only.")
+
+    with ThreadPoolExecutor() as pool:  # parts of the data set, side by side
+        work = [pool.submit(write_requests), pool.submit(write_candidates)]
+        for name, past in pasts.items():
+            progress(f"encode {name}")
+            made = past.encoder(encoder, fitter.known, scratch)
+            work.append(pool.submit(past.write, folder / "histories" / name, made, scratch))
+            if isinstance(past, PastOfLog) and f"{name}.age" in fitter.counts:
+                past.count_ages(fitter.counts[f"{name}.age"], encoder, requests, weight)
+        for done in work:
+            done.result()
     with ColumnWriter(folder / "counts") as out:
         out.append(dict(fitter.counts))
     encoder.save(folder / "encoder")
@@ -187,7 +200,7 @@ def _prepared(
         "split": {name: _size(parts, code, requests, scratch) for name, code in NAMES.items()},
         "split_by": split.by,
         "ties": {h.name: h.ties for h in schema.histories},
-        "events": {name: len(past) for name, past in pasts.items()},
+        "events": {name: past.events for name, past in pasts.items()},
         "base_rates": base_rates,
     }
 
@@ -250,26 +263,6 @@ def _size(parts: Array, code: int, requests: Requests, scratch: Scratch) -> list
 
 
 # ------------------------------------------------------------------------------------------------ files
-
-
-def _append(out: ColumnWriter, name: str, array: Array, scratch: Scratch, index: Array | None = None) -> None:
-    """Write an array, or its rows `index`, block by block."""
-    out.append({name: array[:0]})
-    for at in scratch.pieces(len(array)):
-        out.append({name: array[at] if index is None else array[index[at]]})
-
-
-def _append_block(out: ColumnWriter, prefix: str, made: BlockEncoder, n: int, scratch: Scratch) -> None:
-    """Write a block's columns, as `block_arrays` names them."""
-    like = made.empty()
-    out.append(block_arrays(like, prefix))
-    for at in scratch.pieces(n):
-        ids, numbers, index = made.block(at)
-        out.append({f"{prefix}ids": ids, f"{prefix}numbers": numbers})
-        out.append({f"{prefix}{name}.index": rows for name, rows in index.items()})
-    lists = made.lists({name: column.index for name, column in like.lists.items()})  # no index: it is written
-    for name, array in block_arrays(replace(like, lists=lists), prefix).items():
-        _append(out, name, array, scratch)
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -66,7 +66,7 @@ def blocks(frame: pl.LazyFrame, columns: Iterable[str], rows: int, where: str) -
             raise _unreadable(columns, where, error) from error
         if batch is None:
             return
-        yield batch.rechunk()
+        yield batch
 
 
 def _checked(frame: pl.LazyFrame, columns: Iterable[str], where: str) -> list[str]:
