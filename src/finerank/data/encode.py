@@ -1,4 +1,4 @@
-"""The bulk encoder: fits on training columns, and encodes whole columns, over the artefact of `runtime.encoder`.
+"""The bulk encoder: encodes whole columns, over the artefact of `runtime.encoder` (`data.fit` makes it).
 
 Each *distinct* value is looked at once (`data.staged`); numpy spreads its symbol over the rows. Columns may be longer than
 memory: everything goes a block of rows at a time, and comes out the same for every size of a block. Accepted columns:
@@ -19,179 +19,31 @@ import polars as pl
 from numpy.typing import DTypeLike, NDArray
 
 from finerank.data.columns import ColumnWriter, block_arrays, narrow
+from finerank.data.fit import Fitter as Fitter
+from finerank.data.fit import Known, Occurrences, rows_at, whole
 from finerank.data.scratch import Pile, Scratch
 from finerank.data.staged import Column, Columns, Entries, Ids, Numbers, Rows, columns_of, distinct, staged
 from finerank.data.staged import canonical_series as canonical_series
-from finerank.data.tally import CutsTally, Moments, Ranks, TextTally, hashed, packed
+from finerank.data.tally import hashed, packed
 from finerank.errors import UserError, nearest
 from finerank.runtime.blocks import Block, Lists
 from finerank.runtime.encoder import Encoder
-from finerank.runtime.fields import Field, declared_tables, fields_of, is_weighted, rank_table, tag_and_rank
+from finerank.runtime.fields import Field, fields_of, is_weighted, rank_table, tag_and_rank
 from finerank.runtime.hashing import mix, splitmix64
 from finerank.runtime.history import flatten
 from finerank.runtime.symbols import GrowingTable, HashedTable, SymbolTable
-from finerank.schema import FIRST, MISSING, OOV, Bucketed, Feature, Growing, Hashed, ListFeature, Numeric, Schema, Use, table_of
+from finerank.schema import (
+    FIRST,
+    MISSING,
+    OOV,
+    Bucketed,
+    Feature,
+    ListFeature,
+    Numeric,
+    Use,
+)
 
 Int64s: TypeAlias = NDArray[np.int64]
-Floats: TypeAlias = NDArray[np.float64]
-Known: TypeAlias = dict[str, pl.Series]
-"""Per table, the texts of its symbols from `FIRST` on: the table in a form that many values are looked up in at once."""
-
-
-def whole(n: int) -> Scratch:
-    """In memory, all rows one block."""
-    return Scratch(None, max(1, n))
-
-
-def rows_at(index: Int64s | None, at: slice) -> Rows:
-    """The rows that a block stands for. index: None: each for itself."""
-    return at if index is None else np.asarray(index[at], dtype=np.int64)
-
-
-class _Occurrences:
-    """How often each code of a column occurs, and in which order the codes occur first."""
-
-    def __init__(self, size: int, ordered: bool) -> None:
-        self.counts = np.zeros(size + 1, dtype=np.int64)
-        self.first = np.full(size + 1 if ordered else 0, np.iinfo(np.int64).max)
-        self._seen = 0
-
-    def add(self, codes: Int64s, weights: Int64s | None = None) -> None:
-        """The next rows; those of weight 0 are no rows."""
-        if weights is not None and not weights.all():
-            codes, weights = codes[weights != 0], weights[weights != 0]
-        if weights is None or (weights == 1).all():
-            self.counts += np.bincount(codes, minlength=len(self.counts))
-        else:
-            self.counts += np.bincount(codes, weights, len(self.counts)).astype(np.int64)  # float64: exact to 2^53
-        if len(self.first):
-            new = np.flatnonzero(self.first[codes] > self._seen + len(codes))
-            self.first[codes[new[::-1]]] = self._seen + new[::-1]  # the last one written stays: the first of all
-        self._seen += len(codes)
-
-    def used(self) -> Int64s:
-        """The codes that occurred, 0 (missing) left out, in order of first occurrence where that is known."""
-        codes = np.flatnonzero(self.counts[1:]) + 1
-        return codes[np.argsort(self.first[codes])] if len(self.first) else codes
-
-
-# ------------------------------------------------------------------------------------------------ fitting
-
-
-class Fitter:
-    """Learns an encoder from training columns, given one after the other, in pieces if need be.
-
-    counts   after `finish`: per table, int64 per symbol, how often it occurs in the training rows
-    known    after `finish`: see `Known`
-    """
-
-    def __init__(self, schema: Schema) -> None:
-        self.schema = schema
-        self.counts: dict[str, Int64s] = {}
-        self.known: Known = {}
-        self._specs = declared_tables(schema)
-        self._cuts = {name: CutsTally() for name, spec in self._specs.items() if spec.encoding == "cuts"}
-        self._texts = {name: TextTally() for name, spec in self._specs.items() if spec.encoding != "cuts"}
-        self._numbers = {
-            f.name: Ranks() if f.transform == "powers" else Moments() for f in schema.features if isinstance(f, Numeric)
-        }
-
-    def add(self, feature: Feature | str, series: Columns, weights: NDArray[Any] | None = None) -> None:
-        """Count a column of training rows, or of past events for a history's field.
-
-        feature   a feature or its name; a history's field counts for the feature whose meaning it shares
-        series    its column; of a cross all columns, in the order of `of`, or a struct of them (weights are not needed)
-        weights   integers [n]: how many training rows each value counts for; 0: none, as if it were not there; default 1
-        """
-        feature = self.schema.feature(feature) if isinstance(feature, str) else feature
-        columns = columns_of(feature, series)
-        n = len(columns[0])
-        each = np.ones(n, dtype=np.int64) if weights is None else np.asarray(weights, dtype=np.int64)
-        if len(each) != n:
-            raise UserError(f"feature {feature.name!r}: {n} rows but {len(each)} weights; give one per row")
-        if not each.all():
-            columns, each = [column.filter(pl.Series(each != 0)) for column in columns], each[each != 0]
-        columns = columns[:1] if isinstance(feature, ListFeature) else columns
-        self.count(feature, staged(feature, columns, whole(n)), each, None, whole(n))
-
-    def count(
-        self, feature: Feature, column: Column, weights: NDArray[Any], index: Int64s | None, scratch: Scratch
-    ) -> None:
-        """`add` of a staged column. weights: integers [n] of the rows that `index` names (None: of all, in order)."""
-        if isinstance(column, Numbers):
-            self._count_numbers(feature, column, weights, index, scratch)
-        elif isinstance(column, Entries):
-            assert isinstance(feature, ListFeature)
-            self._count_entries(feature, column, weights, index, scratch)
-        else:
-            found = _Occurrences(column.size, self._ordered(feature))
-            for at in scratch.pieces(len(weights)):
-                found.add(column.codes(rows_at(index, at)), weights[at].astype(np.int64, copy=False))
-            codes = found.used()
-            first = found.first[codes] if len(found.first) else np.zeros(len(codes), dtype=np.int64)
-            missing = int(found.counts[0])
-            self._texts[str(table_of(feature))].add(column.texts(codes), found.counts[codes], first, missing)
-
-    def _count_entries(
-        self, feature: ListFeature, column: Entries, weights: NDArray[Any], index: Int64s | None, scratch: Scratch
-    ) -> None:
-        found = _Occurrences(column.ids.size, True)
-        for at in scratch.pieces(len(weights)):
-            entries, lengths = column.of(rows_at(index, at))
-            found.add(column.ids.codes(entries), np.repeat(weights[at].astype(np.int64, copy=False), lengths))
-        codes = found.used()
-        texts, counts = column.ids.texts(codes), found.counts[codes]
-        table = self._texts[str(table_of(feature))]
-        if feature.kind == "multivalued":
-            table.add(texts, counts, found.first[codes])
-            return
-        known = [(i, *entry) for i, text in enumerate(texts.to_list()) if (entry := tag_and_rank(feature, text))]
-        kept = np.array([i for i, _, _ in known], dtype=np.int64)
-        tags = pl.DataFrame({"tag": pl.Series([tag for _, tag, _ in known], dtype=pl.String), "count": counts[kept]})
-        merged = tags.with_row_index("at").group_by("tag").agg(pl.col("count").sum(), pl.col("at").min())
-        table.add(merged["tag"], merged["count"].to_numpy(), merged["at"].cast(pl.Int64).to_numpy())
-        if ranks := rank_table(feature):
-            self._cuts[ranks].add(np.array([float(rank) for _, _, rank in known]), counts[kept])
-
-    def _count_numbers(
-        self, feature: Feature, column: Numbers, weights: NDArray[Any], index: Int64s | None, scratch: Scratch
-    ) -> None:
-        tally = self._numbers[feature.name] if isinstance(feature, Numeric) else self._cuts[str(table_of(feature))]
-        exact = isinstance(feature, Numeric) and feature.transform == "standard"
-        numbers, counts = Pile(scratch, np.float64), Pile(scratch, np.int64)
-        for at in scratch.pieces(len(weights)):
-            x, w = column.read(rows_at(index, at)), weights[at].astype(np.int64, copy=False)
-            if not w.all():
-                x, w = x[w != 0], w[w != 0]
-            if not isinstance(tally, Moments):
-                tally.add(x, w)
-                continue
-            known = ~np.isnan(x)
-            tally.missing |= not known.all()
-            tally.span(x[known])
-            if exact:
-                numbers.append(x[known])
-                counts.append(w[known])
-        if isinstance(tally, Moments):
-            tally.add(numbers.close(), counts.close())
-
-    def _ordered(self, feature: Feature) -> bool:
-        """Whether the feature's table asks in which order values came."""
-        return isinstance(self._specs[str(table_of(feature))].encoding, Growing | Hashed)
-
-    def finish(self) -> Encoder:
-        """The encoder. A table that was given no values has the three reserved symbols only (a cut one: one bucket)."""
-        tables: dict[str, SymbolTable] = {}
-        for name, spec in self._specs.items():
-            if spec.encoding == "cuts":
-                tables[name], self.counts[name] = self._cuts[name].fit(name, spec)
-            else:
-                tables[name], self.counts[name], self.known[name] = self._texts[name].fit(name, spec)
-        numbers = {f.name: self._numbers[f.name].fit(f) for f in self.schema.features if isinstance(f, Numeric)}
-        return Encoder(self.schema, tables, numbers)
-
-
-# ------------------------------------------------------------------------------------------------ encoding
 
 
 def encode_block(
@@ -329,7 +181,7 @@ def encode_ids(encoder: Encoder, feature: Feature, series: Columns, grow: bool =
     assert isinstance(column, Ids)
     codes, table = column.codes(slice(None)), encoder.table(feature)
     if grow and isinstance(table, GrowingTable):
-        found = _Occurrences(column.size, True)
+        found = Occurrences(column.size, True)
         found.add(codes)
         table.extend(column.texts(found.used()).to_list())
     return symbols_of(encoder, feature, column, None)[codes]
@@ -367,7 +219,7 @@ def _grow(
     """Append what these rows have and the table has not, in order of first occurrence."""
     assert not isinstance(column, Numbers)
     ids = column if isinstance(column, Ids) else column.ids
-    found = _Occurrences(ids.size, True)
+    found = Occurrences(ids.size, True)
     for at in scratch.pieces(n):
         rows = rows_at(index, at)
         found.add(ids.codes(rows if isinstance(column, Ids) else column.of(rows)[0]))
@@ -392,7 +244,14 @@ class _ListEncoder:
     """A list column, equal lists stored once. Memory follows the distinct values, and the distinct lists."""
 
     def __init__(
-        self, encoder: Encoder, field: Field, column: Entries, known: Known | None, scratch: Scratch, dtype: DTypeLike, one: bool
+        self,
+        encoder: Encoder,
+        field: Field,
+        column: Entries,
+        known: Known | None,
+        scratch: Scratch,
+        dtype: DTypeLike,
+        one: bool,
     ) -> None:
         assert isinstance(field.feature, ListFeature)
         self.column, self.dtype, self.one = column, dtype, one
@@ -446,7 +305,8 @@ class _ListEncoder:
             self._weights.append(lists.weights[entries])
         self._segments.append(np.repeat(number[new], lists.lengths[new]))
         self._lengths.append(lists.lengths[new])
-        return number[lists.index]
+        index: Int64s = number[lists.index]
+        return index
 
     def empty(self) -> Lists[NDArray[Any]]:
         """Of no rows."""

@@ -142,18 +142,27 @@ class EventTable:
         """The table without columns, and the place [E] in what was given of each of its events. Arrays may be mapped."""
         events = len(user)
         by_time = scratch.order(known_at, sequence, user)
-        rank = scratch.order(scratch.made(events, lambda at: user[by_time[at]]))
-        order = scratch.made(events, lambda at: by_time[rank[at]])
+        rank = scratch.order(scratch.take(user, by_time))
+        order = scratch.take(by_time, rank)
         by_rank, counts = scratch.empty(events), np.zeros(users, dtype=np.int64)
         for at in scratch.pieces(events):
             by_rank[rank[at]] = np.arange(at.start, at.stop)
             counts += np.bincount(user[at], minlength=users)
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         key = scratch.made(events, lambda at: user[order[at]] * (events + 1) + rank[at])
-        by_user = [scratch.made(events, lambda at, of=of: of[order[at]]) for of in (user, known_at, time, sequence)]
-        known = scratch.made(events, lambda at: known_at[by_time[at]])
         none: Block[Array] = Block(np.empty((events, 0), dtype=np.int32), np.empty((events, 0), dtype=np.float32))
-        return EventTable(none, *by_user, key, by_rank, known, offsets), order
+        table = EventTable(
+            block=none,
+            user=scratch.take(user, order),
+            known_at=scratch.take(known_at, order),
+            time=scratch.take(time, order),
+            sequence=scratch.take(sequence, order),
+            key=key,
+            by_rank=by_rank,
+            known=scratch.take(known_at, by_time),
+            offsets=offsets,
+        )
+        return table, order
 
     def save(self, folder: Path | str, order: Ints | None = None) -> None:
         """Write the column files (see `data.columns`): whole or not at all.

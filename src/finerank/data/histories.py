@@ -14,12 +14,13 @@ import numpy as np
 
 from finerank.data.columns import ColumnWriter
 from finerank.data.dataset import Slices
-from finerank.data.encode import BlockEncoder, Fitter, Known
+from finerank.data.encode import BlockEncoder
 from finerank.data.events import EVENT, PLAIN, EventTable, coverage
+from finerank.data.fit import Fitter, Known
 from finerank.data.requests import Requests
 from finerank.data.samples import ListPast, LogPast
 from finerank.data.scratch import Array, Int64s, Scratch
-from finerank.data.staged import Column
+from finerank.data.staged import Column, Ids
 from finerank.runtime.blocks import Block
 from finerank.runtime.encoder import Encoder, age_ids
 from finerank.runtime.history import check_known, flatten
@@ -81,9 +82,10 @@ class PastOfLog(Past):
     table   sorted, without columns · order: int64 [E], where in the log its events are
     """
 
-    def __init__(self, log: LogPast, user: Int64s, requests: Requests, scratch: Scratch) -> None:
-        """user: the events' codes [E]."""
-        self.history, self.columns, self.index, self.events = log.history, log.columns, None, len(user)
+    def __init__(self, log: LogPast, names: Ids, requests: Requests, scratch: Scratch) -> None:
+        """names: `Samples.users`."""
+        self.history, self.columns, self.index, self.events = log.history, log.columns, None, len(log.user)
+        user = scratch.made(self.events, lambda at: requests.codes[names.codes(log.user[at])])
         if any((log.known_at[at] < log.time[at]).any() for at in scratch.pieces(self.events)):
             check_known(log.time, log.known_at)  # raises
         users = len(requests.users)
@@ -131,7 +133,7 @@ class PastOfLists(Past):
 
     def __init__(self, past: ListPast, requests: Requests, scratch: Scratch) -> None:
         self.history, self.columns = past.history, past.columns
-        self.lengths = scratch.made(len(requests), lambda at: past.lengths[requests.heads[at]])
+        self.lengths = scratch.take(past.lengths, requests.heads)
         end = _running(self.lengths, scratch)
         longest = past.history.max_length
         start = scratch.made(len(end), lambda at: np.maximum(end[at] - self.lengths[at], end[at] - longest))

@@ -26,7 +26,8 @@ import polars as pl
 
 from finerank.data.columns import ColumnWriter, sync_folder
 from finerank.data.dataset import FORMAT, Dataset, content_hash
-from finerank.data.encode import BlockEncoder, Fitter
+from finerank.data.encode import BlockEncoder
+from finerank.data.fit import Fitter
 from finerank.data.histories import Past, PastOfLists, PastOfLog
 from finerank.data.overlap import refuse_overlap
 from finerank.data.requests import Requests, requests_of
@@ -136,8 +137,7 @@ def _prepared(
             past = PastOfLists(samples.past[history.name], requests, scratch)
         elif history.name in logs:
             log = logs[history.name]
-            user = scratch.made(len(log.user), lambda at, log=log: requests.codes[samples.users.codes(log.user[at])])
-            past = PastOfLog(log, user, requests, scratch)
+            past = PastOfLog(log, samples.users, requests, scratch)
         else:
             raise no_log(history)
         past.fit(fitter, weight, scratch)
@@ -216,7 +216,9 @@ def _split(samples: Samples, requests: Requests, split: Split, scratch: Scratch)
         names = hash_texts("split", requests.users.to_list())
         if not len(names) or all((requests.user[at] < 0).all() for at in scratch.pieces(len(requests))):
             raise UserError('split by "user" needs keys.user')
-        return scratch.made(len(requests), lambda at: assign(split, requests.time[at], requests.user[at], names), np.int8)
+        return scratch.made(
+            len(requests), lambda at: assign(split, requests.time[at], requests.user[at], names), np.int8
+        )
     given = samples.split
     assert given is not None
     known = samples.keys.user is not None and samples.keys.time is not None
@@ -233,7 +235,7 @@ def _base_rates(
 ) -> dict[str, float]:
     rates = {}
     for k, task in enumerate(schema.tasks):
-        products, weights, least, greatest = Pile(scratch, np.float64), Pile(scratch, np.float64), np.inf, -np.inf
+        products, weights = Pile(scratch, np.float64), Pile(scratch, np.float64)
         for at in scratch.pieces(samples.rows):
             rows = requests.order[at][in_training[at]]
             y, w = samples.labels[rows, k].astype(np.float64), samples.weights[rows, k].astype(np.float64)
@@ -243,7 +245,7 @@ def _base_rates(
         a, w = products.close(), weights.close()
         if not len(w):
             raise UserError(f"task {task.name!r}: no training row lies in its space; nothing can be learnt")
-        rate = total(len(a), lambda i, j, a=a: a[i:j]) / total(len(w), lambda i, j, w=w: w[i:j])
+        rate = total(len(a), a.__getitem__) / total(len(w), w.__getitem__)
         if task.kind == "binary" and rate in (0.0, 1.0):
             raise UserError(
                 f"task {task.name!r}: every training label is {int(rate)}; both classes are needed. "

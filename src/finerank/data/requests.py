@@ -54,7 +54,13 @@ def requests_of(samples: Samples, scratch: Scratch) -> Requests:
     keys, n = samples.keys, samples.rows
     head = _heads(samples, scratch)
     if keys.time is not None:
-        _same(samples, head, samples.time, scratch, f"rows of different times ({keys.time!r}); a request is one user at one moment")
+        _same(
+            samples,
+            head,
+            samples.time,
+            scratch,
+            f"rows of different times ({keys.time!r}); a request is one user at one moment",
+        )
     users, codes = _coded_users(samples)
     user = None
     if keys.user is not None:
@@ -67,17 +73,16 @@ def requests_of(samples: Samples, scratch: Scratch) -> Requests:
         earliest = scratch.full(n, np.iinfo(np.int64).max)
         for at in scratch.pieces(n):  # a request stands at the first of its rows' places in the log
             np.minimum.at(earliest, head[at], sequence[at])
-        sequence = scratch.made(n, lambda at: earliest[head[at]])
+        sequence = scratch.take(earliest, head)
     number = head if head is not None else scratch.made(n, lambda at: np.arange(at.start, at.stop))
     order = scratch.order(*(key for key in ((time, sequence) if time is not None else ()) if key is not None), number)
-    first = scratch.runs(order) if head is None else scratch.runs(scratch.made(n, lambda at: head[order[at]]))
-    requests = len(first) - 1
-    heads = scratch.made(requests, lambda at: order[first[at]])
+    first = scratch.runs(order) if head is None else scratch.runs(scratch.take(head, order))
+    heads = scratch.take(order, first[:-1])
 
     def of_heads(values: Array | None) -> Int64s:
-        return heads if values is None else scratch.made(requests, lambda at: values[heads[at]])
+        return heads if values is None else scratch.take(values, heads)
 
-    nobody = scratch.full(requests, -1) if user is None else of_heads(user)
+    nobody = scratch.full(len(heads), -1) if user is None else of_heads(user)
     return Requests(order, first, heads, of_heads(time), of_heads(sequence), nobody, users, codes)
 
 
@@ -87,8 +92,8 @@ def _heads(samples: Samples, scratch: Scratch) -> Int64s | None:
         return None
     keys = samples.request
     order = scratch.order(*keys)
-    starts = scratch.runs(*(scratch.made(len(order), lambda at, key=key: key[order[at]]) for key in keys))
-    of_run = scratch.spread(starts, scratch.made(len(starts) - 1, lambda at: order[starts[at]]))
+    starts = scratch.runs(*(scratch.take(key, order) for key in keys))
+    of_run = scratch.spread(starts, scratch.take(order, starts[:-1]))
     head = scratch.empty(len(order))
     for at in scratch.pieces(len(order)):
         head[order[at]] = of_run[at]
@@ -96,7 +101,9 @@ def _heads(samples: Samples, scratch: Scratch) -> Int64s | None:
 
 
 def _same(samples: Samples, head: Int64s | None, values: Array | None, scratch: Scratch, what: str) -> None:
-    for at in scratch.pieces(samples.rows) if head is not None and values is not None else ():
+    if head is None or values is None:
+        return
+    for at in scratch.pieces(samples.rows):
         differs = np.flatnonzero(values[at] != values[head[at]])
         if len(differs):
             column = str(samples.keys.request)
@@ -107,7 +114,9 @@ def _same(samples: Samples, head: Int64s | None, values: Array | None, scratch: 
 def _refuse_two_of_one(samples: Samples, head: Int64s | None, scratch: Scratch) -> None:
     """A request-level column has one value per request; taking the first of several would be a silent choice."""
     hashed = samples.request_hash
-    for at in scratch.pieces(samples.rows) if head is not None and hashed is not None else ():
+    if head is None or hashed is None:
+        return
+    for at in scratch.pieces(samples.rows):
         differs = np.flatnonzero(hashed[at] != hashed[head[at]])
         if len(differs):
             i = at.start + int(differs[0])
@@ -129,4 +138,3 @@ def _coded_users(samples: Samples) -> tuple[pl.Series, Int64s]:
     codes = np.full(samples.users.size + 1, -1, dtype=np.int64)
     codes[used[order]] = np.arange(len(used))
     return texts.gather(order).rename("user"), codes
-

@@ -54,7 +54,9 @@ class _Taker:
     take: Callable[[pl.DataFrame, int], None]
 
 
-def _read(frame: pl.LazyFrame, takers: Sequence[_Taker], scratch: Scratch, where: str, least: Sequence[str] = ()) -> int:
+def _read(
+    frame: pl.LazyFrame, takers: Sequence[_Taker], scratch: Scratch, where: str, least: Sequence[str] = ()
+) -> int:
     """Read the columns that the takers want, once, and give each its own; how many rows there were.
 
     least  a column to count rows by, if nothing else is wanted
@@ -263,7 +265,10 @@ class LogPast:
 
         def add(block: pl.DataFrame, start: int) -> None:
             keep = canonical_series(block[str(keys.user)]).is_not_null()
-            for column, value in history.where.items():  # by canonical text, as everywhere: 1, 1.0 and "1" are one value
+            for (
+                column,
+                value,
+            ) in history.where.items():  # by canonical text, as everywhere: 1, 1.0 and "1" are one value
                 keep &= (canonical_series(block[column]) == canonical(value)).fill_null(False)
             kept = np.flatnonzero(keep.to_numpy())
             sequence = start + kept
@@ -277,8 +282,8 @@ class LogPast:
                 known_at = microseconds(block[keys.known_at], keys.time_unit, "events")
             for pile, values in zip(self._piles, (before + start + kept, time, known_at, sequence), strict=True):
                 pile.append(values)
-            for name, column in self.columns.items():
-                column.add([block[source] for source in self.sources[name]])
+            for name, field in self.columns.items():
+                field.add([block[source] for source in self.sources[name]])
 
         return _Taker(self.wanted, add)
 

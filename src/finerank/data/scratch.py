@@ -48,7 +48,6 @@ class Scratch:
 
     def empty(self, shape: int | tuple[int, int], dtype: DTypeLike = np.int64) -> Array:
         """An array to be filled: [n] or [n, F]."""
-        shape = (shape,) if isinstance(shape, int) else shape
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         if self.holds(size):
             return np.empty(shape, dtype)
@@ -77,6 +76,10 @@ class Scratch:
         for at in self.pieces(n):
             out[at] = make(at)
         return out
+
+    def take(self, values: Array, index: Int64s) -> Array:
+        """[n]: the values at these places."""
+        return self.made(len(index), lambda at: values[index[at]], values.dtype)
 
     def path(self) -> Path:
         """A new file."""
@@ -197,23 +200,27 @@ class Pile:
     def close(self) -> Array:
         """All of it. Nothing can be appended any more."""
         shape = (self.rows, *self._width)
-        if self._file is None:
-            return self._held[0] if len(self._held) == 1 else np.concatenate([np.empty((0, *self._width), self.dtype), *self._held])
+        if self._file is None or self._path is None:
+            return (
+                self._held[0]
+                if len(self._held) == 1
+                else np.concatenate([np.empty((0, *self._width), self.dtype), *self._held])
+            )
         self._file.close()
         if not np.prod(shape):
             return np.empty(shape, self.dtype)
         return np.asarray(np.memmap(self._path, dtype=self.dtype, mode="r", shape=shape))
 
 
-def total(n: int, read: Callable[[int, int], Array]) -> float:
-    """The sum of n float64, the same for every block: `read` gives those from ... to, `LEAF` at most at a time.
+def total(n: int, read: Callable[[slice], Array]) -> float:
+    """The sum of n float64, the same for every block: `read` gives a part of them, `LEAF` at most at a time.
 
     Halves are halved again as in numpy's pairwise summation, so it is also the sum that numpy makes of the whole.
     """
 
     def part(low: int, high: int) -> float:
         if high - low <= LEAF:
-            return float(np.sum(read(low, high)))
+            return float(np.sum(read(slice(low, high))))
         half = (high - low) // 2
         half -= half % 8
         return part(low, low + half) + part(low + half, high)

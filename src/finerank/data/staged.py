@@ -362,4 +362,3 @@ def _integers(series: pl.Series) -> Int64s | None:
         return None
     out = series.cast(pl.Int64).fill_null(_NULL).to_numpy()
     return None if (out == _NULL).sum() > series.null_count() else out
-

@@ -153,9 +153,9 @@ class Moments:
         if not len(x):
             return
         with np.errstate(over="ignore", invalid="ignore"):  # `fit` tells of what overflows, where it matters
-            n = int(total(len(x), lambda a, b: weights[a:b].astype(np.float64)))
-            mean = total(len(x), lambda a, b: x[a:b] * weights[a:b]) / n
-            m2 = total(len(x), lambda a, b: weights[a:b] * (x[a:b] - mean) ** 2)
+            n = int(total(len(x), lambda at: weights[at].astype(np.float64)))
+            mean = total(len(x), lambda at: x[at] * weights[at]) / n
+            m2 = total(len(x), lambda at: weights[at] * (x[at] - mean) ** 2)
             delta, both = mean - self.mean, self.n + n
             self.mean += delta * n / both
             self.m2 += m2 + float(np.float64(delta) ** 2) * self.n * n / both
