@@ -1,6 +1,7 @@
 """Memory of preparing a long log: N rows of 12 columns and a click log, both made here without holding them.
 
 python benchmarks/prepare_scale.py 500_000 5_000_000        one line a size: rows, seconds, rows/s, anonymous MB above imports
+python benchmarks/prepare_scale.py --mixed 5_000_000        rows in no order, those of a request far apart
 BENCH_DATA says where files go (they are removed afterwards); each size is prepared in a process of its own.
 """
 
@@ -20,6 +21,7 @@ from clock import Memory, Noise, anonymous
 
 from finerank.data.prepare import prepare
 from finerank.data.samples import Keys
+from finerank.runtime.hashing import uniform
 from finerank.schema import Bucketed, Categorical, Growing, Hashed, History, Numeric, Schema, Task
 
 PIECE = 500_000  # rows generated at a time
@@ -43,7 +45,7 @@ SCHEMA = Schema(
 KEYS = Keys(request="request", user="user", time="time", sequence="place")
 
 
-def generate(folder: Path, rows: int) -> None:
+def generate(folder: Path, rows: int, mixed: bool) -> None:
     """samples/*.parquet of 12 columns, and events/*.parquet: what was clicked. Users and items by Zipf's law."""
     for name in ("samples", "events"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -52,10 +54,8 @@ def generate(folder: Path, rows: int) -> None:
         draw = np.random.default_rng([rows, number])
         n = min(PIECE, rows - start)
         row = start + np.arange(n)
-        request = row // ROWS_PER_REQUEST
-        asked = np.random.default_rng(start)  # of the requests
-        first, each = request[0], -(-n // ROWS_PER_REQUEST)
-        user = (users * asked.random(each) ** 2).astype(np.int64)[request - first]  # the first ones ask most
+        request = row * 7_368_787 % rows // ROWS_PER_REQUEST if mixed else row // ROWS_PER_REQUEST
+        user = (users * uniform(rows, request) ** 2).astype(np.int64)  # the first ones ask most
         item = np.exp(np.log(ITEMS) * draw.random(n)).astype(np.int64)  # Zipf with exponent 1
         click = draw.random(n) < CLICKS
         frame = pl.DataFrame(
@@ -119,11 +119,12 @@ if __name__ == "__main__":
     if sys.argv[1] == "measure":
         measure(Path(sys.argv[2]))
     else:
-        for rows in (int(text.replace("_", "")) for text in sys.argv[1:]):
+        mixed = "--mixed" in sys.argv
+        for rows in (int(text.replace("_", "")) for text in sys.argv[1:] if text != "--mixed"):
             folder = Path(os.environ["BENCH_DATA"]) / f"scale_{rows}"
             shutil.rmtree(folder, ignore_errors=True)
             try:
-                generate(folder, rows)
+                generate(folder, rows, mixed)
                 subprocess.run([sys.executable, __file__, "measure", str(folder)], check=True)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
