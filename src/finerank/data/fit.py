@@ -43,11 +43,11 @@ class Occurrences:
         self.first = np.full(size + 1 if ordered else 0, np.iinfo(np.int64).max)
         self._seen = 0
 
-    def add(self, codes: Int64s, weights: Int64s | None = None) -> None:
+    def add(self, codes: Int64s, weights: NDArray[Any] | None = None) -> None:
         """The next rows; those of weight 0 are no rows."""
         if weights is not None and not weights.all():
             codes, weights = codes[weights != 0], weights[weights != 0]
-        if weights is None or (weights == 1).all():
+        if weights is None or weights.dtype == bool or (weights == 1).all():
             self.counts += np.bincount(codes, minlength=len(self.counts))
         else:
             self.counts += np.bincount(codes, weights, len(self.counts)).astype(np.int64)  # float64: exact to 2^53
@@ -110,7 +110,7 @@ class Fitter:
         else:
             found = Occurrences(column.size, self._ordered(feature))
             for at in scratch.pieces(len(weights)):
-                found.add(column.codes(rows_at(index, at)), weights[at].astype(np.int64, copy=False))
+                found.add(column.codes(rows_at(index, at)), weights[at])
             codes = found.used()
             first = found.first[codes] if len(found.first) else np.zeros(len(codes), dtype=np.int64)
             missing = int(found.counts[0])
@@ -122,7 +122,7 @@ class Fitter:
         found = Occurrences(column.ids.size, True)
         for at in scratch.pieces(len(weights)):
             entries, lengths = column.of(rows_at(index, at))
-            found.add(column.ids.codes(entries), np.repeat(weights[at].astype(np.int64, copy=False), lengths))
+            found.add(column.ids.codes(entries), np.repeat(weights[at], lengths))
         codes = found.used()
         texts, counts = column.ids.texts(codes), found.counts[codes]
         table = self._texts[str(table_of(feature))]

@@ -139,9 +139,7 @@ class PastOfLists(Past):
         start = scratch.made(len(end), lambda at: np.maximum(end[at] - self.lengths[at], end[at] - longest))
         self.slices, self.events = Slices(start, end, end), int(end[-1])
         self.index = None
-        if len(end) < len(past.lengths) or any(
-            (requests.heads[at] != np.arange(at.start, at.stop)).any() for at in scratch.pieces(len(end))
-        ):
+        if requests.rows_of_heads is not None:
             self.index = scratch.empty(self.events)
             ends = _running(past.lengths, scratch)  # of the rows' events, in the samples' order
             for at in scratch.pieces(len(end)):

@@ -38,7 +38,7 @@ def refuse_overlap(
     hashed   `row_hashes` of these columns [N], if they are at hand
     """
     if hashed is None:
-        hashed = row_hashes(collect(samples, columns, "samples"))
+        hashed = row_hashes(collect(samples, columns, "samples").get_columns())
     name = {code: name for name, code in NAMES.items()}
     pairs = ((VALIDATION, TEST), (VALIDATION, TRAIN), (TEST, TRAIN))
     same = dict.fromkeys(pairs, True)
@@ -70,10 +70,10 @@ def refuse_overlap(
             )
 
 
-def row_hashes(frame: pl.DataFrame) -> np.ndarray:
-    """uint64 [n]: a hash of each row."""
-    hashed = np.zeros(frame.height, dtype=np.uint64)
-    for column in frame.iter_columns():
+def row_hashes(columns: Sequence[pl.Series]) -> np.ndarray:
+    """uint64 [n]: a hash of each row of some columns."""
+    hashed = np.zeros(len(columns[0]), dtype=np.uint64)
+    for column in columns:
         hashed = splitmix64(hashed ^ column.hash().to_numpy())
     return hashed
 

@@ -147,21 +147,20 @@ def _prepared(
     in_training = requests.spread(scratch.made(len(weight), lambda at: weight[at] > 0, bool), scratch)
     for feature in schema.features:
         if feature.level == "request":
-            fitter.count(feature, samples.columns[feature.name], weight, requests.heads, scratch)
+            fitter.count(feature, samples.columns[feature.name], weight, requests.rows_of_heads, scratch)
         elif feature.level == "candidate":
-            fitter.count(feature, samples.columns[feature.name], in_training, requests.order, scratch)
+            fitter.count(feature, samples.columns[feature.name], in_training, requests.rows, scratch)
     encoder = fitter.finish()
 
     progress("encode")
     base_rates = _base_rates(schema, samples, requests, in_training, scratch)
 
-    def encoded(level: str, index: Array, use: Any = "input") -> BlockEncoder:
-        return BlockEncoder(
-            encoder, level, samples.columns, len(index), index, scratch, use, grow=True, known=fitter.known
-        )
+    def encoded(level: str, n: int, index: Array | None, use: Any = "input") -> BlockEncoder:
+        return BlockEncoder(encoder, level, samples.columns, n, index, scratch, use, grow=True, known=fitter.known)
 
-    of_requests, of_rows = encoded("request", requests.heads), encoded("candidate", requests.order)
-    train_only = encoded("candidate", requests.order, "train_only")
+    of_requests = encoded("request", len(requests), requests.rows_of_heads)
+    of_rows = encoded("candidate", samples.rows, requests.rows)
+    train_only = encoded("candidate", samples.rows, requests.rows, "train_only")
 
     def write_requests() -> None:
         with ColumnWriter(folder / "requests") as out:
@@ -173,8 +172,8 @@ def _prepared(
 
     def write_candidates() -> None:
         with ColumnWriter(folder / "candidates") as out:
-            out.append_all("labels", samples.labels, scratch.block, requests.order)
-            out.append_all("weights", samples.weights, scratch.block, requests.order)
+            out.append_all("labels", samples.labels, scratch.block, requests.rows)
+            out.append_all("weights", samples.weights, scratch.block, requests.rows)
             of_rows.write(out, "block.")
             train_only.write(out, "train_only.")
 

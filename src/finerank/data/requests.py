@@ -24,11 +24,13 @@ class Requests:
     order     int64 [N] into the source: requests by time, rows of a request adjacent, in their own order
     first     int64 [R + 1]: request r has the rows first[r]:first[r + 1] of the order
     heads     int64 [R]: the source rows that stand for their requests, each the first of its own
+    rows      the order for who reads columns: None where the source is in order already
     time, sequence  int64 [R], microseconds; place in the log · user: int64 [R] codes, -1 for nobody
     users     [U] texts, sorted · codes: int64, the code of each `Samples.users` code
     """
 
     order: Int64s
+    rows: Int64s | None
     first: Int64s
     heads: Int64s
     time: Int64s
@@ -36,6 +38,11 @@ class Requests:
     user: Int64s
     users: pl.Series
     codes: Int64s
+
+    @property
+    def rows_of_heads(self) -> Int64s | None:
+        """The heads, None if each row of the source is a request and they are in order."""
+        return None if len(self.heads) == len(self.order) and self.rows is None else self.heads
 
     def __len__(self) -> int:
         return len(self.heads)
@@ -83,7 +90,9 @@ def requests_of(samples: Samples, scratch: Scratch) -> Requests:
         return heads if values is None else scratch.take(values, heads)
 
     nobody = scratch.full(len(heads), -1) if user is None else of_heads(user)
-    return Requests(order, first, heads, of_heads(time), of_heads(sequence), nobody, users, codes)
+    in_order = all((order[at] == np.arange(at.start, at.stop)).all() for at in scratch.pieces(n))
+    rows = None if in_order else order
+    return Requests(order, rows, first, heads, of_heads(time), of_heads(sequence), nobody, users, codes)
 
 
 def _heads(samples: Samples, scratch: Scratch) -> Int64s | None:

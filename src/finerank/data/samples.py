@@ -143,12 +143,14 @@ class Samples:
             take([place], lambda block, _: sequence.append(_whole_numbers(block[place], "samples")))
         if split.by == "column":
             take([split.column], lambda block, _: part.append(_parts(block[split.column])))
-            take(self.of_rows, lambda block, _: row_hash.append(row_hashes(block.select(self.of_rows))))
+            take(self.of_rows, lambda block, _: row_hash.append(row_hashes([block[c] for c in self.of_rows])))
         for past in self.past.values():
             extra = [] if keys.request is None else [keys.request]
             take([*past.history.lists.values(), *extra], past.take(keys.request))
         if keys.request is not None and self.of_requests:
-            take(self.of_requests, lambda block, _: request_hash.append(row_hashes(block.select(self.of_requests))))
+            take(
+                self.of_requests, lambda block, _: request_hash.append(row_hashes([block[c] for c in self.of_requests]))
+            )
         takers += [_into(self.columns[f.name], source_columns(f)) for f in features]
         take(label_columns(schema), take_labels)
 

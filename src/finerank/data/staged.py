@@ -132,8 +132,10 @@ class Ids:
             self._code(pl.select(pl.when(values != _NULL).then(values)).to_series().cast(pl.String))
 
     def _code(self, texts: pl.Series) -> None:
-        physical = texts.cast(self._dictionary.dtype).to_physical().cast(pl.UInt32)
-        codes = physical.fill_null(np.iinfo(np.uint32).max).to_numpy() + np.uint32(1)  # null: around to 0
+        physical = texts.cast(self._dictionary.dtype).to_physical()
+        if physical.null_count():
+            physical = physical.fill_null(np.iinfo(np.uint32).max)  # one more is 0
+        codes = physical.to_numpy().astype(np.uint32, copy=False) + np.uint32(1)
         new = np.flatnonzero(codes > self.size)
         if len(new):
             count = int(codes[new].max()) - self.size
@@ -262,7 +264,8 @@ def canonical_series(series: pl.Series) -> pl.Series:
     if series.dtype.is_integer():
         return series.cast(pl.String)
     if series.dtype == pl.String:
-        return pl.select(pl.when(series != "").then(series).alias(series.name)).to_series()
+        empty = series == ""
+        return series.set(empty, None) if empty.any() else series
     values, _, inverse = distinct([series])
     texts = pl.Series(series.name, [canonical(value) for (value,) in values.iter_rows()], dtype=pl.String)
     return texts.gather(inverse)
@@ -348,16 +351,20 @@ def _integers(series: pl.Series) -> Int64s | None:
         if head.cast(pl.Int64, strict=False).null_count() > ((head == "") | head.is_null()).sum():
             return None  # no need to look at the rest
         values = series.cast(pl.Int64, strict=False)
-        length = series.str.len_bytes().fill_null(0).cast(pl.Int64).to_numpy()
-        missing = values.is_null().to_numpy()
-        if (length[missing] > 0).any():
-            return None
-        out: Int64s = values.fill_null(_NULL).to_numpy()
+        length = series.str.len_bytes()
+        missing = values.is_null() if values.null_count() else None
+        if missing is not None:
+            if (length.filter(missing).fill_null(0) > 0).any():
+                return None
+            values, length = values.set(missing, 0), length.set(missing, 1)
+        out: Int64s = values.to_numpy()
+        digits, size = length.to_numpy(), out
+        if out.min(initial=0) < 0:
+            digits, size = digits - (out < 0), np.abs(out)
         # no plus sign, no zeros in front, no "-0": as many digits as the number needs
-        digits = np.where(missing, 1, length - (out < 0))
-        if (digits > 19).any() or (np.abs(np.where(missing, 0, out)) < _LEAST[digits - 1]).any():
+        if digits.max(initial=1) > 19 or (size < _LEAST[digits - 1]).any():
             return None
-        return out if (out[~missing] != _NULL).all() else None
+        return out if missing is None else np.where(missing.to_numpy(), _NULL, out)
     if series.dtype not in INT64:
         return None
     out = series.cast(pl.Int64).fill_null(_NULL).to_numpy()
