@@ -115,6 +115,11 @@ class Batch:
         """Candidates."""
         return self.request_of.shape[0]
 
+    @property
+    def share(self) -> float:
+        """The part of the optimiser step's rows that are in this batch: 1 unless a request was cut into chunks."""
+        return self.N / max(self.rows_in_step or self.N, 1)
+
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
         if self.request_of.device == device:

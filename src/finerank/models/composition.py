@@ -103,6 +103,14 @@ class Part(nn.Module, ABC):
 
     Options: ClassVar[type[Any]]
 
+    def penalties(self, features: Features) -> Mapping[str, Tensor]:
+        """Terms that the part adds to the loss in training, by name, weighted as they are to be added.
+
+        Asked for once per batch. What does not follow from sums over rows is multiplied with `Batch.share`, so that a
+        request cut into chunks is charged once. A representation may give what it has at hand as `Features.losses`.
+        """
+        return {}
+
 
 class Representation(Part):
     """Batch -> Features. Sets `widths` when built; tells the batch builder what it `needs`.
@@ -156,7 +164,14 @@ class Heads(Part):
 
     @abstractmethod
     def forward(self, logits_NK: Tensor) -> Tensor:
-        """[N, K] -> [N, H]."""
+        """[N, K] -> [N, H]: what is evaluated and served."""
+
+    def loss(self, index: int, logits_NH: Tensor, labels_N: Tensor, batch: Batch) -> Tensor:
+        """[N]: the loss of each row for head `index`, before weights.
+
+        What only training knows (a position, an elapsed time: `Batch.train_only`) enters here and so never the graph.
+        """
+        return head_loss(self.heads[index], logits_NH[:, index], labels_N)
 
 
 @dataclass(frozen=True)
@@ -220,7 +235,11 @@ class Model(nn.Module):
         logits = self.head(logits)
         if self.calibration is not None and not self.training:
             logits = self.calibration(logits)
-        return Output(logits, features.losses, features.attention)
+        losses = dict(features.losses)
+        if self.training:
+            for part in (self.representation, *self.interactions, self.head):
+                losses |= part.penalties(features)
+        return Output(logits, losses, features.attention)
 
     def losses(self, batch: Batch, out: Output, factors: Tensor | None = None) -> dict[str, Tensor]:
         """Terms of the loss by name; their sum is minimised. Each head's is sum of weight * loss / N of the step.
@@ -233,7 +252,7 @@ class Model(nn.Module):
                 labels, weights = self.target(batch, head)
                 if factors is not None:
                     weights = weights * factors[:, i]
-                loss = head_loss(head, out.logits[:, i], labels)
+                loss = self.head.loss(i, out.logits, labels, batch)
                 terms[head.name] = (weights * loss).sum() / max(batch.rows_in_step or batch.N, 1)
         return terms | dict(out.losses)
 

@@ -95,9 +95,8 @@ class InterestEvolution(Representation):
             )
             if f"{name} sampled" in found:
                 negatives_TK = found[f"{name} sampled"].joined(pair.names)
-                share = batch.N / max(batch.rows_in_step or batch.N, 1)
                 losses[f"{name} next event"] = (
-                    self.options.auxiliary * share * next_event_loss(states_TK, k_TK, negatives_TK, history)
+                    self.options.auxiliary * batch.share * next_event_loss(states_TK, k_TK, negatives_TK, history)
                 )
 
             q_NK = self.match[i](pair.queries(found["candidate"]))
