@@ -90,7 +90,7 @@ def _whole_or_nothing(folder: Path) -> Iterator[Path]:
         free = shutil.disk_usage(folder.parent).free / 1e9
         raise UserError(
             f"{folder}: the disk is full ({free:.1f} GB were left when writing failed), nothing was kept; free some space "
-            "or name a folder on a larger disk: the raw rows are needed about twice over"
+            "or name a folder on a larger disk: while it is made, a data set needs about four times its final size"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

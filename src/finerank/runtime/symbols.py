@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from finerank.errors import UserError, nearest
 from finerank.runtime.hashing import hash64, hash_integers
 from finerank.runtime.values import number
-from finerank.schema import FIRST, MISSING, OOV, Vocabulary
+from finerank.schema import FIRST, MISSING, OOV
 
 Int64s: TypeAlias = NDArray[np.int64]
 
@@ -111,12 +111,6 @@ class VocabularyTable(_Loadable):
     def _symbols(self) -> dict[str, int]:
         """Made at the first lookup: training never asks, so opening a data set stays cheap."""
         return {text: FIRST + i for i, text in enumerate(self._texts)}
-
-    @classmethod
-    def fit(cls, table: str, counts: Mapping[str, int], encoding: Vocabulary) -> VocabularyTable:
-        """The values seen at least `encoding.min_count` times, most frequent first, ties by text, `max_size` at most."""
-        kept = sorted((text for text, n in counts.items() if n >= encoding.min_count), key=lambda t: (-counts[t], t))
-        return cls(table, kept if encoding.max_size is None else kept[: encoding.max_size])
 
     @property
     def size(self) -> int:
