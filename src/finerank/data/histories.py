@@ -21,6 +21,7 @@ from finerank.data.requests import Requests
 from finerank.data.samples import ListPast, LogPast
 from finerank.data.scratch import Array, Int64s, Scratch
 from finerank.data.staged import Column, Ids
+from finerank.errors import UserError
 from finerank.runtime.blocks import Block
 from finerank.runtime.encoder import Encoder, age_ids
 from finerank.runtime.history import check_known, flatten
@@ -85,6 +86,11 @@ class PastOfLog(Past):
     def __init__(self, log: LogPast, names: Ids, requests: Requests, scratch: Scratch) -> None:
         """names: `Samples.users`."""
         self.history, self.columns, self.index, self.events = log.history, log.columns, None, len(log.user)
+        if not self.events:
+            raise UserError(
+                f"history {self.history.name!r}: no event matches where = {dict(self.history.where)}, "
+                "so every history would be empty"
+            )
         user = scratch.made(self.events, lambda at: requests.codes[names.codes(log.user[at])])
         if any((log.known_at[at] < log.time[at]).any() for at in scratch.pieces(self.events)):
             check_known(log.time, log.known_at)  # raises

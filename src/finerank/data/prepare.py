@@ -32,7 +32,7 @@ from finerank.data.histories import Past, PastOfLists, PastOfLog
 from finerank.data.overlap import refuse_overlap
 from finerank.data.requests import Requests, requests_of
 from finerank.data.samples import Keys as Keys
-from finerank.data.samples import LogPast, Samples, no_log, read_events
+from finerank.data.samples import LogPast, Samples, no_log, read_events, refuse_strangers
 from finerank.data.scratch import BLOCK, Array, Pile, Scratch, total
 from finerank.data.split import NAMES, TRAIN, Split, assign
 from finerank.errors import UserError
@@ -121,6 +121,8 @@ def _prepared(
     else:
         logs = read_events(samples, events)
     requests = requests_of(samples, scratch)
+    if events is not None:
+        refuse_strangers(samples)
 
     progress("split")
     parts = _split(samples, requests, split, scratch)

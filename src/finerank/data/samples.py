@@ -46,6 +46,9 @@ class Keys:
     time_unit: TimeUnit = "s"
 
 
+NO_ROWS = "samples: no rows; is this the right file?"
+
+
 @dataclass(frozen=True)
 class _Taker:
     """One thing that is made of some columns. take: given a block of the source, and the number of its first row."""
@@ -54,14 +57,15 @@ class _Taker:
     take: Callable[[pl.DataFrame, int], None]
 
 
-def _read(
-    frame: pl.LazyFrame, takers: Sequence[_Taker], scratch: Scratch, where: str, least: Sequence[str] = ()
-) -> int:
+def _read(frame: pl.LazyFrame, takers: Sequence[_Taker], scratch: Scratch, where: str, keys: Sequence[str] = ()) -> int:
     """Read the columns that the takers want, once, and give each its own; how many rows there were.
 
-    least  a column to count rows by, if nothing else is wanted
+    keys   a file that lacks columns is asked for these first: that it is broken, or has no rows, says more
     """
-    wanted = list(dict.fromkeys(column for taker in takers for column in taker.columns)) or list(least)
+    wanted = list(dict.fromkeys(column for taker in takers for column in taker.columns))
+    lacking = keys and not set(wanted) <= set(frame.collect_schema().names())
+    if lacking and not sum(block.height for block in blocks(frame, keys, scratch.block, where)):
+        raise UserError(NO_ROWS)
     rows = 0
     with ThreadPoolExecutor() as pool:  # a taker keeps to itself, so they may run side by side
         for block in blocks(frame, wanted, scratch.block, where):
@@ -154,9 +158,10 @@ class Samples:
         takers += [_into(self.columns[f.name], source_columns(f)) for f in features]
         take(label_columns(schema), take_labels)
 
-        self.rows = _read(frame, takers, scratch, "samples")
+        named = (keys.request, keys.user, keys.time, keys.sequence)
+        self.rows = _read(frame, takers, scratch, "samples", [column for column in named if column is not None])
         if not self.rows:
-            raise UserError("samples: no rows; is this the right file?")
+            raise UserError(NO_ROWS)
         if nameless:
             raise UserError(f"samples: {nameless} rows have no {keys.request!r}; name their request")
         for column in self.columns.values():
@@ -290,15 +295,10 @@ class LogPast:
         return _Taker(self.wanted, add)
 
     def close(self) -> None:
-        """After the last block. Raises UserError if no event was kept."""
+        """After the last block."""
         for column in self.columns.values():
             column.close()
         self.user, self.time, self.known_at, self.sequence = (pile.close() for pile in self._piles)
-        if not len(self.user):
-            raise UserError(
-                f"history {self.history.name!r}: no event matches where = {dict(self.history.where)}, "
-                "so every history would be empty"
-            )
 
 
 def read_events(samples: Samples, events: pl.LazyFrame) -> dict[str, LogPast]:
@@ -313,7 +313,6 @@ def read_events(samples: Samples, events: pl.LazyFrame) -> dict[str, LogPast]:
     takers = [past.taker(samples.rows) for past in made.values()]
     _read(events, [_into(samples.users, [keys.user]), *takers], samples.scratch, "events")
     samples.users.close()
-    _refuse_strangers(samples)
     for past in made.values():
         past.close()
     return made
@@ -326,7 +325,7 @@ def no_log(history: History) -> UserError:
     )
 
 
-def _refuse_strangers(samples: Samples) -> None:
+def refuse_strangers(samples: Samples) -> None:
     """Raises UserError if no event is of a user of the samples."""
     users, rows = samples.users, samples.rows
     seen = {side: np.zeros(users.size + 1, dtype=bool) for side in ("samples", "events")}
