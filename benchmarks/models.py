@@ -107,7 +107,7 @@ def measure(name: str, folder: Path) -> dict[str, float]:
     from finerank.training.options import TrainingOptions
 
     composition = registry.composition(name)
-    data = dataset(folder, 2 if "two tasks" in composition.requires else 1)
+    data = dataset(folder, composition.least_tasks)
     trainer = Trainer(composition, data, TrainingOptions(threads=2, seed=1))
     steps = trainer.feed.steps(data.requests_of("train"), trainer.options.batch, 0)
     seconds = []

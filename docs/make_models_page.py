@@ -58,6 +58,8 @@ name = "din"                # start from a paper's model ...
 interactions = ["cross"]    # ... and replace a part: DIN's interests into a cross network
 ```
 
+`separate = true` gives every task a representation and interactions of its own; `without = ["field"]` leaves fields out.
+
 Each model shows its whole `[model]` table with the values it starts from; every key may be given in a recipe, the
 others keep their value. What the keys mean stands under [parts](#parts)."""
 
@@ -109,7 +111,7 @@ def _overview() -> Iterator[str]:
     yield "| --- | --- | --- | ---: | ---: | ---: |"
     for name in registry.names():
         c = registry.composition(name)
-        embedded, first, rest = _sizes(registry.build(c, reference(2 if "two tasks" in c.requires else 1)))
+        embedded, first, rest = _sizes(registry.build(c, reference(c.least_tasks)))
         title = _escaped(_docstring(c).split("\n")[0].split(". ")[0].rstrip("."))
         yield f"| [{name}](#{name}) | {title} | {_paper(c.paper)} | {embedded:,} | {first:,} | {rest:,} |"
 
@@ -130,6 +132,7 @@ def _model(name: str) -> Iterator[str]:
     yield _prose(_docstring(c)) if told == name else f"Described under [{told}](#{told})."
     table = {"representation": plain(c.representation)}
     table |= {"interactions": [plain(o) for o in c.interactions], "heads": plain(c.heads)}
+    table |= {"separate": True} if c.separate else {}
     yield f"```toml\n{to_toml({'model': {'name': name} | table}).strip()}\n```"
     kinds = [(Representation, c.representation), *((Interaction, o) for o in c.interactions), (Heads, c.heads)]
     links = [f"[{o.kind}](#{_anchor(registry.part_class(base, o))})" for base, o in kinds]

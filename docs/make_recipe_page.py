@@ -79,6 +79,8 @@ COMMON = {
     "table": "features that name the same table share its rows; default: a table of its own",
     "dim": "width of the embedding: a number, or a rule over its n values: log2, quarter (n^1/4), quarter:k "
     "(k * n^1/4), dcn (6 * n^1/4); default: the model's",
+    "std": "standard deviation of the embedding's initial values; default: the model's. Of a shared table: one of the "
+    "features may say it for all",
     "pooling": "how the entries of a list become one vector",
     "separator": "for text that joins its values (`a|b|c`); lists need none",
     "samples": "files of candidates, a path or a pattern",

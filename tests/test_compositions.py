@@ -166,6 +166,10 @@ def refused(table: Mapping[str, Any], schema: FittedSchema | None = None) -> str
     return str(error.value)
 
 
+def kinds(base: type[Part]) -> str:
+    return ", ".join(sorted(options.kind for options in registry.options_of(base).__args__))
+
+
 NAMES = ", ".join(registry.names())
 # what a [model] table says (one line here: `;` ends a line of TOML), and what is answered
 SENTENCES = [
@@ -175,17 +179,17 @@ SENTENCES = [
     (
         'name = "din"; intractions = []',
         "model.intractions: unknown key; did you mean 'interactions'? "
-        "accepted: heads, interactions, name, representation, without",
+        "accepted: heads, interactions, name, representation, separate, without",
     ),
     (
         'name = "din"; interactions = ["crss"]',
-        "model.interactions[0].kind: got 'crss' (string); did you mean 'cross'? accepted: cross, fm, linear, tower",
+        f"model.interactions[0].kind: got 'crss' (string); did you mean 'cross'? accepted: {kinds(Interaction)}",
     ),
     ('name = "din"; interactions = [{layers = 2}]', "model.interactions[0].kind: missing; accepted: ..."),
     ('representation.age = true; interactions = ["cross"]', "model.representation.kind: missing; accepted: ..."),
     (
         'name = "din"; heads = "task"',
-        "model.heads.kind: got 'task' (string); did you mean 'tasks'? accepted: entire_space, tasks",
+        f"model.heads.kind: got 'task' (string); did you mean 'tasks'? accepted: {kinds(Heads)}",
     ),
     (
         'name = "din"; interactions = []',

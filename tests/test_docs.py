@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import re
 import runpy
+import shlex
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -55,6 +57,37 @@ def test_the_test_of_the_added_model_passes(two_streams: str, tmp_path: Path) ->
     found = runpy.run_path(str(tmp_path / "test_two_streams.py"))
     found["test_two_streams_by_hand"](tmp_path)
     found["test_a_width_that_cannot_be_cut_is_refused"]()
+
+
+def test_the_added_model_gets_its_section_and_goes_into_recipes(two_streams: str, tmp_path: Path) -> None:
+    """What the page says to do after the file: its section of docs/models.md, and the line of a recipe."""
+    page = runpy.run_path(str(ROOT / "docs" / "make_models_page.py"))["page"]()
+    assert "two_streams" in page
+    (recipe,) = re.findall(
+        r"```toml\n(.*?)```", (ROOT / "docs" / "add_a_model.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    model = registry.build(registry.parse(tomllib.loads(recipe)["model"]), tiny.dataset(tmp_path / "d", tasks=1).fitted)
+    assert model.representation.attends  # DIN's interests
+    assert type(model.interactions[0]).__name__ == "TwoStreams"
+
+
+def test_the_commands_of_the_page_name_what_is_there(two_streams: str) -> None:
+    text = (ROOT / "docs" / "add_a_model.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^finerank train (.*?)(?:  +#.*)?$", text, re.MULTILINE)
+    words = shlex.split(command)
+    recipe = Recipe.read(ROOT / words[0], [words[words.index("--set") + 1]])
+    assert recipe.model == registry.composition("two_streams")
+    for path in re.findall(r"\b(?:tests|docs)/\w+\.(?:py|md)", text):
+        assert (ROOT / path).exists() or path in files_in(ROOT / "docs" / "add_a_model.md"), path
+
+
+def test_the_files_of_the_page_are_in_the_projects_style(tmp_path: Path) -> None:
+    ruff = Path(sys.executable).with_name("ruff")
+    for name, code in files_in(ROOT / "docs" / "add_a_model.md").items():
+        for words in (["check"], ["format", "--diff"]):
+            asked = [ruff, *words, "--config", ROOT / "pyproject.toml", "--stdin-filename", ROOT / name, "-"]
+            found = subprocess.run(asked, input=code, capture_output=True, text=True, cwd=ROOT)
+            assert found.returncode == 0, found.stdout + found.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

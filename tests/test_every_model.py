@@ -24,12 +24,14 @@ from finerank.data.dataset import Dataset
 from finerank.data.order import Budget
 from finerank.layers.activation import Dice
 from finerank.layers.mlp import BatchNorm
+from finerank.layers.noise import Noise
 from finerank.models import registry
 from finerank.models.composition import Model
 from finerank.schema import OOV
-from finerank.training.checkpoint import restore
+from finerank.training.checkpoint import Checkpoints, restore
 from finerank.training.loop import Trainer
 from finerank.training.options import Adam, TrainingOptions
+from finerank.training.warm_start import OldRun
 from finerank.typed import plain
 
 NAMES = registry.names()
@@ -51,7 +53,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
 
 
 def world_of(name: str, worlds: dict[str, Dataset]) -> Dataset:
-    return worlds["two tasks" if "two tasks" in registry.composition(name).requires else "one task"]
+    return worlds["two tasks" if registry.composition(name).least_tasks > 1 else "one task"]
 
 
 def built(name: str, data: Dataset, seed: int = 0, spread: float = 0.3) -> Model:
@@ -79,10 +81,10 @@ def dense(model: Model) -> Model:
 
 
 def frozen(model: Model) -> Model:
-    """In training, but with the statistics of evaluation and without the noise of dropout."""
+    """In training, but with the statistics of evaluation and without noise."""
     model.train()
     for module in model.modules():
-        if isinstance(module, Dice | BatchNorm | Dropout):
+        if isinstance(module, Dice | BatchNorm | Dropout | Noise):
             module.eval()
     return model
 
@@ -388,6 +390,20 @@ def check_state_loads_strictly(name: str, data: Dataset, tmp: Path) -> None:
 
 
 @check
+def check_a_warm_start_takes_over_all_of_it(name: str, data: Dataset, tmp: Path) -> None:
+    """On the same data a model that begins with another's learning is that other, to the last bit."""
+    composition = registry.composition(name)
+    old = built(name, data, seed=1)
+    Checkpoints(tmp / "best").save({f"model.{key}": t for key, t in old.state_dict().items()}, {}, 1)
+    options = TrainingOptions(warm_start=str(tmp), keep_memory=False, threads=1, seed=2)
+    trainer = Trainer(composition, data, options, old=OldRun.of(tmp, composition, data))
+    batch = batch_of(old, data, busy(data))
+    assert not torch.equal(trainer.model.eval()(batch).logits, old.eval()(batch).logits)
+    trainer.begin()
+    assert torch.equal(trainer.model.eval()(batch).logits, old.eval()(batch).logits)
+
+
+@check
 def check_recipe_round_trip(name: str, data: Dataset, tmp: Path) -> None:
     """The resolved options parse back to the same composition; an unknown key names the valid ones."""
     c = registry.composition(name)
@@ -426,6 +442,17 @@ def test_model(name: str, check_name: str, worlds: dict[str, Dataset], tmp_path:
         return
     torch.set_num_threads(1)
     CHECKS[check_name](name, world_of(name, worlds), tmp_path)
+
+
+def test_aman_starts_at_the_rate_of_the_whole_chain(worlds: dict[str, Dataset]) -> None:
+    data = worlds["two tasks"]
+    torch.manual_seed(0)
+    model = registry.build(registry.composition("aman"), data.fitted).eval()
+    found = torch.sigmoid(model(batch_of(model, data, np.arange(data.requests))).logits.detach()).mean(0)
+    rate = data.fitted.base_rates
+    whole = rate["click"] * rate["conversion"]
+    for head, start in zip(model.heads, found.tolist(), strict=True):
+        assert start == pytest.approx(rate["click"] if head.name == "click" else whole, abs=0.05)
 
 
 def test_exemptions_name_real_checks() -> None:

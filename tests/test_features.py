@@ -25,6 +25,7 @@ from finerank.errors import UserError
 from finerank.explain.importance import _fields
 from finerank.layers.embedding import Embedding
 from finerank.models.plain import EmbeddingOptions, FieldEmbedding
+from finerank.models.registry import composition
 from finerank.runtime.encoder import Encoder
 from finerank.schema import (
     FIRST,
@@ -39,6 +40,8 @@ from finerank.schema import (
     Ranked,
     Schema,
 )  # fmt: skip
+from finerank.training.loop import Trainer
+from finerank.training.options import TrainingOptions
 from finerank.widths import scaled_width, width_of
 
 quick = settings(derandomize=True, max_examples=60, deadline=None)
@@ -283,3 +286,56 @@ def test_rules_and_scale_reach_the_tables_of_every_model(tmp_path: Path) -> None
     first_order = Embedding(data.fitted, width=1, forced=True, scale=2.0)
     assert set(first_order.widths.values()) == {1}
     assert torch.equal(embed.of(8).table("item")[0], torch.zeros(8))
+
+
+# ------------------------------------------------------------------------------------------------ initial scale
+
+
+def test_a_table_starts_as_wide_spread_as_its_feature_says(tmp_path: Path) -> None:
+    """On drawn rows: their standard deviation is within five of its own standard errors of what was asked for."""
+    features = (
+        Categorical(name="a", level="candidate", encoding=Hashed(buckets=2_000), std=0.3),
+        Categorical(name="b", level="candidate", encoding=Hashed(buckets=2_000)),
+        Categorical(name="c", level="candidate", encoding=Hashed(buckets=2_000), table="shared"),
+        Categorical(name="d", level="candidate", encoding=Hashed(buckets=2_000), table="shared", std=0.001),
+        Ranked(name="r", level="candidate", max_rank=400, std=2.0, separator="|"),
+        Categorical(name="g", level="candidate", encoding=Growing(capacity=500), std=0.3),
+        Categorical(name="zero", level="candidate", encoding=Hashed(buckets=50), std=0.0),
+    )
+    n = 300
+    samples = pl.DataFrame({f.name: [f"{i}#{i}" if f.name == "r" else f"{i}" for i in range(n)] for f in features})
+    samples = samples.with_columns(label=pl.Series([i % 2 for i in range(n)]))
+    data = prepare(tmp_path / "d", Schema(features=features), samples.lazy(), split=Split())
+    embedding = FieldEmbedding(data.fitted, EmbeddingOptions(width=16, std=0.01)).embedding
+    tables = embedding.of(16)
+    asked = {"a": 0.3, "b": 0.01, "shared": 0.001, "r": 2.0, "r.rank": 2.0, "g": 0.3, "zero": 0.0}
+    assert asked.keys() == tables.sizes.keys()
+    for name, std in asked.items():
+        rows = tables.table(name)
+        assert not rows[0].any()  # padding
+        drawn = rows[1:].flatten().double()
+        error = std / math.sqrt(2 * len(drawn))
+        assert abs(float(drawn.std()) - std) <= 5 * error, name
+        assert abs(float(drawn.mean())) <= 5 * std / math.sqrt(len(drawn))
+    first_order = Embedding(data.fitted, width=1, std=0.0, forced=True)
+    assert not first_order.of(1).weight.any()
+
+    trainer = Trainer(composition("fm"), data, TrainingOptions(keep_memory=False, threads=1, seed=3))
+    trainer.begin()
+    growing = next(t for t in trainer.model.embeddings().values() if t.own).table("g")
+    given_rows = growing[FIRST : FIRST + trainer.row_maps["g"].held] - growing[1]  # what `admit` drew
+    assert trainer.row_maps["g"].held > 200
+    assert abs(float(given_rows.std()) - 0.3) < 5 * 0.3 / math.sqrt(2 * given_rows.numel())
+
+
+def test_two_scales_of_one_table_are_refused() -> None:
+    one = Categorical(name="a", level="candidate", table="t", std=0.1)
+    for other in (None, 0.1):
+        Schema(features=(one, Categorical(name="b", level="candidate", table="t", std=other)))
+    with pytest.raises(
+        UserError, match=r"share the table 't', but one says std = 0\.1 and the other 0\.2; leave it to one"
+    ):
+        Schema(features=(one, Categorical(name="b", level="candidate", table="t", std=0.2)))
+    for wrong in (-0.1, math.nan, math.inf):
+        with pytest.raises(UserError, match=r"accepted: 0 or more, usually 0\.001 to 0\.1"):
+            Bucketed(name="a", level="candidate", std=wrong)

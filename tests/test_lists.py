@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finerank.data.dataset import Dataset
 from finerank.data.encode import Fitter, encode_block
 from finerank.data.lists import list_events
+from finerank.data.prepare import Keys, prepare
+from finerank.data.split import Split
 from finerank.errors import UserError
+from finerank.runtime.blocks import Block
 from finerank.runtime.scorer import list_rows
 from finerank.schema import Categorical, History, MultiValued, Numeric, Schema
 
@@ -126,3 +132,177 @@ def test_both_engines_read_the_same_events(rows: list[list[Any] | None], joined:
         ]
         one = block.lists["tags"]
         assert of == [one.ids[one.segments == k].tolist() for k in one.index]
+
+
+# ------------------------------------------------------------------------------------------------ weighted entries
+
+TAGS = MultiValued(name="tags", level="event", weights="w", pooling="sum", separator="|")
+FORMS = ["lists", "text in lists", "joined", "one"]
+LOG = Schema(
+    features=(Categorical(name="item", level="candidate"), TAGS),
+    histories=(History(name="past", fields=("item", "tags"), max_length=3, age_cuts=()),),
+)
+EVENT = st.tuples(
+    st.sampled_from(["a", "b", "c"]),
+    st.lists(st.tuples(st.sampled_from(["x", "y", "z"]), st.sampled_from([0.5, -2.0, 1.0, 0.1])), max_size=3),
+)
+
+
+def weighted_past(form: str) -> Schema:
+    """The same history from columns of the samples."""
+    lists, weights = {"item": "past_item", "tags": "past_tags"}, {"tags": "past_w"}
+    past = History(
+        name="past",
+        fields=("item", "tags"),
+        max_length=3,
+        lists=lists,
+        weights=weights,
+        separator="^" if form == "joined" else None,
+    )
+    return Schema(features=LOG.features, histories=(past,))
+
+
+def told(block: Block[Any], encoder: Any, these: slice) -> list[tuple[str, list[tuple[str, float]]]]:
+    """What the events say, by name: item, and (tag, weight) of each of its tags."""
+    items, tags, lists = encoder.tables["item"], encoder.tables["tags"], block.lists["tags"]
+    out = []
+    for event in range(*these.indices(len(block.ids))):
+        mine = lists.segments == lists.index[event]
+        entries = zip(lists.ids[mine, 0].tolist(), lists.weights[mine].tolist(), strict=True)
+        out.append((items.name(int(block.ids[event, 0])), [(tags.name(t), w) for t, w in entries]))
+    return out
+
+
+def by_request(data: Dataset) -> list[list[tuple[str, list[tuple[str, float]]]]]:
+    table, slices = data.events["past"], data.slices["past"]
+    ranges = zip(slices.start.tolist(), slices.end.tolist(), strict=True)
+    return [told(table.block, data.encoder, slice(start, end)) for start, end in ranges]
+
+
+def counted(data: Dataset) -> dict[str, dict[str, int]]:
+    """How often each value occurs in the training rows, by table."""
+    tables = data.encoder.tables.items()
+    return {n: dict(zip(t.names, data.fitted.tables[n].counts.tolist(), strict=True)) for n, t in tables}
+
+
+def columns_of(pasts: list[list[Any]], form: str) -> dict[str, pl.Series]:
+    """The columns that hold the pasts: lists of lists, lists of joined text, text joined twice, or one entry per event."""
+
+    def joined(values: list[Any]) -> str:
+        return "|".join(f"{v}" for v in values)
+
+    items = [[item for item, _ in past] for past in pasts]
+    tags = [[[tag for tag, _ in entries] for _, entries in past] for past in pasts]
+    weights = [[[weight for _, weight in entries] for _, entries in past] for past in pasts]
+    match form:
+        case "lists":
+            made = (pl.Series(items, dtype=pl.List(pl.String)), pl.Series(tags), pl.Series(weights))
+        case "text in lists":
+            texts = [[[joined(v) for v in past] for past in side] for side in (tags, weights)]
+            made = tuple(pl.Series(side, dtype=pl.List(pl.String)) for side in (items, *texts))  # type: ignore[assignment]
+        case "joined":
+            texts = [[[joined(v) for v in past] for past in side] for side in (tags, weights)]
+            made = tuple(pl.Series(["^".join(v) for v in side], dtype=pl.String) for side in (items, *texts))  # type: ignore[assignment]
+        case _:
+            one = ([[v[0] for v in past] for past in side] for side in (tags, weights))
+            made = (pl.Series(items, dtype=pl.List(pl.String)), *(pl.Series(side) for side in one))  # type: ignore[assignment]
+    return dict(zip(("past_item", "past_tags", "past_w"), made, strict=True))
+
+
+@settings(derandomize=True, max_examples=25, deadline=None)
+@given(
+    st.lists(st.lists(EVENT, max_size=4), min_size=4, max_size=5),
+    st.sampled_from(["lists", "text in lists", "joined", "one"]),
+)
+def test_weighted_lists_equal_the_event_log(pasts: list[list[Any]], form: str) -> None:
+    """Every user has one request, so his past is the past of the request; the encoders are compared by names."""
+    if form == "one":  # an event has one tag
+        pasts = [[(item, entries[:1]) for item, entries in past if entries] for past in pasts]
+    if form == "joined":  # text cannot say "two values, both empty" of a single event otherwise
+        pasts = [[(item, entries) for item, entries in past if entries] for past in pasts]
+    pasts[0] = [("a", [("x", 0.5)]), ("b", [("y", 1.0), ("z", -2.0)][: 1 if form == "one" else 2])]
+    n = len(pasts)
+    samples = pl.DataFrame(
+        {"user": [f"u{i}" for i in range(n)], "time": [1_000 + i for i in range(n)], "item": ["a"] * n}
+        | {"label": [i % 2 for i in range(n)]}
+    )
+    rows = [
+        {"user": f"u{i}", "time": t, "item": item, "tags": [tag for tag, _ in entries], "w": [w for _, w in entries]}
+        for i, past in enumerate(pasts)
+        for t, (item, entries) in enumerate(past)
+    ]
+    types = {
+        "user": pl.String,
+        "time": pl.Int64,
+        "item": pl.String,
+        "tags": pl.List(pl.String),
+        "w": pl.List(pl.Float64),
+    }
+    events = pl.DataFrame(rows, schema=types)
+    brought = samples.with_columns(**columns_of(pasts, form))
+    keys, split = Keys(user="user", time="time"), Split(validation=0.25, test=0.25)
+    with tempfile.TemporaryDirectory() as folder:
+        log = prepare(Path(folder) / "log", LOG, samples.lazy(), events.lazy(), keys, split)
+        lists = prepare(Path(folder) / "lists", weighted_past(form), brought.lazy(), None, keys, split)
+        assert by_request(lists) == by_request(log)
+        known = {
+            name: dict(zip(t.names, log.fitted.tables[name].counts, strict=True))
+            for name, t in log.encoder.tables.items()
+        }
+        for name, table in lists.encoder.tables.items():
+            assert dict(zip(table.names, lists.fitted.tables[name].counts, strict=True)) == known[name]
+        for i, row in enumerate(brought.iter_rows(named=True)):  # as a server reads it
+            block = lists.encoder.events("past", list_rows(lists.encoder, "past", row))
+            assert told(block, lists.encoder, slice(None)) == by_request(lists)[i]
+
+
+def test_weighted_lists_by_hand() -> None:
+    """`a` with x once and y twice as much, `b` with y; a weight alone is no event."""
+    schema = weighted_past("joined")
+    frame = pl.DataFrame({"past_item": ["a^b^"], "past_tags": ["x|y^y^"], "past_w": ["1|2^0.5^7"]})
+    events, lengths = list_events(schema.histories[0], frame, np.array([0]))
+    assert lengths.tolist() == [2]
+    assert events.columns == ["item", "tags", "tags·weights"]
+    assert events.rows() == [("a", "x|y", "1|2"), ("b", "y", "0.5")]
+
+
+@pytest.mark.parametrize(
+    ("history", "sentence"),
+    [
+        (
+            {"weights": {}},
+            r"weights names columns for \[\]; accepted: beside lists one for each weighted field, here \['tags'\]",
+        ),
+        ({"weights": {"item": "w"}}, r"weights names columns for \['item'\]"),
+        ({"lists": {}}, "weights names columns for .* none, for there are no lists"),
+    ],
+)
+def test_weights_without_their_column_are_refused(history: dict[str, Any], sentence: str) -> None:
+    fields: dict[str, Any] = {"lists": {"item": "i", "tags": "t"}, "weights": {"tags": "w"}} | history
+    with pytest.raises(UserError, match=sentence):
+        Schema(features=LOG.features, histories=(History(name="past", fields=("item", "tags"), **fields),))
+
+
+def test_weights_of_another_number_than_values_name_their_row() -> None:
+    samples = pl.LazyFrame(
+        {"item": ["a", "b"] * 4, "label": [0, 1] * 4, "past_item": [["a"]] * 8, "past_tags": [["x|y"]] * 8}
+        | {"past_w": [["1|2"]] * 7 + [["1"]]}
+    )
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        pytest.raises(UserError, match="got 2 values but 1 weights; give one weight"),
+    ):
+        prepare(Path(folder) / "d", weighted_past("lists"), samples, split=Split(validation=0.25, test=0.25))
+
+
+def test_two_fields_that_read_one_event_column_have_one_list() -> None:
+    """A request's events are read by event column, so two lists of one column would be one of them."""
+    features = (Categorical(name="item", level="candidate"), Categorical(name="again", level="event", column="item"))
+    lists = {"item": "i", "again": "j"}
+    with pytest.raises(
+        UserError, match="fields 'item' and 'again' both read 'item' of an event, but lists of their own"
+    ):
+        Schema(features=features, histories=(History(name="past", fields=("item", "again"), lists=lists),))
+    for more in ({"columns": {"again": "other"}}, {"lists": {"item": "i", "again": "i"}}):
+        given: dict[str, Any] = {"lists": lists} | more
+        Schema(features=features, histories=(History(name="past", fields=("item", "again"), **given),))

@@ -36,7 +36,17 @@ from finerank.schema import Growing
 from finerank.training.checkpoint import Checkpoints
 from finerank.training.evaluate import metrics, predict
 from finerank.training.loop import Epoch, Progress, Trainer, choose_device
-from finerank.training.options import FTRL, L2, SGD, Adagrad, Adam, MiniBatchAware, TrainingOptions
+from finerank.training.options import (
+    FTRL,
+    L2,
+    SGD,
+    Adagrad,
+    Adam,
+    GradNorm,
+    MiniBatchAware,
+    TrainingOptions,
+    Uncertainty,
+)
 
 BASE = composition("base")
 
@@ -118,6 +128,9 @@ CASES: dict[str, tuple[Composition, str, TrainingOptions]] = {
     ),
     "next-event negatives": (small("dien"), "plain", quick()),
     "no event was ever met": (small("dien"), "no events", quick()),
+    "noise of gates": (composition("snr_trans"), "plain", quick(epochs=1)),
+    "uncertain tasks": (composition("shared_bottom"), "plain", quick(tasks=Uncertainty(start=0.5))),
+    "balanced gradients": (composition("mmoe"), "plain", quick(tasks=GradNorm(lr=0.2))),
     "patience ran out": (small("base"), "plain", quick(epochs=9, patience=0, tables=Adam(lr=0.3), dense=Adam(lr=0.3))),
 }
 

@@ -322,6 +322,14 @@ trainings = drawn(
     dense=adams | sgds,
     regularise=st.none() | drawn(options.L2, strength=above) | drawn(options.MiniBatchAware, strength=above),
     clip=st.none() | st.floats(0.1, 100),
+    tasks=st.none()
+    | st.builds(
+        options.Fixed,
+        weights=st.dictionaries(st.sampled_from(["click", "a b"]), st.floats(0, 9), max_size=2),
+        positives=st.dictionaries(st.sampled_from(["click", "a b"]), st.floats(0.1, 9), max_size=2),
+    )
+    | st.builds(options.Uncertainty, start=st.floats(-9, 9))
+    | drawn(options.GradNorm, alpha=st.floats(0, 3), lr=above),
     sampling=st.none()
     | drawn(
         options.Sampling,
@@ -461,7 +469,7 @@ MISTAKES = [
     ("feature", None, "recipe: missing feature; accepted: data, feature"),
     ("feature", [], "recipe.feature: is empty; declare at least one [[feature]]"),
     ("model", None, "recipe.model: missing; accepted: a table"),
-    ("model/interactions", None, "recipe.model: give a name (base, "),
+    ("model/interactions", None, f"recipe.model: give a name ({registry.names()[0]}, "),
     ("feature/0/level", None, "recipe.feature[0]: missing level; accepted: name, level"),
     ("data/samples", None, "recipe.data: give either samples (a file) or dataset"),
     ("data/dataset", {}, "recipe.data: give either samples (a file) or dataset"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -17,10 +18,12 @@ from finerank.explain.past import Explained, Explanation, Seen
 from finerank.metrics.estimate import Estimate
 from finerank.recipe import Recipe
 from finerank.report import charts, pictures
+from finerank.report.ablation_report import ablation_report
 from finerank.report.explain_report import request_page
 from finerank.report.page import number, percent
 from finerank.report.run_report import run_report
 from finerank.run import Run, run
+from finerank.typed import to_toml
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -114,6 +117,65 @@ def test_several_runs_are_compared(shop: Path, capsys: pytest.CaptureFixture[str
     assert len(svgs(html)) >= 4
 
 
+@pytest.fixture(scope="module")
+def ablation(shop: Path) -> Path:
+    """What `finerank ablate` writes, of two runs that are there and three outcomes that are made up."""
+    (shop / "r.toml").write_text(to_toml(test_run.table(epochs=1)), encoding="utf-8")
+    finerank("ablate", shop / "r.toml", "-o", shop / "out", "--seeds", 1, "--only", "softmax")
+    assert "<svg" in (shop / "out" / "ablation.html").read_text(encoding="utf-8")
+    kept = json.loads((shop / "out" / "ablation.json").read_text(encoding="utf-8"))
+    numbers = {"seeds": 1, "validation": 0.7, "test": 0.7, "spread": None, "rows_per_second": 1_000.0}
+    for name, low, value, high in (
+        ("up", 0.001, 0.002, 0.003),
+        ("down", -0.003, -0.002, -0.001),
+        ("far", -0.4, -0.3, -0.2),
+    ):
+        kept["variants"].append(
+            {
+                "name": name,
+                "question": "<why>",
+                "reason": "",
+                "difference": value,
+                "low": low,
+                "high": high,
+                "p": 0.0001,
+            }
+            | numbers
+        )
+    kept["variants"][1] |= {"difference": 0.0001, "low": -0.001, "high": 0.0012}
+    kept["variants"].append({"name": "never", "question": "?", "reason": "no minutes were left"})
+    (shop / "made").mkdir()
+    (shop / "made" / "ablation.json").write_text(json.dumps(kept), encoding="utf-8")
+    shutil.copytree(shop / "out" / "as_it_is", shop / "made" / "as_it_is")
+    finerank("report", shop / "made")
+    return shop / "made" / "ablation.html"
+
+
+def test_an_ablation_says_what_each_change_is_worth(ablation: Path) -> None:
+    html = ablation.read_text(encoding="utf-8")
+    assert "<h1>Ablation of r.toml</h1>" in html
+    assert "<p>1 of 4 changes gain, most of all: up (+0.0020).</p>" in html
+    assert "<p>2 of 4 changes cost, most of all: far (-0.3000).</p>" in html
+    assert "<p>1 of 4 changes cannot be told from none.</p>" in html
+    (picture,) = svgs(html)
+    ElementTree.fromstring(picture)
+    assert "up +0.0020 (+0.0010 to +0.0030)" in picture
+    assert "far" not in picture  # it would squeeze the others
+    assert "Far off the picture: far (-0.3000)." in html
+    assert re.search(r">up</td><td>&lt;why&gt;</td>.*?\+0\.0020.*?\+0\.0010 to \+0\.0030.*?&lt; \.001.*?1,000", html)
+    assert "<td>never</td><td>no minutes were left</td>" in html
+    assert "name = &#34;din&#34;" in html
+
+
+def test_a_folder_without_an_ablation_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no ablation here"):
+        ablation_report(tmp_path)
+    for text in ("{", '{"recipe": 1, "variants": [{"nme": 1}]}', '{"variants": 3}', '{"recipe": "r", "variants": [3]}'):
+        (tmp_path / "ablation.json").write_text(text)
+        with pytest.raises(UserError, match="damaged"):
+            ablation_report(tmp_path)
+
+
 def test_names_from_the_data_are_escaped() -> None:
     seen = Seen("clicks", {"item": "<b>"}, 60.0, 0.5, 0.1)
     other = Seen("clicks", {"item": "<b>"}, 60.0, -0.5, 0.2)
@@ -160,17 +222,18 @@ def test_a_slice_without_an_interval_is_not_drawn() -> None:
 
 
 @browser
-def test_a_browser_opens_the_pages_without_network(shop: Path, page: str, tmp_path: Path) -> None:
+def test_a_browser_opens_the_pages_without_network(shop: Path, page: str, ablation: Path, tmp_path: Path) -> None:
     from playwright.sync_api import sync_playwright
 
     (tmp_path / "run.html").write_text(page, encoding="utf-8")
+    shutil.copy(ablation, tmp_path / "ablation.html")
     finerank("report", shop / "lr", shop / "din", "-o", tmp_path / "both.html")
     finerank("explain", shop / "din", "--user", "u1", "--map", "item", "--split", "train", "-o", tmp_path / "user.html")
     with sync_playwright() as play:
         chromium = play.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         )
-        for name, headings in (("run", 7), ("both", 2), ("user", 2)):
+        for name, headings in (("run", 7), ("both", 2), ("user", 2), ("ablation", 4)):
             tab = chromium.new_page(viewport={"width": 1200, "height": 900})
             asked: list[str] = []
             wrong: list[str] = []

@@ -287,6 +287,8 @@ def schemas(draw: st.DrawFn) -> schema.Schema:
             given["encoding"] = encodings
         if "table" in fields:
             given["table"] = st.just(f"table {i}")
+        if cls is schema.MultiValued:
+            given["weights"] = st.sampled_from([None, f"weights {i}"])
         cuts = rising(st.floats(allow_nan=False, allow_infinity=False))
         law = draw(st.sampled_from(["quantile", "equal_width", "criteo"]))
         valid = {"law": st.just(law), "cuts": cuts if law == "quantile" else st.just(())}
@@ -294,6 +296,7 @@ def schemas(draw: st.DrawFn) -> schema.Schema:
         valid |= {"segments": st.sampled_from([(1,), (3, 9), (1, 2, 8)]), "separator": st.none() | word}
         valid |= {
             "dim": st.none() | counts | st.sampled_from(["log2", "quarter:2.5", "dcn"]),
+            "std": st.none() | st.floats(0, 1e9),
             "of": st.lists(word, min_size=2, max_size=3).map(tuple),
         }
         given |= {key: strategy for key, strategy in valid.items() if key in fields}
@@ -303,11 +306,14 @@ def schemas(draw: st.DrawFn) -> schema.Schema:
     histories = []
     for name in draw(st.lists(word, max_size=2, unique=True)) if usable else []:
         fields_of = draw(st.lists(st.sampled_from(usable), min_size=1, unique=True))
-        columns = st.dictionaries(st.sampled_from(fields_of), word)
-        lists = st.just({})
-        if not weighted & set(fields_of):
-            lists |= st.fixed_dictionaries(dict.fromkeys(fields_of, word))
-        given = {"name": st.just(name), "fields": st.just(tuple(fields_of)), "columns": columns, "lists": lists}
+        given = {"name": st.just(name), "fields": st.just(tuple(fields_of))}
+        if draw(st.booleans()):  # every event column has its own list
+            own = {name: f"column {i}" for i, name in enumerate(fields_of)}
+            given |= {"columns": st.just(own), "lists": st.fixed_dictionaries(dict.fromkeys(fields_of, word))}
+            given |= {"weights": st.fixed_dictionaries(dict.fromkeys(sorted(weighted & set(fields_of)), word))}
+        else:
+            columns = st.dictionaries(st.sampled_from(fields_of), word)
+            given |= {"columns": columns, "lists": st.just({}), "weights": st.just({})}
         given |= {"where": mapping(names | st.integers() | st.booleans()), "delay": st.floats(0, 1e9)}
         given |= {"separator": st.none() | word, "max_length": counts, "age_cuts": rising(st.integers())}
         histories.append(draw(drawn(schema.History, **given)))

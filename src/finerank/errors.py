@@ -12,7 +12,7 @@ class UserError(ValueError):
 
 def nearest(word: str, accepted: Iterable[str]) -> str:
     """`accepted` as a list for an error message, with the likeliest meant first: ``did you mean 'x'? accepted: ...``."""
-    names = sorted(accepted)
+    names = sorted(set(accepted))
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}accepted: {', '.join(names) if names else '(none)'}"

@@ -156,6 +156,8 @@ class Recipe:
             label=tuple(replace(label, file=anchored(label.file)) for label in data.label),
         )
         object.__setattr__(self, "data", data)
+        training = replace(self.training, warm_start=anchored(self.training.warm_start))
+        object.__setattr__(self, "training", training)
         self._keep_labels_out()
 
     def _keep_labels_out(self) -> None:
@@ -278,7 +280,7 @@ class Recipe:
         """What the columns of a log of positives are."""
         data, schema = self.data, self.schema
         request = {c for f in schema.features if f.level == "request" for c in source_columns(f)}
-        request |= {c for h in schema.histories for c in h.lists.values()} | {t.key for t in data.tables}
+        request |= {c for h in schema.histories for c in h.list_columns.values()} | {t.key for t in data.tables}
         request |= {data.split.column} if data.split.by == "column" else set()
         request |= {data.keys.sequence} if data.keys.sequence else set()
         candidate = {
@@ -315,7 +317,7 @@ class Recipe:
             if not isinstance(feature, Numeric) and feature.kind != "bucketed":
                 out |= set(feature.of) if isinstance(feature, Cross) else {column_of(feature)}
         for history in self.schema.histories:
-            out |= set(history.columns.values()) | set(history.lists.values())
+            out |= set(history.columns.values()) | set(history.list_columns.values())
         out |= {key for key in (self.data.keys.user, self.data.keys.request) if key is not None}
         out |= {t.key for t in self.data.tables} | ({self.data.negatives.item} if self.data.negatives else set())
         out |= {c for label in self.data.label if isinstance(label, Conversion | Amount) for c in label.on}

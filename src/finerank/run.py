@@ -3,6 +3,7 @@
 recipe.toml       as resolved, defaults included          environment.json  versions, threads, device
 data/             the encoded data set (or elsewhere)     curve.csv         a line per epoch
 checkpoints/      to go on from     best/ best weights    metrics.json      validation and test, per head
+warm_start.json   what was taken over from an older run, where training.warm_start names one
 scores/<split>/   logits of every validation and test row, so that evaluating and comparing need no second pass
 run.json          where the data set is; written when the run is whole
 
@@ -17,7 +18,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -34,8 +35,9 @@ from finerank.errors import UserError
 from finerank.kernels import build as loops
 from finerank.models.composition import Head, Model
 from finerank.recipe import Recipe
-from finerank.training.evaluate import Predictions, judged, metrics, predict
+from finerank.training.evaluate import Predictions, judged, metrics, predict, watched
 from finerank.training.loop import Epoch, Progress, Trainer
+from finerank.training.warm_start import OldRun
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Run:
             data, heads = folder / found["data"], tuple(Head(**head) for head in found["heads"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{stamp}: damaged ({type(error).__name__}: {error}); train the run again") from error
+        if not (folder / "recipe.toml").exists():
+            raise UserError(f"{folder / 'recipe.toml'}: there is no such file, so the run is not whole; train it again")
         return Run(folder, Recipe.read(folder / "recipe.toml"), Dataset.open(data), heads)
 
     def trainer(self) -> Trainer:
@@ -84,7 +88,20 @@ class Run:
 
     def metrics(self) -> dict[str, Any]:
         """metrics.json as `run` wrote it: model, best_epoch, epochs, validation, test, training_rows_per_second, ..."""
-        found: dict[str, Any] = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+        return self.document("metrics.json", ("model", "best_epoch", "validation", "test", "training_rows_per_second"))
+
+    def document(self, name: str, keys: Sequence[str] = ()) -> dict[str, Any]:
+        """A JSON file of the folder: an object with at least these keys. Raises UserError where it is gone or damaged."""
+        at = self.folder / name
+        try:
+            found = json.loads(at.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{at}: there is no such file, so the run is not whole; train it again") from None
+        except ValueError as error:
+            raise UserError(f"{at}: damaged ({type(error).__name__}: {error}); train the run again") from error
+        if not isinstance(found, dict) or (missing := [key for key in keys if key not in found]):
+            what = f"without {', '.join(missing)}" if isinstance(found, dict) else "no JSON object"
+            raise UserError(f"{at}: damaged ({what}); train the run again")
         return found
 
     def predictions(self, split: str) -> Predictions:
@@ -93,7 +110,10 @@ class Run:
         at = self.folder / "scores" / split
         if not at.exists():
             raise UserError(f"{self.folder}: no scores of {split!r}; the split has no rows, or the run is not whole")
-        stored = read_columns(at)
+        try:
+            stored = read_columns(at)
+        except UserError as error:
+            raise UserError(f"{at}: the stored scores are damaged; train the run again ({error})") from error
         wanted = judged(self.heads, self.dataset, requests)
         if not np.array_equal(stored["rows"], wanted.rows):
             raise UserError(f"{at}: is of another data set; train the run again")
@@ -151,10 +171,11 @@ def run(
         raise UserError(f"{folder}: holds a run already; go on with it (--resume), remove it, or name another folder")
     if at.exists() and at.read_text(encoding="utf-8") != text:
         raise UserError(f"{folder}: holds a run of another recipe; resume with the recipe it was started with")
+    beginning = _old_run(recipe, resume)
     folder.mkdir(parents=True, exist_ok=True)
     dataset = prepared(recipe, data or folder / "data", step)
     started = time.perf_counter()
-    trainer = Trainer(recipe.model, dataset, recipe.training, folder, progress)
+    trainer = Trainer(recipe.model, dataset, recipe.training, folder, progress, old=beginning)
     _write(at, text)  # from here on the folder holds a run
     _write(folder / "environment.json", json.dumps(environment(trainer.device), indent=1))
     history = trainer.fit(resume)
@@ -189,12 +210,26 @@ def run(
         "seconds": seconds,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
     }
+    if monitors := watched(trainer.model, trainer.builder, dataset.requests_of("validation"), rows, trainer.device):
+        result["monitors"] = monitors
     _write(folder / "metrics.json", json.dumps(_plain(result), indent=1))
     _write(
         folder / "run.json",
         json.dumps({"data": os.path.relpath(dataset.folder, folder), "heads": [vars(h) for h in trainer.model.heads]}),
     )
     return Result(trainer.model, dataset, history, measured, speed, seconds)
+
+
+def _old_run(recipe: Recipe, resume: bool) -> OldRun | None:
+    """The run that training begins with. One that is gone is none when a run is gone on with."""
+    source = recipe.training.warm_start
+    if source is None or (resume and not (Path(source) / "run.json").exists()):
+        return None
+    try:
+        found = Run.open(source)
+        return OldRun.of(found.folder, found.recipe.model, found.dataset)
+    except UserError as error:
+        raise UserError(f"warm start from {source}: {error}") from error
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from finerank.errors import UserError, nearest
-from finerank.widths import Dim, check_dim
+from finerank.widths import Dim, check_dim, check_std
 
 PADDING, OOV, MISSING, FIRST = 0, 1, 2, 3
 """The first rows of every table; values start at FIRST."""
@@ -131,10 +131,12 @@ class Bucketed:
     buckets: int = 10
     table: str | None = None
     dim: Dim | None = None
+    std: float | None = None
 
     def __post_init__(self) -> None:
         _at_least(2, buckets=self.buckets)
         check_dim(self.dim)
+        check_std(self.std)
         if not _rising(self.cuts) or not all(map(math.isfinite, self.cuts)):
             raise UserError(
                 f"cuts = {list(self.cuts)}; accepted: rising finite numbers, or none to have a law make them"
@@ -149,6 +151,8 @@ class Categorical:
 
     dim  its width: a number, or a rule over its n values: log2, quarter (n^1/4), quarter:k (k * n^1/4), dcn (6 * n^1/4),
          see `finerank.widths`; default: the width of the model
+    std  standard deviation of its initial values; default: the model's. Of a shared table one of the features may say it
+         for all; two that say different things are refused
     """
 
     kind: ClassVar[str] = "categorical"
@@ -159,9 +163,11 @@ class Categorical:
     encoding: Encoding = Vocabulary()
     table: str | None = None
     dim: Dim | None = None
+    std: float | None = None
 
     def __post_init__(self) -> None:
         check_dim(self.dim)
+        check_std(self.std)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,9 +190,11 @@ class MultiValued:
     encoding: Encoding = Vocabulary()
     table: str | None = None
     dim: Dim | None = None
+    std: float | None = None
 
     def __post_init__(self) -> None:
         check_dim(self.dim)
+        check_std(self.std)
         _check_separator(self.separator)
 
 
@@ -213,10 +221,12 @@ class Ranked:
     encoding: Encoding = Vocabulary()
     table: str | None = None
     dim: Dim | None = None
+    std: float | None = None
 
     def __post_init__(self) -> None:
         _at_least(1, max_rank=self.max_rank)
         check_dim(self.dim)
+        check_std(self.std)
         _check_separator(self.separator)
         ends = (0, *self.segments, self.max_rank + 1)
         if self.rank == "segments" and not (self.segments and _rising(ends)):
@@ -237,9 +247,11 @@ class Cross:
     encoding: Encoding = Hashed()
     table: str | None = None
     dim: Dim | None = None
+    std: float | None = None
 
     def __post_init__(self) -> None:
         check_dim(self.dim)
+        check_std(self.std)
         if not 2 <= len(self.of) <= 3:
             raise UserError(f"of = {list(self.of)}; accepted: two or three columns")
 
@@ -305,6 +317,7 @@ class History:
     columns     event column of a field where it is not the feature's own column
     where       only events whose column equals the value, e.g. {event = "purchase"}
     lists       instead of the event log: columns of the samples that hold the lists, oldest first, field by field
+    weights     beside lists: for every weighted field the column that holds its weights, one list (or number) per event
     separator   for list columns that are joined text (`a^b^c`)
     max_length  the most recent so many
     delay       seconds until an event is known: known_at = time + delay, unless the log has a `known_at` column
@@ -317,6 +330,7 @@ class History:
     columns: Mapping[str, str] = field(default_factory=dict)
     where: Mapping[str, str | int | bool] = field(default_factory=dict)
     lists: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
     separator: str | None = None
     max_length: int = 50
     delay: float = 0.0
@@ -332,6 +346,11 @@ class History:
             raise UserError(f"history {self.name!r}: delay = {self.delay}; accepted: seconds, 0 or more")
         if not _rising(self.age_cuts):
             raise UserError(f"history {self.name!r}: age_cuts = {list(self.age_cuts)}; accepted: rising seconds")
+
+    @property
+    def list_columns(self) -> dict[str, str]:
+        """The columns of the samples that hold the past, by field; those of weights by `field·weights`."""
+        return {**self.lists, **{f"{name}·weights": column for name, column in self.weights.items()}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -390,11 +409,6 @@ class Schema:
                         f"history {history.name!r}: field {name!r} has use {feature.use!r}; what must not reach the graph "
                         "cannot be part of the past either; accepted: features with use = 'input'"
                     )
-                if isinstance(feature, MultiValued) and feature.weights is not None and history.lists:
-                    raise UserError(
-                        f"history {history.name!r}: field {name!r} is weighted, which list columns cannot hold; "
-                        "use an event log, or a feature without weights"
-                    )
                 if isinstance(feature, Cross) or feature.level == "request":
                     raise UserError(
                         f"history {history.name!r}: field {name!r} is a {feature.level}-level {feature.kind}; accepted: "
@@ -410,6 +424,13 @@ class Schema:
                 raise UserError(
                     f"history {history.name!r}: lists must name a column for each of {list(history.fields)}"
                 )
+            weighted = [n for n in history.fields if getattr(self.feature(n), "weights", None) is not None]
+            if set(history.weights) != set(weighted if history.lists else ()):
+                raise UserError(
+                    f"history {history.name!r}: weights names columns for {sorted(history.weights)}; accepted: beside lists "
+                    f"one for each weighted field, here {weighted if history.lists else 'none, for there are no lists'}"
+                )
+            self._check_events_of_lists(history)
         names = [t.name for t in self.tasks]
         for i, task in enumerate(self.tasks):
             if task.within is not None and task.within not in names[:i]:
@@ -418,9 +439,17 @@ class Schema:
                     f"{nearest(task.within, names[:i])}"
                 )
         sharers: dict[str, tuple[str, object]] = {}
+        scales: dict[str, tuple[str, float]] = {}
         for feature in self.features:
             if isinstance(feature, Numeric):
                 continue
+            if feature.std is not None:
+                by, std = scales.setdefault(feature.table or feature.name, (feature.name, feature.std))
+                if std != feature.std:
+                    raise UserError(
+                        f"features {by!r} and {feature.name!r} share the table {feature.table or feature.name!r}, but one says "
+                        f"std = {std} and the other {feature.std}; leave it to one of them, or make them equal"
+                    )
             made = (feature.cuts, feature.law, feature.buckets) if isinstance(feature, Bucketed) else feature.encoding
             meaning = (made, feature.dim)
             first, known = sharers.setdefault(feature.table or feature.name, (feature.name, meaning))
@@ -429,6 +458,22 @@ class Schema:
                     f"features {first!r} and {feature.name!r} share the table {feature.table or feature.name!r} but not "
                     "their encoding and dim; make them equal or name another table"
                 )
+
+    def _check_events_of_lists(self, history: History) -> None:
+        """One event column is one list column: a request's events are read by event column."""
+        seen: dict[str, tuple[str, str]] = {}
+        for name in history.fields if history.lists else ():
+            feature = self.feature(name)
+            reads = {history.columns.get(name, column_of(feature)): history.lists[name]}
+            if isinstance(feature, MultiValued) and feature.weights is not None:
+                reads[feature.weights] = history.weights[name]
+            for column, at in reads.items():
+                other, before = seen.setdefault(column, (name, at))
+                if before != at:
+                    raise UserError(
+                        f"history {history.name!r}: fields {other!r} and {name!r} both read {column!r} of an event, but "
+                        f"lists of their own, {before!r} and {at!r}; tell them apart by `columns` of the history"
+                    )
 
     def feature(self, name: str) -> Feature:
         """The feature of this name."""
@@ -504,12 +549,14 @@ class FittedTable:
     rows      rows of the table, the three reserved ones included (for `growing`: capacity + 3)
     counts    int64 [rows] (for `growing`: per symbol): occurrences in the training rows, histories included
     encoding  the declared encoding, or "cuts" for buckets, ranks and ages
+    dim, std  width and standard deviation of the initial values where a feature says them; None: the model's
     """
 
     rows: int
     counts: np.ndarray
     encoding: Encoding | Literal["cuts"]
     dim: int | None = None
+    std: float | None = None
 
 
 @dataclass(frozen=True)

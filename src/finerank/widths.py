@@ -31,6 +31,12 @@ def check_dim(dim: Dim | None) -> None:
         raise UserError(f"dim = {dim}; accepted: 1 or more, or a rule: {', '.join(RULES)}")
 
 
+def check_std(std: float | None) -> None:
+    """Raise UserError for what is no standard deviation of initial values, nor None (the model's)."""
+    if std is not None and not 0 <= std < math.inf:
+        raise UserError(f"std = {std}; accepted: 0 or more, usually 0.001 to 0.1")
+
+
 def width_of(dim: Dim, values: int) -> int:
     """The width that `dim` means for a table of so many values.
 

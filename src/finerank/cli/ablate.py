@@ -12,7 +12,10 @@ from rich.table import Table
 from finerank.cli import screen
 from finerank.cli.app import app
 from finerank.cli.screen import Overrides
+from finerank.report.ablation_report import ablation_report
+from finerank.report.page import write
 from finerank.search.ablation import ablate as ablation
+from finerank.search.ablation import p_value
 
 
 @app.command()
@@ -21,12 +24,12 @@ def ablate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the runs and the table.")],
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each variant.")] = 2,
     only: Annotated[list[str] | None, typer.Option(help="Only this variant; may be repeated.")] = None,
-    minutes: Annotated[float, typer.Option(help="Begin no training after so many minutes.")] = math.inf,
+    minutes: Annotated[float, typer.Option(min=0, help="Begin no training after so many minutes.")] = math.inf,
     overrides: Overrides = None,
 ) -> None:
     """Ablate a recipe: units, sharing, softmax, fields.  Example: finerank ablate recipe.toml -o runs/ablation --seeds 2
 
-    What is finished in the folder is not trained again. The table is also written to ablation.md and ablation.json.
+    What is finished in the folder is not trained again. The table is also written to ablation.md, ablation.html and .json.
     """
     found = ablation(recipe, out, seeds, overrides or (), only or (), minutes, screen.console.print)
     table = Table("variant", "question", box=None)
@@ -43,7 +46,8 @@ def ablate(
                 "" if math.isnan(o.spread) else f"{o.spread:.4f}",
                 f"{o.difference:+.4f}" if changed else "",
                 f"{o.low:+.4f} to {o.high:+.4f}" if changed else "",
-                f"{o.p:.3f}" if changed else "",
+                p_value(o.p) if changed else "",
             )
     screen.console.print(table)
-    screen.console.print(f"written to {out / 'ablation.md'}")
+    write(out / "ablation.html", ablation_report(out))
+    screen.console.print(f"written to {out / 'ablation.md'} and {out / 'ablation.html'}")

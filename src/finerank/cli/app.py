@@ -5,6 +5,7 @@ A verb is a module of `finerank.cli` that decorates one function with `@app.comm
 
 from __future__ import annotations
 
+import errno
 import importlib
 import pkgutil
 import sys
@@ -32,6 +33,18 @@ def verbs() -> typer.Typer:
     return app
 
 
+_REMEDIES = {
+    errno.ENOSPC: "free some space on the disk and try again",
+    errno.EDQUOT: "free some of the disk quota and try again",
+    errno.EACCES: "make it readable and its folder writable, or name another place",
+    errno.EPERM: "make it readable and its folder writable, or name another place",
+    errno.EROFS: "name a place that can be written to",
+    errno.ENOTDIR: "a file stands where a folder belongs: name another place",
+    errno.EEXIST: "a file stands where a folder belongs: name another place",
+    errno.EISDIR: "a folder stands where a file belongs: name a file",
+}
+
+
 def main() -> None:
     """The entry point: a user's error, or the system's (disk full, no permission), is one sentence and exit code 2.
 
@@ -41,8 +54,24 @@ def main() -> None:
         verbs()()
     except UserError as error:
         _refuse(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        said = (str(error).strip() or "allocation failed").splitlines()[0]
+        _refuse(
+            f"not enough memory ({said}); make the batch (training.batch) or the model (dim, width, hidden) smaller"
+        )
     except OSError as error:
-        _refuse(f"{error.filename or 'the system'}: {error.strerror or error}; nothing that was written before is lost")
+        said = f"{error.filename}: {error.strerror or error}" if error.filename else str(error.strerror or error)
+        _refuse(
+            f"{said}; {_REMEDIES.get(error.errno or 0, 'mend this and try again')}; what was written before is as it was"
+        )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed: PyTorch says so by a RuntimeError, on a CPU and on a GPU."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text
 
 
 def _refuse(sentence: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""finerank report: one HTML file of a run, or of several compared."""
+"""finerank report: one HTML file of a run, of several compared, or of an ablation."""
 
 from __future__ import annotations
 
@@ -12,22 +12,31 @@ from finerank.cli.app import app
 from finerank.cli.evaluate import Split, SplitOption
 from finerank.cli.screen import say
 from finerank.evaluation.compare import compare
+from finerank.report.ablation_report import ablation_report
 from finerank.report.comparison_report import comparison_report
 from finerank.report.page import write
 from finerank.report.run_report import run_report
 from finerank.run import Run
+from finerank.search.ablation import KEPT
 
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="A run's folder; several are compared with the first.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="A run's folder (several are compared with the first) or an ablation's.")
+    ],
     split: SplitOption = Split.test,
-    rows: Annotated[int, typer.Option(help="Rows for the importance of fields; 0 leaves it out.")] = 20_000,
+    rows: Annotated[int, typer.Option(min=0, help="Rows for the importance of fields; 0 leaves it out.")] = 20_000,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The page; default: in the (first) run's folder.")
     ] = None,
 ) -> None:
     """Write one HTML file that needs no network.  Example: finerank report runs/demo/base runs/demo/din -o runs/demo.html"""
+    if len(runs) == 1 and (runs[0] / KEPT).exists():
+        at = out or runs[0] / "ablation.html"
+        write(at, ablation_report(runs[0]))
+        screen.console.print(f"written to {at}")
+        return
     opened = [Run.open(run) for run in runs]
     if len(opened) == 1:
         at = out or runs[0] / "report.html"

@@ -19,6 +19,7 @@ from finerank.metrics.estimate import Estimate
 from finerank.run import Result
 from finerank.training.loop import Epoch
 from finerank.training.loop import Progress as TrainingProgress
+from finerank.training.warm_start import Taken
 
 # paths and names stay as they are, and are not cut to a width where there is no terminal
 console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 1_000)
@@ -45,6 +46,14 @@ class Bar(TrainingProgress):
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
+
+    def warm(self, taken: Taken) -> None:
+        """See `training.loop.Progress`."""
+        console.print(taken_table(taken))
+        for name, why in taken.left:
+            console.print(f"begins anew: {name} {why}")
+        for note in taken.notes:
+            console.print(f"note: {note}")
 
     def epoch(self, epoch: int, rows: int) -> None:
         """See `training.loop.Progress`."""
@@ -76,6 +85,27 @@ def say(step: str) -> None:
 def waiting(what: str) -> AbstractContextManager[object]:
     """A spinner on a terminal while something runs; nothing elsewhere."""
     return console.status(what) if console.is_terminal else nullcontext()
+
+
+def taken_table(taken: Taken) -> Table:
+    """What a warm start took over, a line per embedding table."""
+    table = Table("warm start: table", "of", box=None)
+    for name in ("values there", "values here", "found", "of the training rows"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for one in taken.tables:
+        share = "" if one.why else f"{100 * one.share:.1f} %"
+        counts = [f"{n:,}" for n in (one.there, one.here, one.found)]
+        table.add_row(one.table, one.weight.removesuffix(".weight"), *counts, share, one.why)
+    dense = len(taken.parameters) + len(taken.left)
+    table.add_row(
+        "dense weights",
+        "",
+        f"{len(taken.parameters) + len(taken.unused):,}",
+        f"{dense:,}",
+        f"{len(taken.parameters):,}",
+    )
+    return table
 
 
 def results_table(results: Iterable[tuple[str, Result, Evaluation | None]]) -> Table:

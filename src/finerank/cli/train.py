@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -21,10 +22,14 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder.")] = Path("runs/latest"),
     data: Annotated[Path | None, typer.Option(help="Folder of the encoded data (default: inside the run).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    warm_start: Annotated[
+        Path | None, typer.Option(help="An older run to begin with: taken over by name, whatever values came and went.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Prepare, train and test one model.  Example: finerank train examples/retail_din_cross.toml -o runs/din"""
-    read = Recipe.read(recipe, overrides or ())
+    begin = [] if warm_start is None else [f"training.warm_start={json.dumps(str(warm_start.absolute()))}"]
+    read = Recipe.read(recipe, [*(overrides or ()), *begin])
     with Bar(read.model.name) as bar:
         result = run(read, out, data, resume, bar, say)
     with waiting("evaluating"):

@@ -75,6 +75,24 @@ class Pairs:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """Items drawn for each request by their share of the events that it knows (`data.drawing`).
+
+    ids      int64 [R, M]: rows of the item's table; below FIRST: no item
+    log_q    float32 [R, M]: log of the share
+    true     float32: the same for what is to be told apart from them, [N] candidates or [T] events
+    """
+
+    ids: Tensor
+    log_q: Tensor
+    true: Tensor
+
+    def to(self, device: torch.device) -> Drawn:
+        """The same on another device."""
+        return Drawn(self.ids.to(device), self.log_q.to(device), self.true.to(device))
+
+
+@dataclass(frozen=True)
 class Batch:
     """What a model sees.
 
@@ -85,6 +103,9 @@ class Batch:
     pairs                by history name, where the model `needs` them
     negatives            by history name, where the model `needs` them: a block of T events, entry t a sampled stand-in
                          for the event that truly came at position t
+    masked               by history name, where the model `needs` them: bool [T], the events that are hidden from it
+    drawn                by history name, where the model `needs` them: items drawn for each request
+    example_age          float32 [R], where the model `needs` it, in training: days from the request to the newest training row
     train_only           candidate-level columns that never reach a served graph
     requests, rows       int64 [R], [N]: their index in the data set
     rows_in_step         N of the whole optimiser step, where it is more than this batch's: a request was cut into chunks
@@ -98,6 +119,9 @@ class Batch:
     weights: Tensor
     pairs: Mapping[str, Pairs] = field(default_factory=dict)
     negatives: Mapping[str, TensorBlock] = field(default_factory=dict)
+    masked: Mapping[str, Tensor] = field(default_factory=dict)
+    drawn: Mapping[str, Drawn] = field(default_factory=dict)
+    example_age: Tensor | None = None
     train_only: TensorBlock | None = None
     requests: Tensor | None = None
     rows: Tensor | None = None
@@ -138,6 +162,9 @@ class Batch:
             weights=move(self.weights),
             pairs={name: p.to(device) for name, p in self.pairs.items()},
             negatives={name: b.map(move) for name, b in self.negatives.items()},
+            masked={name: move(m) for name, m in self.masked.items()},
+            drawn={name: d.to(device) for name, d in self.drawn.items()},
+            example_age=None if self.example_age is None else move(self.example_age),
             train_only=None if self.train_only is None else self.train_only.map(move),
         )
 

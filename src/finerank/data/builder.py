@@ -12,16 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finerank.data.batch import Batch, Jagged, TensorBlock, pair_up
+from finerank.data.batch import Batch, Drawn, Jagged, TensorBlock, pair_up
 from finerank.data.columns import take_block
 from finerank.data.dataset import Dataset
+from finerank.data.drawing import Drawing, Law
 from finerank.data.events import flatten
+from finerank.data.masking import Masking, hidden
 from finerank.data.order import Budget, Step, shuffled, steps
 from finerank.runtime.blocks import Block
 from finerank.runtime.encoder import age_ids
 from finerank.runtime.hashing import mix, uniform
 from finerank.runtime.rows import RowMap
-from finerank.schema import PADDING, Columns
+from finerank.schema import DAY, PADDING, Columns
 
 REDRAWS = 8  # attempts at a negative that is not the true event
 
@@ -39,13 +41,28 @@ class Wanted(Protocol):
         """Histories for which it wants sampled events."""
         ...
 
+    @property
+    def masked(self) -> Mapping[str, Masking]:
+        """Histories of which it wants events hidden."""
+        ...
+
+    @property
+    def drawn(self) -> Mapping[str, Drawing]:
+        """Histories of whose items it wants some drawn for each request."""
+        ...
+
+    @property
+    def example_age(self) -> bool:
+        """Whether it wants to know how old a training example is."""
+        ...
+
 
 class BatchBuilder:
     """Batches of a data set for one model.
 
-    needs     pairs and negatives to make
+    needs     what to make beside the columns
     row_maps  symbol -> embedding row of growing tables, applied here; tables not named keep their symbols
-    seed      of the negatives, together with the epoch, the request and the position
+    seed      of negatives, masks and draws, together with the epoch, the request and the position
     keep      bool [N]: rows of the data set that there are (None: all); a request without any is passed over
     """
 
@@ -59,6 +76,7 @@ class BatchBuilder:
     ) -> None:
         self.dataset, self.needs, self.seed, self.keep = dataset, needs, seed, keep
         self.first = dataset.first if keep is None else np.append(0, np.cumsum(keep))[dataset.first]
+        self.laws: dict[str, Law] = {}  # of draws, by history; made when first asked for
         self.row_maps = {} if row_maps is None else row_maps  # not a copy: a resumed training replaces its maps
 
     def steps(self, requests: np.ndarray, budget: Budget, epoch: int = 0, shuffle: bool = True) -> list[Step]:
@@ -89,7 +107,7 @@ class BatchBuilder:
     ) -> Batch:
         """The batch of these requests.
 
-        epoch  whose negatives to draw; None: none, as in evaluation
+        epoch  whose negatives, masks and draws to make; None: none, as in evaluation
         chunk  only this row range of the (single) request
         """
         data = self.dataset
@@ -101,11 +119,18 @@ class BatchBuilder:
             rows = rows[chunk[0] : chunk[1]]
             lengths = np.array([len(rows)])
         request_of = torch.from_numpy(np.repeat(np.arange(len(requests)), lengths))
-        histories, negatives = {}, {}
+        histories, negatives, masked, drawn = {}, {}, {}, {}
         for name in data.fitted.histories:
             histories[name], index = self._history(name, requests)
-            if name in self.needs.negatives and epoch is not None:
+            if epoch is None:
+                continue
+            if name in self.needs.negatives:
                 negatives[name] = self._negatives(name, requests, epoch, histories[name], index)
+            if name in self.needs.masked:
+                most = data.fitted.schema.history(name).max_length
+                masked[name] = hidden(self.needs.masked[name], requests, histories[name], most, self.seed, epoch)
+            if name in self.needs.drawn:
+                drawn[name] = self._drawn(name, requests, epoch, histories[name], index, rows, request_of)
         return Batch(
             request=self._block(data.fitted.request, take_block(data.request, requests)),
             candidate=self._block(data.fitted.candidate, take_block(data.candidate, rows)),
@@ -115,6 +140,9 @@ class BatchBuilder:
             weights=torch.from_numpy(data.weights[rows]),
             pairs={name: pair_up(request_of, histories[name].lengths) for name in sorted(self.needs.pairs)},
             negatives=negatives,
+            masked=masked,
+            drawn=drawn,
+            example_age=self._example_age(requests) if self.needs.example_age and epoch is not None else None,
             train_only=self._block(data.fitted.train_only, take_block(data.train_only, rows)),
             requests=torch.from_numpy(requests),
             rows=torch.from_numpy(rows),
@@ -149,6 +177,41 @@ class BatchBuilder:
             torch.from_numpy(ages),
         )
         return jagged, index
+
+    def _drawn(
+        self,
+        name: str,
+        requests: np.ndarray,
+        epoch: int,
+        history: Jagged,
+        index: np.ndarray,
+        rows: np.ndarray,
+        request_of: Tensor,
+    ) -> Drawn:
+        """Items for each request, and the shares of its candidates' or events' own items."""
+        data, need = self.dataset, self.needs.drawn[name]
+        table, columns = data.events[name], data.fitted.histories[name]
+        at = [column for column, _ in columns.ids].index(need.item)
+        item_table = columns.ids[at][1]
+        if name not in self.laws:
+            self.laws[name] = Law(table.block.ids[:, at], table.by_rank)
+        law, known = self.laws[name], data.slices[name].known[requests]
+        ids, log_q = law.draw(need.count, known, mix(self.seed, epoch, 0xD2A), requests)
+        if need.of == "candidates":
+            own = [table_ for _, table_ in data.fitted.candidate.ids].index(item_table)
+            true = law.log_share(data.candidate.ids[rows, own], known[request_of.numpy()])
+        else:
+            true = law.log_share(table.block.ids[index, at], known[history.segments.numpy()])
+        if item_table in self.row_maps:
+            ids = self.row_maps[item_table].rows_of(ids)
+        return Drawn(_tensor(ids), _tensor(log_q), _tensor(true))
+
+    def _example_age(self, requests: np.ndarray) -> Tensor:
+        """float32 [R]: days from each request to the newest training request; 0 for what is newer."""
+        data = self.dataset
+        newest = int(data.time[data.requests_of("train")].max())
+        microseconds = np.maximum(newest - data.time[requests], 0)
+        return _tensor((microseconds / (DAY * 1_000_000)).astype(np.float32))
 
     def _negatives(
         self, name: str, requests: np.ndarray, epoch: int, history: Jagged, index: np.ndarray

@@ -1,9 +1,9 @@
 """Histories that samples bring along: list columns, or text that joins its entries, as events one after the other.
 
 One rule for both engines (the other is `runtime.scorer.list_rows`): the lists of a row are aligned, an empty entry is a
-missing value, and an entry of which every field is missing is no event, so that a separator at the end of the line
-(`a^b^`) adds nothing. Null or empty text is an empty list; beside lists of one entry it is that entry, missing, for joined
-text cannot tell the two apart.
+missing value, and an entry of which every field is missing, whatever its weights, is no event, so that a separator at the
+end of the line (`a^b^`) adds nothing. Null or empty text is an empty list; beside lists of one entry it is that entry,
+missing, for joined text cannot tell the two apart.
 
 R rows · T events of all rows together
 """
@@ -23,13 +23,14 @@ Int64s: TypeAlias = NDArray[np.int64]
 
 
 def list_events(history: History, frame: pl.DataFrame, rows: Int64s) -> tuple[pl.DataFrame, Int64s]:
-    """The events of all rows, oldest first (T rows, columns by field), and how many each row has (int64 [R]).
+    """The events of all rows, oldest first (T rows, columns as `History.list_columns`), and how many each row has (int64 [R]).
 
-    frame  the columns that `history.lists` names, R rows
+    frame  the columns that the history names, R rows
     rows   their numbers in the source, for errors
     Raises UserError for a column that is neither lists nor joined text, and for a row whose lists differ in length.
     """
-    given = {name: _as_lists(history, column, frame[column]) for name, column in history.lists.items()}
+    columns = history.list_columns
+    given = {name: _as_lists(history, column, frame[column]) for name, column in columns.items()}
     counts = {name: lists.list.len().cast(pl.Int64) for name, lists in given.items()}  # null: null or empty text
     lengths = np.max([count.fill_null(0).to_numpy() for count in counts.values()], axis=0)
     flat = {}
@@ -37,16 +38,16 @@ def list_events(history: History, frame: pl.DataFrame, rows: Int64s) -> tuple[pl
         these = np.where(counts[name].is_null(), lengths == 1, counts[name].fill_null(0).to_numpy())
         if (these != lengths).any():
             bad = int(np.flatnonzero(these != lengths)[0])
-            longest = next(c for n, c in history.lists.items() if counts[n][bad] == lengths[bad])
+            longest = next(c for n, c in columns.items() if counts[n][bad] == lengths[bad])
             raise UserError(
                 f"history {history.name!r}: row {rows[bad]} has {lengths[bad]} entries in {longest!r} but {these[bad]} in "
-                f"{history.lists[name]!r}; give lists of one length"
+                f"{columns[name]!r}; give lists of one length"
             )
         flat[name] = lists.filter(pl.Series(these > 0)).explode()  # null becomes one null
     events = pl.DataFrame(flat)
     known = np.zeros(events.height, dtype=bool)
-    for entries in events.get_columns():
-        known |= ~_missing(entries)
+    for name in history.lists:
+        known |= ~_missing(events[name])
     row = np.repeat(np.arange(len(lengths)), lengths)
     return events.filter(pl.Series(known)), np.bincount(row[known], minlength=len(lengths)).astype(np.int64)
 

@@ -30,8 +30,10 @@ class Budget:
     pairs: int | None = 1_000_000
 
     def __post_init__(self) -> None:
-        if self.rows < 1 or (self.pairs is not None and self.pairs < 1):
-            raise UserError(f"batch: rows = {self.rows}, pairs = {self.pairs}; accepted: whole numbers of at least 1")
+        if not all(1 <= value < 2**31 for value in (self.rows, self.pairs) if value is not None):
+            raise UserError(
+                f"batch: rows = {self.rows}, pairs = {self.pairs}; accepted: whole numbers of at least 1, below 2^31"
+            )
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ class Samples:
             f.name: column_for(f, scratch) for f in schema.features if f.level != "event"
         }
         self.past = {h.name: ListPast(h, schema, scratch) for h in schema.histories if h.lists}
-        lists = [column for h in schema.histories for column in h.lists.values()]
+        lists = [column for h in schema.histories for column in h.list_columns.values()]
         features = [f for f in schema.features if f.level != "event"]
         of_requests = [c for f in features if f.level == "request" for c in source_columns(f)]
         self.of_requests = list(dict.fromkeys([*lists, *of_requests]))
@@ -150,7 +150,7 @@ class Samples:
             take(self.of_rows, lambda block, _: row_hash.append(row_hashes([block[c] for c in self.of_rows])))
         for past in self.past.values():
             extra = [] if keys.request is None else [keys.request]
-            take([*past.history.lists.values(), *extra], past.take(keys.request))
+            take([*past.history.list_columns.values(), *extra], past.take(keys.request))
         if keys.request is not None and self.of_requests:
             take(
                 self.of_requests, lambda block, _: request_hash.append(row_hashes([block[c] for c in self.of_requests]))
@@ -223,7 +223,7 @@ class ListPast:
                 block = block[rows]
             events, lengths = list_events(self.history, block, start + rows)
             for name, column in self.columns.items():
-                column.add([events[name]])
+                column.add([events[part] for part in (name, f"{name}·weights") if part in events.columns])
             every[rows] = lengths
             self._lengths.append(every)
 

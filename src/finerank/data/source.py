@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import os
+import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -30,6 +32,8 @@ def scan(path: Path | str, text: Collection[str] = ()) -> pl.LazyFrame:
         raise UserError(f"{path}: cannot tell what it holds from its name; accepted: {', '.join(_SUFFIXES)}")
     if not path.exists() and not glob.glob(str(path), recursive=True):
         raise UserError(f"{path}: no such file; paths in a recipe are relative to the recipe's folder")
+    if path.is_dir() and not any(path.iterdir()):
+        raise UserError(f"{path}: is an empty folder; name a file, or a folder that holds {suffix[1:]} files")
     try:
         if suffix == ".parquet":
             frame = pl.scan_parquet(path)
@@ -80,6 +84,22 @@ def _checked(frame: pl.LazyFrame, columns: Iterable[str], where: str) -> list[st
 
 def _unreadable(columns: list[str], where: str, error: Exception) -> UserError:
     return UserError(f"{where}: reading {columns} failed: {_first_line(error)}; is the file whole?")
+
+
+def sink(frame: pl.LazyFrame, path: Path) -> None:
+    """Write a frame as its name says (.csv, else Parquet), a piece at a time.
+
+    Raises OSError for a failure of the disk, which Polars hides in a text, and UserError for rows that cannot be read.
+    """
+    try:
+        frame.sink_csv(path) if ".csv" in path.suffixes else frame.sink_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise UserError(
+                f"{path}: cannot be written: {_first_line(error)}; are the files it is made of whole?"
+            ) from error
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def microseconds(column: pl.Series, unit: TimeUnit, where: str) -> np.ndarray:

@@ -190,7 +190,7 @@ class Entries:
         self._lengths.append(lengths)
         if not is_weighted(self.feature) or len(columns) == 1:
             return
-        given, given_lengths = flat_entries(self.feature, columns[1])
+        given, given_lengths = flat_weights(self.feature, columns[1])
         uneven = np.flatnonzero(given_lengths != lengths)
         if len(uneven):
             i = int(uneven[0])
@@ -329,6 +329,14 @@ def flat_entries(feature: ListFeature, series: pl.Series) -> tuple[pl.Series, In
         raise UserError(f"feature {feature.name!r}: got a column of {series.dtype}; accepted: lists; {remedy}")
     lengths = series.list.len().fill_null(0).cast(pl.Int64)
     return series.filter(lengths > 0).explode(), lengths.to_numpy()
+
+
+def flat_weights(feature: ListFeature, series: pl.Series) -> tuple[pl.Series, Int64s]:
+    """`flat_entries` of a column of weights, where one number is the weight of a list of one."""
+    if not (series.dtype.is_integer() or series.dtype.is_float()):
+        return flat_entries(feature, series)
+    known = series.is_not_null() & series.cast(pl.Float64).is_not_nan().fill_null(True)
+    return series.filter(known), known.cast(pl.Int64).to_numpy()
 
 
 def columns_of(feature: Feature, series: Columns) -> list[pl.Series]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,6 +23,7 @@ from typing import Any
 import polars as pl
 
 import finerank.datasets
+from finerank.data.source import sink
 from finerank.errors import UserError, nearest
 
 
@@ -41,15 +43,21 @@ class Converted:
     notes: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> None:
-        """Write the folder; raises UserError if it exists and is not empty."""
+        """Write the folder, whole or not at all; raises UserError if it exists and is not empty."""
         vacant(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, frame in (("samples", self.samples), ("events", self.events)):
-            if frame is not None:
-                frame.lazy().sink_parquet(folder / f"{name}.parquet")
-        told = {"counts": dict(self.counts), "notes": list(self.notes)}
-        (folder / "counts.json").write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
-        (folder / "recipe.toml").write_text(self.recipe, encoding="utf-8")
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)  # of a conversion that was killed here
+        partial.mkdir(parents=True)
+        try:
+            for name, frame in (("samples", self.samples), ("events", self.events)):
+                if frame is not None:
+                    sink(frame.lazy(), partial / f"{name}.parquet")
+            told = {"counts": dict(self.counts), "notes": list(self.notes)}
+            (partial / "counts.json").write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
+            (partial / "recipe.toml").write_text(self.recipe, encoding="utf-8")
+            partial.replace(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def vacant(folder: Path) -> None:

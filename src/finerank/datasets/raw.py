@@ -140,9 +140,15 @@ def sound(frame: pl.LazyFrame) -> pl.LazyFrame:
 
 def told(frame: pl.LazyFrame, what: str = "") -> dict[str, int]:
     """{"read": ..., "kept": ..., "<fault>": ...}: lines by what became of them; `what` is put before each name."""
-    counted = frame.select("fault").group_by("fault").len().collect(engine="streaming")
-    by_fault: dict[str | None, int] = dict(counted.iter_rows())
     prefix = f"{what}: " if what else ""
+    try:
+        counted = frame.select("fault").group_by("fault").len().collect(engine="streaming")
+    except pl.exceptions.PolarsError as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{prefix}the file is not of the form it should have: {first}; is it the right one?") from error
+    by_fault: dict[str | None, int] = dict(counted.iter_rows())
+    if not by_fault:
+        raise UserError(f"{prefix}the file has no lines; is it the right one, and whole?")
     out = {f"{prefix}read": sum(by_fault.values()), f"{prefix}kept": by_fault.pop(None, 0)}
     return out | {f"{prefix}{fault}": count for fault, count in sorted(by_fault.items(), key=str)}
 

@@ -188,8 +188,11 @@ T = TypeVar("T")
 def write_json(document: object, path: Path) -> None:
     """A document of dataclasses as JSON, whole or not at all; NaN as null."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(_null(plain(document)), indent=1, allow_nan=False), encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(json.dumps(_null(plain(document)), indent=1, allow_nan=False), encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_json(cls: type[T], form: str, path: Path, verb: str) -> T:

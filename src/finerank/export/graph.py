@@ -95,7 +95,7 @@ class Graph(nn.Module):
 
     def __init__(self, model: Model, fitted: FittedSchema) -> None:
         super().__init__()
-        self.model, self.fitted = model.eval(), fitted
+        self.model, self.fitted = model.eval().served(), fitted
         self.names = [i.name for i in graph_inputs(fitted)]
 
     @staticmethod

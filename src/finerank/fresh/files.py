@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from finerank.data.source import sink
 from finerank.errors import UserError
 from finerank.fresh.score import ROWS, FreshScorer
 from finerank.run import Run
@@ -53,10 +54,7 @@ def predict_file(
             shown.with_columns(scores).write_parquet(parts / f"{done:015d}.parquet")
             done += frame.height
         whole = pl.scan_parquet(parts / "*.parquet")
-        if out.suffix == ".csv":
-            whole.sink_csv(partial)
-        else:
-            whole.sink_parquet(partial)
+        sink(whole, partial)
         partial.replace(out)
     finally:
         shutil.rmtree(parts, ignore_errors=True)

@@ -61,7 +61,7 @@ class FreshScorer:
         schema = self.encoder.schema
         levels = [f for level in ("request", "candidate") for f in fields_of(schema, level)]
         self.features = {column: f.feature.name for f in levels for column in f.columns}
-        self.lists = {c: h.name for h in schema.histories for c in h.lists.values()}
+        self.lists = {c: h.name for h in schema.histories for c in h.list_columns.values()}
         self.by_position = any(h.ties == "file_order" and not h.lists for h in schema.histories)
 
     def batches(
@@ -73,11 +73,11 @@ class FreshScorer:
         """
         names = samples.collect_schema().names()
         keys = [k for k in (self.keys.request, self.keys.user, self.keys.time) if k]
-        needed = {k: "the recipe's keys" for k in keys}
+        needed = {k: "a key of the recipe" for k in keys}
         needed |= {c: f"feature {name!r}" for c, name in self.features.items()}
         needed |= {c: f"history {name!r}" for c, name in self.lists.items()}
         if self.by_position and self.keys.sequence:
-            needed[self.keys.sequence] = "the recipe's keys"
+            needed[self.keys.sequence] = "a key of the recipe"
         for column, by in needed.items():
             if column not in names:
                 raise UserError(f"samples: no column {column!r}, which {by} needs; {nearest(column, names)}")

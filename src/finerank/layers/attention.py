@@ -104,11 +104,15 @@ class ActivationUnit(nn.Module):
         weights = self.scores(q_NK, k_TK, context_TC, pairs)
         if not self.options.softmax:
             return weights if log_T is None else weights * _at(log_T.exp(), pairs.event)
-        if self.options.scale and self.options.kind in ("mlp", "bilinear"):
-            weights = weights / math.sqrt(self.width)
+        weights = self.scaled(weights)
         if log_T is not None:
             weights = weights + _at(log_T, pairs.event)
         return segment_softmax(weights, pairs.candidate, q_NK.shape[0])
+
+    def scaled(self, scores_P: Tensor) -> Tensor:
+        """[P]: scores as a softmax takes them."""
+        by_width = self.options.scale and self.options.kind in ("mlp", "bilinear")
+        return scores_P / math.sqrt(self.width) if by_width else scores_P
 
     def scores(self, q_NK: Tensor, k_TK: Tensor, context_TC: Tensor | None, pairs: Pairs) -> Tensor:
         """[P], not normalised."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -37,24 +38,37 @@ class Tables(nn.Module):
     """Named tables of one width in one weight.
 
     sizes   rows of each table by name; row 0 of each (padding) is zero and stays so
-    std     standard deviation of the initial values; 0 for first-order weights
+    std     standard deviation of the initial values; 0 for first-order weights; own: of a table of its own, by name
     sparse  gather the touched rows into a leaf in training (see the module's docstring)
     """
 
-    def __init__(self, sizes: Mapping[str, int], width: int, std: float, sparse: bool = True) -> None:
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        width: int,
+        std: float,
+        sparse: bool = True,
+        own: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         super().__init__()
         self.sizes = dict(sizes)
-        self.width, self.std, self.sparse = width, std, sparse
+        self.width, self.std, self.own, self.sparse = width, std, own, sparse
         starts = np.concatenate([[0], np.cumsum(list(sizes.values()))])
         self.start = {name: int(start) for name, start in zip(sizes, starts, strict=False)}
         self.weight = nn.Parameter(torch.empty(int(starts[-1]), width))
         with torch.no_grad():
             self.weight.normal_(0.0, std) if std else self.weight.zero_()
-            for start in self.start.values():
+            for name, start in self.start.items():
+                if name in own:
+                    self.weight[start : start + sizes[name]].normal_(0.0, own[name])
                 self.weight[start] = 0.0
         self.touched: list[Touched] = []
         self.before_gather: Callable[[Tensor], None] | None = None  # told the distinct rows (a decay to catch up)
         self._mark: np.ndarray | None = None  # scratch, [rows]
+
+    def std_of(self, name: str) -> float:
+        """The standard deviation of the initial values of one table."""
+        return self.own.get(name, self.std)
 
     def table(self, name: str) -> Tensor:
         """The rows of one table: a view [rows, D] of the weight."""
@@ -136,9 +150,10 @@ class Embedding(nn.Module):
 
     fitted   sizes and columns
     width    of every table whose feature declares no `dim` of its own
-    std      initial standard deviation; 0.01 is the usual choice, a wrong one costs more than most architectures give
+    std      initial standard deviation of every table whose feature declares none; 0.01 is the usual choice, a wrong one
+             costs more than most architectures give
     blocks   which blocks to embed ("request", "candidate", history names); default all
-    forced   give every table this width, whatever its feature declares (first-order weights)
+    forced   give every table this width and std, whatever its feature declares (first-order weights)
     scale    times the widths that features declare, rounded
     ages     embed the age of past events; False for models that do not read it, so that nothing idle is touched
     """
@@ -170,7 +185,10 @@ class Embedding(nn.Module):
         by_width: dict[int, dict[str, int]] = {}
         for table in sorted(used):
             by_width.setdefault(used[table], {})[table] = fitted.tables[table].rows
-        self.tables = nn.ModuleDict({str(w): Tables(sizes, w, std, sparse) for w, sizes in sorted(by_width.items())})
+        declared = {} if forced else {t: s for t in used if (s := fitted.tables[t].std) is not None}
+        self.tables = nn.ModuleDict(
+            {str(w): Tables(sizes, w, std, sparse, declared) for w, sizes in sorted(by_width.items())}
+        )
         self.groups = {name: self._id_groups(name) for name in chosen}
 
     def of(self, width: int) -> Tables:

@@ -7,8 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from finerank.errors import UserError
 from finerank.layers.activation import Activation, activation
 from finerank.layers.segments import spread
+
+
+def check_layers(hidden: Sequence[int], dropout: float = 0.0) -> None:
+    """The widths of a network's layers and its dropout, as options give them."""
+    if min(hidden, default=1) < 1:
+        raise UserError(f"hidden = {list(hidden)}; accepted: layers of at least 1 neuron each")
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout = {dropout}; accepted: from 0 (none) to below 1")
 
 
 def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
@@ -95,6 +104,35 @@ class SplitLinear(nn.Module):
 
     def forward(self, x_R: Tensor, x_N: Tensor, request_of_N: Tensor) -> Tensor:
         """[R, request], [N, candidate], [N] -> [N, outputs]."""
+        if not self.request:
+            return torch.nn.functional.linear(x_N, self.weight, self.bias)
         weight_R, weight_N = self.weight[:, : self.request], self.weight[:, self.request :]
         per_request = torch.nn.functional.linear(x_R, weight_R, self.bias)
         return spread(per_request, request_of_N) + torch.nn.functional.linear(x_N, weight_N)
+
+
+class SplitMLP(nn.Module):
+    """An MLP over [x_R, x_N] with a last linear layer without bias; the request's part of its first layer once per request."""
+
+    def __init__(
+        self,
+        request: int,
+        candidate: int,
+        hidden: Sequence[int],
+        outputs: int = 1,
+        act: Activation = "relu",
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        first = hidden[0] if hidden else outputs
+        self.first = SplitLinear(request, candidate, first, bias=bool(hidden))
+        self.rest: nn.Module = nn.Identity()
+        if hidden:
+            after = Hidden(first, act, dropout, batch_norm)
+            self.rest = nn.Sequential(after, MLP(first, hidden[1:], outputs, act, dropout, batch_norm, bias=False))
+
+    def forward(self, x_R: Tensor, x_N: Tensor, request_of_N: Tensor) -> Tensor:
+        """[R, request], [N, candidate], [N] -> [N, outputs]."""
+        out: Tensor = self.rest(self.first(x_R, x_N, request_of_N))
+        return out

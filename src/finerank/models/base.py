@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from finerank.data.batch import Batch, Jagged
-from finerank.errors import UserError
 from finerank.layers.activation import Activation
 from finerank.layers.attention import check_decay, log_decay
-from finerank.layers.mlp import MLP, Hidden, SplitLinear
+from finerank.layers.mlp import SplitMLP, check_layers
 from finerank.layers.segments import segment_mean, segment_softmax, segment_sum, weighted_sum
 from finerank.models.composition import Features, Interaction, Representation, Widths
 from finerank.models.pairs import attributes, check_ages
@@ -100,36 +99,21 @@ class Tower(Interaction):
         batch_norm: bool = False
 
         def __post_init__(self) -> None:
-            if min(self.hidden, default=1) < 1:
-                raise UserError(f"hidden = {list(self.hidden)}; accepted: layers of at least 1 neuron each")
-            if not 0 <= self.dropout < 1:
-                raise UserError(f"dropout = {self.dropout}; accepted: from 0 (none) to below 1")
+            check_layers(self.hidden, self.dropout)
 
     def __init__(self, fitted: FittedSchema, widths: Widths, outputs: int, options: Options) -> None:
         super().__init__()
-        self.towers = nn.ModuleList(_OneTower(widths, options) for _ in range(outputs))
+        o = options
+        self.towers = nn.ModuleList(
+            SplitMLP(widths.request, widths.candidate, o.hidden, 1, o.activation, o.dropout, o.batch_norm)
+            for _ in range(outputs)
+        )
 
     def forward(self, features: Features) -> Tensor:
         """[N, outputs]."""
         x_R, x_N = features.sides()
         of = features.batch.request_of
         return torch.cat([tower(x_R, x_N, of) for tower in self.towers], dim=1)
-
-
-class _OneTower(nn.Module):
-    def __init__(self, widths: Widths, options: Tower.Options) -> None:
-        super().__init__()
-        first = options.hidden[0] if options.hidden else 1
-        self.first = SplitLinear(widths.request, widths.candidate, first, bias=bool(options.hidden))
-        self.rest: nn.Module = nn.Identity()
-        if options.hidden:
-            o, hidden = options, options.hidden[1:]
-            act = Hidden(first, o.activation, o.dropout, o.batch_norm)
-            self.rest = nn.Sequential(act, MLP(first, hidden, 1, o.activation, o.dropout, o.batch_norm, bias=False))
-
-    def forward(self, x_R: Tensor, x_N: Tensor, of: Tensor) -> Tensor:
-        out: Tensor = self.rest(self.first(x_R, x_N, of))
-        return out
 
 
 BASE = named(

@@ -9,17 +9,20 @@ A paper's model is a named composition of the three (see `registry.named`); any 
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from finerank.data.batch import Batch
+from finerank.data.drawing import Drawing
+from finerank.data.masking import Masking
 from finerank.layers.embedding import Embedding, Tables
 from finerank.layers.segments import spread
 from finerank.models.narrow import Narrowing
@@ -28,13 +31,29 @@ from finerank.schema import FittedSchema, Task
 
 @dataclass(frozen=True)
 class Needs:
-    """What a model asks of the batch builder, by history: all (candidate, event) pairs; next-event negatives."""
+    """What a model asks of the batch builder beside the columns.
+
+    pairs        histories of which it reads all (candidate, event) pairs
+    negatives    histories for which it wants, beside every event, one that did not come there
+    masked       histories of which it wants events hidden (`data.masking`)
+    drawn        histories of whose items it wants some drawn for each request (`data.drawing`)
+    example_age  whether it wants to know how old a training example is
+    """
 
     pairs: frozenset[str] = frozenset()
     negatives: frozenset[str] = frozenset()
+    masked: Mapping[str, Masking] = field(default_factory=dict)
+    drawn: Mapping[str, Drawing] = field(default_factory=dict)
+    example_age: bool = False
 
     def __or__(self, other: Needs) -> Needs:
-        return Needs(self.pairs | other.pairs, self.negatives | other.negatives)
+        return Needs(
+            self.pairs | other.pairs,
+            self.negatives | other.negatives,
+            {**self.masked, **other.masked},
+            {**self.drawn, **other.drawn},
+            self.example_age or other.example_age,
+        )
 
 
 @dataclass(frozen=True)
@@ -111,6 +130,10 @@ class Part(nn.Module, ABC):
         """
         return {}
 
+    def served(self) -> Part:
+        """The part as it is exported: the same numbers, without what training has switched off. By default itself."""
+        return self
+
 
 class Representation(Part):
     """Batch -> Features. Sets `widths` when built; tells the batch builder what it `needs`.
@@ -134,6 +157,14 @@ class Interaction(Part):
     @abstractmethod
     def forward(self, features: Features) -> Tensor:
         """[N, outputs]."""
+
+    def shared(self) -> Sequence[Tensor]:
+        """The last layer that all outputs share, by which tasks are balanced (`training.balance`); () where there is none."""
+        return ()
+
+    def monitor(self, features: Features) -> Mapping[str, Tensor]:
+        """What is worth watching of each row, by name: [N, ...]. A run keeps the means over its validation rows."""
+        return {}
 
 
 Link = Literal["sigmoid", "identity", "exp"]
@@ -165,6 +196,10 @@ class Heads(Part):
     @abstractmethod
     def forward(self, logits_NK: Tensor) -> Tensor:
         """[N, K] -> [N, H]: what is evaluated and served."""
+
+    def monitor(self, logits_NH: Tensor) -> Mapping[str, Tensor]:
+        """What is worth watching of each row, by name: [N, ...]. A run keeps the means over its validation rows."""
+        return {}
 
     def loss(self, index: int, logits_NH: Tensor, labels_N: Tensor, batch: Batch) -> Tensor:
         """[N]: the loss of each row for head `index`, before weights.
@@ -199,13 +234,25 @@ class Calibration(nn.Module):
         return logits_NH * self.slope + self.intercept
 
 
+class Balance(Protocol):
+    """How the losses of the heads are weighed against each other; see `training.balance`."""
+
+    def rows(self, head: Head, labels_N: Tensor, weights_N: Tensor) -> Tensor:
+        """The weights of a head's rows, [N]."""
+
+    def weighed(self, head: Head, loss: Tensor, share: Tensor) -> Tensor:
+        """The head's term of the loss. share: sum of weights / N."""
+
+
 class Model(nn.Module):
     """A composition: see the module's docstring. Built by `registry.build`.
 
     calibration  applied to the logits in evaluation mode, and so wherever scores are given: served graphs included
+    balance      weighs the terms of the loss; None: all 1
     """
 
     calibration: Calibration | None
+    balance: Balance | None
 
     def __init__(
         self,
@@ -224,7 +271,7 @@ class Model(nn.Module):
         self.head = heads
         self.heads = heads.heads
         self.needs, self.attends = representation.needs, dict(representation.attends)
-        self.calibration = None
+        self.calibration = self.balance = None
 
     def forward(self, batch: Batch) -> Output:
         """Logits of every row and head."""
@@ -241,6 +288,17 @@ class Model(nn.Module):
                 losses |= part.penalties(features)
         return Output(logits, losses, features.attention)
 
+    def served(self) -> Model:
+        """The model as it is exported: the same numbers in evaluation mode, of parts without what training switched off."""
+        parts = [self.representation, *self.interactions, self.head]
+        served = [part.served() for part in parts]
+        if self.balance is None and all(part is before for part, before in zip(served, parts, strict=True)):
+            return self
+        out = copy.copy(self)
+        changed = {"representation": served[0], "interactions": nn.ModuleList(served[1:-1]), "head": served[-1]}
+        out._modules = self._modules | changed | {"balance": None}
+        return out.eval()
+
     def losses(self, batch: Batch, out: Output, factors: Tensor | None = None) -> dict[str, Tensor]:
         """Terms of the loss by name; their sum is minimised. Each head's is sum of weight * loss / N of the step.
 
@@ -252,9 +310,23 @@ class Model(nn.Module):
                 labels, weights = self.target(batch, head)
                 if factors is not None:
                     weights = weights * factors[:, i]
-                loss = self.head.loss(i, out.logits, labels, batch)
-                terms[head.name] = (weights * loss).sum() / max(batch.rows_in_step or batch.N, 1)
+                if self.balance is not None:
+                    weights = self.balance.rows(head, labels, weights)
+                rows = max(batch.rows_in_step or batch.N, 1)
+                term = (weights * self.head.loss(i, out.logits, labels, batch)).sum() / rows
+                if self.balance is not None:
+                    term = self.balance.weighed(head, term, weights.sum() / rows)
+                terms[head.name] = term
         return terms | dict(out.losses)
+
+    def monitor(self, batch: Batch) -> dict[str, Tensor]:
+        """What the parts watch of each row, by name: [N, ...]."""
+        features = self.representation(batch if self.narrow is None else self.narrow(batch))
+        logits = torch.stack([interaction(features) for interaction in self.interactions]).sum(0)
+        found: dict[str, Tensor] = {}
+        for interaction in self.interactions:
+            found |= interaction.monitor(features)  # type: ignore[operator]
+        return found | dict(self.head.monitor(self.head(logits)))
 
     def target(self, batch: Batch, head: Head) -> tuple[Tensor, Tensor]:
         """(labels [N], weights [N]) a head is judged by; labels under weight 0 are 0, never NaN."""

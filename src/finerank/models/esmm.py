@@ -7,6 +7,8 @@ tasks that live `within` each other, and over any representation: `esmm` pools t
 
 Products of probabilities are formed in log space: log p = sum of log sigmoid(a_i), and
 log(1 - p q) = logaddexp(log(1 - p), log p + log(1 - q)), which cancels nothing.
+
+ESMM-NS (section 3.1) shares no embeddings: `separate`. The paper's other competitors stand in `esmm_competitors.py`.
 """
 
 from __future__ import annotations
@@ -27,11 +29,21 @@ from finerank.models.registry import Composition, named, part
 from finerank.schema import FittedSchema, Task
 
 
-def _chain(tasks: tuple[Task, ...], i: int) -> list[int]:
+def chain_of(tasks: tuple[Task, ...], i: int) -> list[int]:
     """Indices of the tasks from the root of the chain down to task i."""
     names = [t.name for t in tasks]
     within = tasks[i].within
-    return [*_chain(tasks, names.index(within)), i] if within is not None else [i]
+    return [*chain_of(tasks, names.index(within)), i] if within is not None else [i]
+
+
+def check_binary(tasks: tuple[Task, ...], heads: str, what: str) -> None:
+    """Raise UserError for a task that has no probability."""
+    for task in tasks:
+        if task.kind != "binary":
+            raise UserError(
+                f"heads {heads!r} {what}, and task {task.name!r} is a {task.kind}; "
+                'accepted: binary tasks, or heads = "tasks"'
+            )
 
 
 def product_logit(logits: list[Tensor]) -> Tensor:
@@ -70,13 +82,9 @@ class EntireSpace(Heads):
         self.inputs = len(tasks)
         self.chains: list[list[int]] = []
         heads = []
+        check_binary(tasks, self.Options.kind, "multiply probabilities")
         for i, task in enumerate(tasks):
-            chain = _chain(tasks, i)
-            if task.kind != "binary":
-                raise UserError(
-                    f"heads 'entire_space' multiply probabilities, and task {task.name!r} is a {task.kind}; "
-                    'accepted: binary tasks, or heads = "tasks"'
-                )
+            chain = chain_of(tasks, i)
             heads.append(Head(task.name, task.name, trained=len(chain) == 1))
             self.chains.append([i])
             if len(chain) > 1:
@@ -110,5 +118,17 @@ ESMM_DIN = named(
         heads=EntireSpace.Options(),
         paper="1804.07931",
         requires=("history", "two tasks"),
+    )
+)
+
+ESMM_NS = named(
+    Composition(
+        name="esmm_ns",
+        representation=Pooled.Options(),
+        interactions=(Tower.Options(hidden=(360, 200, 80), activation="relu"),),
+        heads=EntireSpace.Options(),
+        paper="1804.07931",
+        requires=("history", "two tasks"),
+        separate=True,
     )
 )

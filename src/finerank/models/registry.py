@@ -15,6 +15,7 @@ from typing import Any, TypeVar, Union
 
 import finerank.models
 from finerank.errors import UserError, nearest
+from finerank.models import separate
 from finerank.models.composition import Heads, Interaction, Model, Part, Representation
 from finerank.models.narrow import Narrowing
 from finerank.schema import FittedSchema
@@ -33,8 +34,10 @@ class Composition:
 
     paper       arXiv number or DOI; "" for what has none
     exemptions  checks of the test matrix that do not apply: {check: (reason, the check that replaces it)}
-    requires    what a schema must have: "history", "two tasks"
+    requires    what a schema must have: "history", "two tasks" (one within the other), "several tasks"
     without     fields and histories of the schema that the model is not to see (`narrow.names_of`)
+    separate    every output has a representation and interactions of its own: nothing is shared, embeddings included
+                (`models.separate`)
     """
 
     name: str
@@ -45,6 +48,12 @@ class Composition:
     requires: tuple[str, ...] = ()
     exemptions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     without: tuple[str, ...] = ()
+    separate: bool = False
+
+    @property
+    def least_tasks(self) -> int:
+        """How many tasks the schema must have."""
+        return 2 if {"two tasks", "several tasks"} & set(self.requires) else 1
 
     def table(self) -> dict[str, Any]:
         """The [model] table of a recipe that `parse` reads back."""
@@ -54,7 +63,8 @@ class Composition:
             "interactions": [plain(o) for o in self.interactions],
             "heads": plain(self.heads),
         }
-        return out | {"without": list(self.without)} if self.without else out
+        out |= {"without": list(self.without)} if self.without else {}
+        return out | {"separate": True} if self.separate else out
 
 
 def part(cls: P) -> P:
@@ -111,10 +121,11 @@ def parse(table: Mapping[str, Any], where: str = "model") -> Composition:
 
     `name` starts from a named composition; `representation`, `interactions`, `heads` replace or amend its parts. A part
     given without `kind` amends the options of the part the composition has; with another `kind` it replaces it. `without`
-    names what of the schema is left out; names are checked against the data, by `build`.
+    names what of the schema is left out; names are checked against the data, by `build`. `separate = true` gives every
+    output parts of its own.
     """
     table = dict(table)
-    known = ("name", "representation", "interactions", "heads", "without")
+    known = ("name", "representation", "interactions", "heads", "without", "separate")
     for key in table:
         if key not in known:
             raise UserError(f"{where}.{key}: unknown key; {nearest(key, known)}")
@@ -139,14 +150,15 @@ def parse(table: Mapping[str, Any], where: str = "model") -> Composition:
         changes["interactions"] = tuple(
             _amend(known_kinds.get(_kind(g)), g, Interaction, f"{where}.interactions[{i}]") for i, g in enumerate(given)
         )
-    if "without" in table:
-        changes["without"] = build_typed(_Without, {"without": table["without"]}, where).without
+    whole = build_typed(_Whole, {key: table[key] for key in ("without", "separate") if key in table}, where)
+    changes |= {key: getattr(whole, key) for key in ("without", "separate") if key in table}
     return replace(base, **changes)
 
 
 @dataclass(frozen=True)
-class _Without:
-    without: tuple[str, ...]
+class _Whole:
+    without: tuple[str, ...] = ()
+    separate: bool = False
 
 
 def _kind(given: Any) -> str:
@@ -189,22 +201,33 @@ def build(model: Composition, fitted: FittedSchema) -> Model:
             )
     make: Any = part_class(Heads, model.heads)
     heads: Heads = make(fitted, model.heads)
-    make = part_class(Representation, model.representation)
+    if model.separate:
+        nets = [_net(model, fitted, 1) for _ in range(heads.inputs)]
+        representation, interactions = separate.side_by_side(fitted, nets)
+    else:
+        representation, interactions = _net(model, fitted, heads.inputs)
+    return Model(model.name, fitted, representation, interactions, heads, narrow)
+
+
+def _net(model: Composition, fitted: FittedSchema, outputs: int) -> tuple[Representation, list[Interaction]]:
+    make: Any = part_class(Representation, model.representation)
     representation: Representation = make(fitted, model.representation)
     interactions: list[Interaction] = []
     for options in model.interactions:
         make = part_class(Interaction, options)
-        interactions.append(make(fitted, representation.widths, heads.inputs, options))
-    return Model(model.name, fitted, representation, interactions, heads, narrow)
+        interactions.append(make(fitted, representation.widths, outputs, options))
+    return representation, interactions
 
 
 _requirements: dict[str, Callable[[FittedSchema], bool]] = {
     "history": lambda fitted: bool(fitted.histories),
     "two tasks": lambda fitted: any(t.within is not None for t in fitted.schema.tasks),
+    "several tasks": lambda fitted: len(fitted.schema.tasks) > 1,
 }
 
 _remedies = {
     "history": "declare a [[history]] of the user's past events",
     "two tasks": "declare a [[task]] that lives within another (within = its name)",
+    "several tasks": "declare a [[task]] for each label, or take a model of one task",
 }
-_needed_by = {"history": "representation", "two tasks": "heads"}
+_needed_by = {"history": "representation", "two tasks": "heads", "several tasks": "heads"}

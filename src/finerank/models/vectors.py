@@ -10,8 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from finerank.errors import UserError
-from finerank.layers.segments import spread
+from finerank.layers.embedding import Embedding
+from finerank.layers.products import pairs, whole_rows
 from finerank.models.composition import Features, Widths
+from finerank.schema import FittedSchema
+
+__all__ = ["FieldVectors", "OwnVectors", "pairs"]
 
 
 class FieldVectors(nn.Module):
@@ -44,18 +48,41 @@ class FieldVectors(nn.Module):
 
     def rows(self, features: Features) -> Tensor:
         """[N, F, D]: the request's vectors repeated for each candidate, then the candidate's."""
-        x_RFD, x_NFD = self.sides(features)
-        repeated = spread(x_RFD.flatten(1), features.batch.request_of).view(-1, self.request, self.dim)
-        return torch.cat([repeated, x_NFD], dim=1)
+        return whole_rows(*self.sides(features), features.batch.request_of)
+
+
+class OwnVectors(nn.Module):
+    """Vectors of a part's own, beside those of the representation: for every value of a field and for every number.
+
+    width  of each vector, whatever the schema's features declare
+    std    of the initial vectors
+    """
+
+    def __init__(self, fitted: FittedSchema, widths: Widths, width: int, std: float) -> None:
+        super().__init__()
+        self.embedding = Embedding(fitted, width, std, ("request", "candidate"), forced=True, ages=False)
+        self.request, self.candidate = (len(self.embedding.order[block]) for block in ("request", "candidate"))
+        self.numbers_R = nn.Parameter(torch.randn(widths.request_numbers, width) * std)
+        self.numbers_N = nn.Parameter(torch.randn(widths.candidate_numbers, width) * std)
+
+    def fields(self, features: Features) -> tuple[Tensor, Tensor]:
+        """([R, fields, width], [N, fields, width]): without numbers."""
+        found = self.embedding(features.batch)
+        fields_R, fields_N = found["request"].vectors, found["candidate"].vectors
+        assert isinstance(fields_R, Tensor)
+        assert isinstance(fields_N, Tensor)
+        return fields_R, fields_N
+
+    def sides(self, features: Features) -> tuple[Tensor, Tensor]:
+        """([R, fields and numbers, width], [N, fields and numbers, width])."""
+        fields_R, fields_N = self.fields(features)
+        return (
+            _joined(fields_R, features.numbers_R, self.numbers_R),
+            _joined(fields_N, features.numbers_N, self.numbers_N),
+        )
 
 
 def _joined(fields: Tensor, numbers: Tensor, vectors: Tensor) -> Tensor:
     if not numbers.shape[1]:
         return fields
     return torch.cat([fields, numbers.unsqueeze(2) * vectors], dim=1)
-
-
-def pairs(fields: int) -> tuple[Tensor, Tensor]:
-    """(i, j) int64 [F (F - 1) / 2] each: all pairs i < j of fields, row after row."""
-    i, j = torch.triu_indices(fields, fields, offset=1)
-    return i, j

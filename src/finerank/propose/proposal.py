@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from finerank.data.source import scan
+from finerank.data.source import collect, scan
 from finerank.errors import UserError, nearest
 from finerank.propose.features import guess_feature
 from finerank.propose.guess import Guess, find_role, mean
@@ -84,7 +84,8 @@ def propose(
 
 
 def _head(path: str) -> pl.DataFrame:
-    frame = scan(path).head(LOOKED_AT).collect()
+    found = scan(path).head(LOOKED_AT)
+    frame = collect(found, found.collect_schema().names(), str(path))
     if not frame.height:
         raise UserError(f"{path}: no rows; is this the right file?")
     return frame

@@ -203,6 +203,36 @@ def intervals(
     return svg({"width": WIDTH, "height": {"step": 22}, "layer": layers}, describe)
 
 
+def differences(values: Sequence[tuple[str, Estimate]], title: str, describe: str) -> Markup:
+    """A point with its 95 % interval per name, about a line at zero: blue above it, red below, grey where they meet."""
+    rows = [{"name": name, "value": e.value, "low": e.low, "high": e.high} for name, e in values]
+    y = {"field": "name", "type": "nominal", "sort": None, "title": None}
+    color = {
+        "condition": [{"test": "datum.low > 0", "value": BLUE}, {"test": "datum.high < 0", "value": RED}],
+        "value": QUIET,
+    }
+    data = {"values": rows}
+    axis = {"labelExpr": "datum.value == 0 ? '0' : format(datum.value, '+.3~f')", "tickCount": 7}
+    layers: list[Spec] = [
+        {
+            "data": {"values": [{"at": 0}]},
+            "mark": {"type": "rule", "color": QUIET, "strokeDash": [4, 4]},
+            "encoding": {"x": _x("at", title, axis=axis)},
+        },
+        {
+            "data": data,
+            "mark": {"type": "rule", "strokeWidth": 2, "opacity": 0.55},
+            "encoding": {"y": y, "x": _x("low", title, axis=axis), "x2": {"field": "high"}, "color": color},
+        },
+        {
+            "data": data,
+            "mark": {"type": "point", "filled": True, "size": 52, "opacity": 1},
+            "encoding": {"y": y, "x": _x("value", title, axis=axis), "color": color},
+        },
+    ]
+    return svg({"width": 2.4 * WIDTH, "height": {"step": 22}, "layer": layers}, describe)
+
+
 def bars(values: Values, title: str, describe: str) -> Markup:
     """Bars of (name, value, low, high) side by side, negative ones in red; thin rules show low to high."""
     y = {"field": "name", "type": "nominal", "sort": None, "title": None}
@@ -221,6 +251,31 @@ def bars(values: Values, title: str, describe: str) -> Markup:
         },
     ]
     return svg({"width": WIDTH, "height": {"step": 20}, "layer": layers}, describe)
+
+
+def shares(values: Values, describe: str) -> Markup:
+    """A bar of shares per name, each a piece of its own shade. values: {name, part, share}; parts are counted from 1."""
+    count = len({v["part"] for v in values})
+    return svg(
+        {
+            "width": WIDTH,
+            "height": {"step": 24},
+            "data": {"values": list(values)},
+            "mark": {"type": "bar", "height": 16, "stroke": "white", "strokeWidth": 1},
+            "encoding": {
+                "y": {"field": "name", "type": "nominal", "sort": None, "title": None},
+                "x": _x("share", "mean gate", stack="zero", scale={"nice": False}),
+                "order": {"field": "part", "type": "quantitative"},
+                "color": {
+                    "field": "part",
+                    "type": "ordinal",
+                    "scale": {"scheme": "blues" if count > 1 else "tableau10"},
+                    "legend": {"title": "expert", "orient": "bottom", "symbolType": "square"},
+                },
+            },
+        },
+        describe,
+    )
 
 
 def lit(values: Values, describe: str, events: int, unit: str) -> Markup:

@@ -19,8 +19,11 @@ def write(path: Path, html: str) -> None:
     """Write a page, whole or not at all; its folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(html, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(html, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -95,6 +95,27 @@ def learning(epochs: Sequence[Mapping[str, float]], best: int) -> list[Picture]:
     return out
 
 
+def gates(monitors: Mapping[str, float | Sequence[float]]) -> Picture | None:
+    """Which experts the tasks use, from the `monitors` of a run's metrics; None where no gate was watched."""
+    values, most = [], 0
+    entropies = []
+    for key, found in monitors.items():
+        kind, _, name = key.rpartition(".")
+        if kind.rpartition(".")[2] == "gate" and isinstance(found, Sequence):
+            values += [{"name": name, "part": i + 1, "share": share} for i, share in enumerate(found)]
+            most = max(most, len(found))
+        if "gate_entropy." in key and isinstance(found, float):
+            entropies.append(f"{key.rpartition('gate_entropy.')[2]} {found:.2f}")
+    if not values:
+        return None
+    caption = "Mean over the validation rows of each task's gates."
+    if entropies:
+        caption += (
+            f" Entropy: {', '.join(entropies)} of at most {math.log(most):.2f}; near 0 a gate has settled on one."
+        )
+    return Picture(charts.shares(values, "experts used by each task"), caption)
+
+
 def slice_chart(table: SliceTable, whole: float) -> Picture:
     """AUC of each slice with its interval; slices too small for one stand in the table alone."""
     named = [(f"{s.name} ({s.rows:,})", s.auc) for s in table.slices if math.isfinite(s.auc.low)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,6 +66,7 @@ def run_report(
     sections += [("past", "A past that lit up")] if example else []
     sections += [("data", "Data"), ("timings", "Timings"), ("recipe", "Recipe")]
     epochs = read_curve(run.folder / "curve.csv")
+    used = pictures.gates(measured.get("monitors", {}))
     return render(
         "run.html",
         model=measured["model"],
@@ -74,7 +74,7 @@ def run_report(
         summary=f"{found.rows:,} {split} rows in {found.requests:,} requests of {found.users:,} users · {run.folder}",
         sections=sections,
         heads=[_head(name, head, split, measured) for name, head in found.heads.items()],
-        curves=pictures.learning(epochs, measured["best_epoch"]),
+        curves=pictures.learning(epochs, measured["best_epoch"]) + ([used] if used else []),
         slices=[
             _slice(table, name, head, len(found.heads) > 1)
             for name, head in found.heads.items()
@@ -87,7 +87,7 @@ def run_report(
         fields=field_table(run.dataset),
         timings=_timings(measured),
         recipe=(run.folder / "recipe.toml").read_text(encoding="utf-8"),
-        environment=list(json.loads((run.folder / "environment.json").read_text(encoding="utf-8")).items()),
+        environment=list(run.document("environment.json").items()),
     )
 
 
@@ -195,6 +195,12 @@ def _timings(measured: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def read_curve(path: Path) -> list[dict[str, float]]:
-    """The lines of a curve.csv, an epoch each."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{k: float(v) if v else math.nan for k, v in line.items()} for line in csv.DictReader(file)]
+    """The lines of a curve.csv, an epoch each. Raises UserError where the file is gone or damaged."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.DictReader(file, restval="damaged", restkey="damaged"))
+        return [{k: float(v) if v else math.nan for k, v in line.items()} for line in lines]
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file, so the run is not whole; train it again") from None
+    except (ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{path}: damaged ({error}); train the run again") from error

@@ -116,10 +116,10 @@ class Encoder:
         }
         fitted = {}
         for name, spec in specs.items():
-            model = spec.like or name  # the table that says how wide it is
-            dim = specs[model].dim
+            model = spec.like or name  # the table that says how wide it is, and how it starts
+            dim, std = specs[model].dim, specs[model].std
             width = None if dim is None else width_of(dim, rows[model] - FIRST)
-            fitted[name] = FittedTable(rows=rows[name], counts=counts[name], encoding=spec.encoding, dim=width)
+            fitted[name] = FittedTable(rows=rows[name], counts=counts[name], encoding=spec.encoding, dim=width, std=std)
         return fitted
 
     # -------------------------------------------------------------------------------------------- one request
@@ -186,7 +186,7 @@ class Encoder:
             known = tuple(entry for entry in entries if entry is not None)
             if len(values) == 1:
                 return known, b""
-            given = list_items(values[1], feature.separator)
+            given = weight_items(values[1], feature.separator)
             if len(given) != len(items):
                 raise UserError(f"got {len(items)} values but {len(given)} weights; give one weight per value")
             weights = np.array([np.nan if w is None else w for w in map(number, given)], dtype=np.float64)
@@ -328,6 +328,12 @@ def _floats(values: Sequence[object], place: Place) -> NDArray[np.float64]:
     """Numbers as float64, NaN where missing."""
     found = _each(number, values, place)
     return np.array([np.nan if x is None else x for x in found], dtype=np.float64)
+
+
+def weight_items(value: object, separator: str | None) -> list[object]:
+    """`list_items` of a column of weights, where one number is the weight of a list of one."""
+    alone = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return list_items([value] if alone and value == value else value, separator)
 
 
 def list_items(value: object, separator: str | None) -> list[object]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from finerank.errors import UserError
@@ -105,7 +105,8 @@ def age_table(history: str) -> str:
 class TableSpec:
     """A symbol table as the schema declares it.
 
-    dim   the width: a number, a rule of `finerank.widths`, or None; like: the table whose width it has instead
+    dim   the width: a number, a rule of `finerank.widths`, or None; like: the table whose width and std it has instead
+    std   standard deviation of the initial values, or None
     cuts  None where the training rows give them, by `law` and `buckets` (see `Bucketed`)
     """
 
@@ -115,19 +116,23 @@ class TableSpec:
     cuts: tuple[float, ...] | None = None
     law: Literal["quantile", "equal_width", "criteo"] = "quantile"
     buckets: int = 1
+    std: float | None = None
 
 
 def declared_tables(schema: Schema) -> dict[str, TableSpec]:
     """All symbol tables of a schema: of features in declared order, then of ranks, then of ages."""
     specs: dict[str, TableSpec] = {}
     for feature in schema.features:
-        table = table_of(feature)
+        if isinstance(feature, Numeric):
+            continue
+        owned = feature.table or feature.name
         if isinstance(feature, Bucketed):
             spec = TableSpec("cuts", feature.dim, None, feature.cuts or None, feature.law, feature.buckets)
-        elif not isinstance(feature, Numeric):
+        else:
             spec = TableSpec(feature.encoding, feature.dim)
-        if table is not None:
-            specs.setdefault(table, spec)
+        known = specs.setdefault(owned, spec)
+        if feature.std is not None:  # one of those that share a table may say it for all
+            specs[owned] = replace(known, std=feature.std)
     derived = {
         table: TableSpec("cuts", like=table_of(f), cuts=tuple(float(r) for r in range(1, f.max_rank + 1)))
         for f in schema.features

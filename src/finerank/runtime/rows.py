@@ -66,6 +66,16 @@ class RowMap:
         known = symbols < len(self._row_of)
         return np.where(known, self._row_of[np.where(known, symbols, OOV)], OOV)
 
+    @property
+    def held(self) -> int:
+        """How many symbols have a row."""
+        return self._used - FIRST
+
+    def counts_of(self, symbols: Int64s) -> Int64s:
+        """How often each symbol (int64, any shape) was counted since it last had no row; 0 for what was never seen."""
+        known = symbols < len(self._count)
+        return np.where(known, self._count[np.where(known, symbols, 0)], 0)
+
     def observe(self, symbols: Int64s, counts: Int64s, time: int) -> Changes:
         """Count occurrences, admit symbols that have enough, evict those unseen for longest where rows run out.
 

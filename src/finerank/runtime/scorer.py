@@ -190,15 +190,18 @@ def list_rows(encoder: Encoder, history: str, request: Mapping[str, object]) -> 
     What is missing or empty, and where, means what it means in `data.lists`.
     """
     declared = encoder.schema.history(history)
-    event_column = {f.feature.name: f.columns[0] for f in fields_of(encoder.schema, history)}
+    event_column: dict[str, str] = {}
+    for f in fields_of(encoder.schema, history):
+        event_column |= zip((f.feature.name, f"{f.feature.name}·weights"), f.columns, strict=False)
     found: list[list[object]] = []
-    for at in declared.lists.values():
+    lists = declared.list_columns
+    for at in lists.values():
         try:
             found.append(list_items(request.get(at), declared.separator))
         except UserError as error:
             raise UserError(f"history {history!r}: column {at!r}: {error}") from None
     length = max(map(len, found))
-    for i, at in enumerate(declared.lists.values()):
+    for i, at in enumerate(lists.values()):
         if length == 1 and not found[i] and not isinstance(request.get(at), LISTS):
             found[i] = [None]
         if len(found[i]) != length:
@@ -206,9 +209,9 @@ def list_rows(encoder: Encoder, history: str, request: Mapping[str, object]) -> 
                 f"history {history!r}: column {at!r} has {len(found[i])} entries, the others up to {length}; "
                 "give lists of one length"
             )
-    columns = [event_column[name] for name in declared.lists]
+    columns, fields = [event_column[name] for name in lists], len(declared.lists)
     rows = zip(*found, strict=True)
-    events = [dict(zip(columns, values, strict=True)) for values in rows if not all(map(_missing, values))]
+    events = [dict(zip(columns, values, strict=True)) for values in rows if not all(map(_missing, values[:fields]))]
     return events[-declared.max_length :]
 
 

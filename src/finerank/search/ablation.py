@@ -29,6 +29,8 @@ from finerank.schema import Ranked
 from finerank.typed import apply_overrides, read_toml
 
 BASE = "as it is"
+KEPT = "ablation.json"
+NOT_ADJUSTED = "p is not adjusted for the number of variants: of twenty, one is below .05 by chance."
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def ablate(
         if variant.name == BASE:
             base = runs
             if reason:
-                raise UserError(f"{path}: the recipe itself does not run: {reason}")
+                raise UserError(f"{path}: the recipe as it is comes first, but: {reason}")
         found.append(_outcome(variant, runs, base, reason if len(runs) < seeds else ""))
         tell(line(found[-1]))
         _write(folder, path, found)
@@ -212,7 +214,7 @@ def markdown(title: str, found: Sequence[Outcome]) -> str:
             change = (
                 ["", "", ""]
                 if math.isnan(o.difference)
-                else [f"{o.difference:+.4f}", f"{o.low:+.4f} to {o.high:+.4f}", f"{o.p:.3f}"]
+                else [f"{o.difference:+.4f}", f"{o.low:+.4f} to {o.high:+.4f}", p_value(o.p)]
             )
             lines.append("| " + " | ".join([o.name, o.question, *numbers, *change]) + " |")
     left = [o for o in found if o.reason]
@@ -223,8 +225,13 @@ def markdown(title: str, found: Sequence[Outcome]) -> str:
         "",
         f"AUC of the first head, {seeds} seed{'s' * (seeds != 1)} each; differences are paired on the same rows.",
     ]
-    lines += ["p is not adjusted for the number of variants: of twenty, one is below .05 by chance."]
+    lines += [NOT_ADJUSTED]
     return "\n".join(lines) + "\n"
+
+
+def p_value(p: float) -> str:
+    """A p-value for people."""
+    return "–" if math.isnan(p) else "< .001" if p < 0.001 else f"{p:.3f}"
 
 
 def _four(x: float) -> str:
@@ -235,10 +242,23 @@ def _write(folder: Path, recipe: Path, found: Sequence[Outcome]) -> None:
     plain: list[Mapping[str, Any]] = [
         {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(o).items()} for o in found
     ]
-    (folder / "ablation.json").write_text(
-        json.dumps({"recipe": recipe.name, "variants": plain}, indent=1), encoding="utf-8"
-    )
+    (folder / KEPT).write_text(json.dumps({"recipe": recipe.name, "variants": plain}, indent=1), encoding="utf-8")
     (folder / "ablation.md").write_text(markdown(f"Ablation of {recipe.name}", found), encoding="utf-8")
+
+
+def read(folder: Path) -> tuple[str, list[Outcome]]:
+    """(name of the recipe, outcomes) of the ablation in a folder. Raises UserError where there is none."""
+    path = folder / KEPT
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        plain: list[dict[str, Any]] = [
+            {key: math.nan if value is None else value for key, value in one.items()} for one in kept["variants"]
+        ]
+        return str(kept["recipe"]), [Outcome(**one) for one in plain]
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no ablation here (no {KEPT}); make one with `finerank ablate`") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); run the ablation again") from error
 
 
 def _file_name(name: str) -> str:

@@ -60,6 +60,17 @@ class Checkpoint:
     step: int
     path: Path
 
+    def parts(self, *prefixes: str) -> dict[str, dict[str, Tensor]]:
+        """The tensors by the first part of their name; "" holds those of no prefix, under their full names."""
+        out: dict[str, dict[str, Tensor]] = {p: {} for p in (*prefixes, "")}
+        for name, tensor in self.tensors.items():
+            first, _, rest = name.partition(".")
+            if first in prefixes:
+                out[first][rest] = tensor
+            else:
+                out[""][name] = tensor
+        return out
+
 
 class Checkpoints:
     """The checkpoints of one run, in one folder, written by one process at a time.
@@ -137,7 +148,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True)
             self._sync(self.folder.parent)
         try:
-            current = self._current()
+            current = self.current()
         except UserError:
             if last is None:
                 raise
@@ -252,7 +263,7 @@ class Checkpoints:
         name = generation
         try:
             if name is None:
-                name = self._current()
+                name = self.current()
             elif name not in self.generations():
                 raise UserError(f"{self.folder}: no generation {name!r}")
             if name is None:
@@ -261,7 +272,7 @@ class Checkpoints:
         except UserError as error:
             intact = next((g for g in reversed(self.generations()) if g != name and self._is_intact(g)), None)
             remedy = (
-                f"load(generation={intact!r}) is intact"
+                f"load(generation={intact!r}) is intact; to go on from it, write its name into {self.folder / 'CURRENT'}"
                 if intact
                 else "no other generation is intact: start anew in another folder"
             )
@@ -287,8 +298,8 @@ class Checkpoints:
         found = [path for path in self.folder.glob("generation-*") if _NAME.fullmatch(path.name)]
         return sorted(found, key=lambda path: (_number(path), path.name))
 
-    def _current(self) -> str | None:
-        """What CURRENT says."""
+    def current(self) -> str | None:
+        """The name of the generation in force; None when nothing was saved yet."""
         path = self.folder / "CURRENT"
         try:
             text = path.read_text(encoding="ascii").strip()

@@ -70,6 +70,31 @@ def predict(
     return replace(judged(model.heads, builder.dataset, requests), logits=torch.cat(logits).numpy())
 
 
+def watched(
+    model: Model,
+    builder: BatchBuilder,
+    requests: np.ndarray,
+    rows_per_batch: int = 8_192,
+    device: torch.device | None = None,
+) -> dict[str, float | list[float]]:
+    """Means over all rows of what the model's parts watch (`Interaction.monitor`), by name: a number, or one per expert."""
+    model.eval()
+    device = device or torch.device("cpu")
+    sums: dict[str, torch.Tensor] = {}
+    rows = 0
+    with torch.inference_mode():
+        for step in builder.steps(requests, Budget(rows=rows_per_batch), shuffle=False):
+            for batch in builder.batches(step, epoch=None):
+                found = model.monitor(batch.to(device))
+                if not found:
+                    return {}
+                rows += batch.N
+                for name, values in found.items():
+                    total = values.double().sum(0).cpu()
+                    sums[name] = sums[name] + total if name in sums else total
+    return {name: (total / rows).tolist() for name, total in sums.items()}
+
+
 def metrics(predictions: Predictions) -> dict[str, dict[str, float]]:
     """Per head: binary auc, gauc (by user, weighted by impressions), logloss; regression: rmse. Rows outside weigh 0.
 
@@ -96,7 +121,8 @@ def metrics(predictions: Predictions) -> dict[str, dict[str, float]]:
 
 def monitored(model: Model, measured: dict[str, dict[str, float]], name: str) -> float:
     """The number that early stopping watches, larger is better (see `TrainingOptions.monitor`)."""
-    trained = [measured[head.name] for head in model.heads if head.trained]
+    # a catalogue model learns from its own loss: none of its heads is trained, and all are judged
+    trained = [measured[h.name] for h in model.heads if h.trained] or [measured[h.name] for h in model.heads]
     binary = [found[name] for found in trained if name in found]
     if binary:
         return float(np.mean(binary)) * (-1.0 if name == "logloss" else 1.0)

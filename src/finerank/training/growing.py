@@ -53,7 +53,7 @@ def admit(
             if len(rows):
                 where = (rows + start).to(weight.device)
                 draw = torch.Generator().manual_seed(mix(seed, time, start) >> 1)
-                noise = torch.randn((len(rows), tables.width), generator=draw) * tables.std
+                noise = torch.randn((len(rows), tables.width), generator=draw) * tables.std_of(name)
                 weight[where] = weight[start + 1] + noise.to(weight.device)
                 optimisers.reset_rows(weight_name, where)
             met = occurrences.nonzero().squeeze(1)

@@ -28,13 +28,15 @@ from finerank.models.registry import Composition, build
 from finerank.runtime.hashing import mix
 from finerank.runtime.manifest import schema_hash
 from finerank.training import calibrate
-from finerank.training.checkpoint import Checkpoint, Checkpoints, restore
+from finerank.training.balance import GradNormWeights, balance
+from finerank.training.checkpoint import Checkpoints, restore
 from finerank.training.evaluate import judged, metrics, monitored, predict
 from finerank.training.growing import admit, load_maps, maps_state, row_maps
 from finerank.training.memory import keep_freed_memory, settled_objects
 from finerank.training.optimisers import Optimisers
 from finerank.training.options import TrainingOptions
 from finerank.training.sampling import Sampled
+from finerank.training.warm_start import Learnt, OldRun, Taken, take_over
 from finerank.typed import plain
 
 
@@ -59,6 +61,9 @@ class Epoch:
 class Progress:
     """What a training tells while it runs; this one listens and says nothing."""
 
+    def warm(self, taken: Taken) -> None:
+        """The training begins with this of an older run."""
+
     def epoch(self, epoch: int, rows: int) -> None:
         """An epoch of so many rows begins."""
 
@@ -73,6 +78,7 @@ class Trainer:
     """One training of one model on one data set.
 
     folder  where checkpoints go: `checkpoints/` to go on from, `best/` the best weights. None: nothing is written
+    old     the run of `options.warm_start`; not asked for when a checkpoint is gone on with
     at      called with the name of a point ("epoch", "step", and those of `Checkpoints`): for tests that kill there
     """
 
@@ -84,6 +90,7 @@ class Trainer:
         folder: Path | None = None,
         progress: Progress | None = None,
         at: Callable[[str], None] = lambda point: None,
+        old: OldRun | None = None,
     ) -> None:
         if options.threads:
             torch.set_num_threads(options.threads)
@@ -97,12 +104,15 @@ class Trainer:
         sampling = options.sampling
         if sampling is not None and (sampling.recalibrate or sampling.hot_items is not None):
             self.model.calibration = Calibration(len(self.model.heads))
+        balance(self.model, options.tasks)
         self.model.to(self.device)
         self.optimisers = Optimisers(self.model, dataset.fitted, options)
         self.row_maps = row_maps(dataset.fitted)
         self.builder = BatchBuilder(dataset, self.model.needs, self.row_maps, options.seed)
         self.progress = progress or Progress()
         self.at = at
+        self.folder, self.old = folder, old
+        self.origin = old.identity if old else None
         self.checkpoints = Checkpoints(folder / "checkpoints", at=at) if folder else None
         self.best_checkpoints = Checkpoints(folder / "best", keep=1, at=at) if folder else None
         self.best_weights: dict[str, Tensor] = {}
@@ -146,13 +156,32 @@ class Trainer:
             for i, head in enumerate(whole.heads):
                 calibrate.check(head, whole.labels[whole.weights[:, i] != 0, i])
         if not (resume and self._resume()):
-            admit(self.row_maps, self.dataset.fitted, self.model, self.optimisers, 0, self.options.seed)
+            self.begin()
         with settled_objects():
             self._epochs(requests, validation)
         self._restore_best()
         if self.model.calibration is not None:
             self._recalibrate(self.model.calibration, validation)
         return self.history
+
+    def begin(self) -> None:
+        """The state before the first step: growing tables get their rows, and an older run's learning goes over."""
+        source = self.options.warm_start
+        if source is None:
+            admit(self.row_maps, self.dataset.fitted, self.model, self.optimisers, 0, self.options.seed)
+            return
+        if self.old is None:
+            raise UserError(
+                f"warm start from {source}: no run is there, and there is no checkpoint to go on with either"
+            )
+        try:
+            mine = Learnt(self.model, self.dataset, self.row_maps)
+            taken = take_over(self.old, mine, self.optimisers, self.options.seed)
+        except UserError as error:
+            raise UserError(f"warm start from {source}: {error}") from error
+        if self.folder:
+            taken.write(self.folder / "warm_start.json")
+        self.progress.warm(taken)
 
     def _epochs(self, requests: np.ndarray, validation: np.ndarray) -> None:
         while self.epoch < self.options.epochs and not self._patience_is_over():
@@ -186,7 +215,10 @@ class Trainer:
             out, factors = self.model(batch), None
             if self.sampled is not None:
                 out, factors = self.sampled.seen(batch, out)
-            loss = sum(self.model.losses(batch, out, factors).values(), torch.zeros((), device=self.device))
+            terms = self.model.losses(batch, out, factors)
+            if isinstance(self.model.balance, GradNormWeights):
+                self.model.balance.observe(terms)
+            loss = sum(terms.values(), torch.zeros((), device=self.device))
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         if not math.isfinite(total):
@@ -195,6 +227,8 @@ class Trainer:
                 "try a smaller learning rate, or training.clip = 5"
             )
         self.optimisers.step()
+        if isinstance(self.model.balance, GradNormWeights):
+            self.model.balance.update()
         return total
 
     def _seed_noise(self, seed: int) -> None:
@@ -247,7 +281,7 @@ class Trainer:
         found = self.best_checkpoints.load() if self.best_checkpoints else None
         if found is None:
             raise UserError("no best weights here: the run has not finished its first epoch; train it first")
-        parts = _by_prefix(found, ("model", "map"))
+        parts = found.parts("model", "map")
         restore(self.model, parts["model"], str(found.path))
         load_maps(self.row_maps, parts["map"])
 
@@ -280,13 +314,15 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a resumed run to be the same run. More epochs may be asked for."""
-        options = {k: v for k, v in plain(self.options).items() if k not in ("epochs", "patience", "threads", "device")}
+        free = ("epochs", "patience", "threads", "device", "warm_start")
+        options = {k: v for k, v in plain(self.options).items() if k not in free}
         manifest = self.dataset.manifest
         return {
             "schema": schema_hash(self.dataset.fitted.schema),
             "data": {key: manifest[key] for key in ("requests", "rows", "split", "events", "content")},
             "model": {key: part for key, part in self.composition.table().items() if key != "name"},
             "options": options,
+            "warm_start": self.origin,
         }
 
     def _resume(self) -> bool:
@@ -294,13 +330,18 @@ class Trainer:
         found = self.checkpoints.load() if self.checkpoints else None
         if found is None:
             return False
-        mine, saved = self._identity(), found.state["identity"]
+        saved = found.state["identity"]
+        if (
+            self.options.warm_start is not None and self.old is None
+        ):  # gone since: all that it gave is in the checkpoint
+            self.origin = saved.get("warm_start")
+        mine = self._identity()
         if differing := [key for key in mine if saved.get(key) != mine[key]]:
             raise UserError(
                 f"{found.path}: belongs to another run: {', '.join(differing)} differ; resume with the recipe and the data "
                 "it was started with, or start a new run"
             )
-        parts = _by_prefix(found, ("model", "map"))
+        parts = found.parts("model", "map")
         restore(self.model, parts["model"], str(found.path))
         load_maps(self.row_maps, parts["map"])
         self.optimisers.load(parts[""])
@@ -312,20 +353,8 @@ class Trainer:
             best = self.best_checkpoints.load()
             if best is None:
                 raise UserError(f"{self.best_checkpoints.folder}: the best weights are gone; start the run anew")
-            self.best_weights = _by_prefix(best, ("model", "map"))["model"]
+            self.best_weights = best.parts("model", "map")["model"]
         return True
-
-
-def _by_prefix(found: Checkpoint, prefixes: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
-    """The tensors by the first part of their name; "" holds those of no prefix, under their full names."""
-    out: dict[str, dict[str, Tensor]] = {p: {} for p in (*prefixes, "")}
-    for name, tensor in found.tensors.items():
-        first, _, rest = name.partition(".")
-        if first in prefixes:
-            out[first][rest] = tensor
-        else:
-            out[""][name] = tensor
-    return out
 
 
 def choose_device(name: str) -> torch.device:

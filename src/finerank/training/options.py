@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from finerank.data.order import Budget
@@ -109,6 +110,60 @@ class L2:
     strength: float = 0.01
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fixed:
+    """Weights of the tasks, by name; what is not named weighs 1.
+
+    weights    times a task's loss; 0: the task is not trained, only scored
+    positives  times the loss of a binary task's positives: as if each were there so many times. Scores are then odds of
+               another world; order is what is left of them
+    """
+
+    kind: ClassVar[str] = "fixed"
+    weights: Mapping[str, float] = field(default_factory=dict)
+    positives: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for what, given, least in (("weights", self.weights, "0 or more"), ("positives", self.positives, "above 0")):
+            for name, value in given.items():
+                if not (0 <= value < float("inf")) or (value == 0 and what == "positives"):
+                    raise UserError(f"{what}.{name} = {value}; accepted: a number, {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uncertainty:
+    """Every task learns how uncertain it is and weighs accordingly (Kendall et al., CVPR 2018). Its rate is that of `dense`.
+
+    start  log variance at the start
+    """
+
+    kind: ClassVar[str] = "uncertainty"
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not -20 < self.start < 20:
+            raise UserError(f"start = {self.start}; accepted: a log variance between -20 and 20, usually 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradNorm:
+    """Weights that keep the tasks' gradients at the last shared layer balanced (Chen et al., ICML 2018).
+
+    alpha  how strongly tasks that learn slowly are pulled along; 0: all gradients equally large; 1.5 for tasks that differ
+    lr     of the weights, by Adam
+    """
+
+    kind: ClassVar[str] = "gradnorm"
+    alpha: float = 1.5
+    lr: float = 0.025
+
+    def __post_init__(self) -> None:
+        _positive(lr=self.lr)
+        if not 0 <= self.alpha < float("inf"):
+            raise UserError(f"alpha = {self.alpha}; accepted: 0 or more, .1 to 1.5 in the paper")
+
+
+TaskWeighting = Fixed | Uncertainty | GradNorm
 RowOptions = Adam | FTRL | Adagrad | SGD
 DenseOptions = Adam | Adagrad | SGD
 Regulariser = MiniBatchAware | L2
@@ -176,7 +231,10 @@ class TrainingOptions:
     tables, first_order, dense   optimisers of the parameter groups; first_order: as tables unless given
     regularise   of embedding tables (first-order weights are left to FTRL's own)
     clip         greatest norm of the dense gradient; None: no clipping
+    tasks        how the tasks' losses are weighed (`training.balance`); None: all 1
     sampling     train on a part of the negatives, or of the positives of popular items
+    warm_start   folder of an older run to begin with, from which everything of the same name is taken over
+                 (`training.warm_start`): for logs that go on, with values come and gone. The optimisers begin anew
     evaluate_rows  candidates per batch in evaluation
     save_every   steps between checkpoints within an epoch; 0: at the end of each epoch only
     threads      of torch; None: as many as there are cores
@@ -195,7 +253,9 @@ class TrainingOptions:
     dense: DenseOptions = Adam()
     regularise: Regulariser | None = None
     clip: float | None = None
+    tasks: TaskWeighting | None = None
     sampling: Sampling | None = None
+    warm_start: str | None = None
     evaluate_rows: int = 8_192
     save_every: int = 0
     seed: int = 1

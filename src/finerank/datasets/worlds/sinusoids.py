@@ -7,6 +7,7 @@ y_k = w_k·x + sum_i sin(alpha_i w_k·x + beta_i) + noise of standard deviation 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -29,18 +30,33 @@ class SinusoidOptions:
     seed: int = 0
 
 
+def directions(draw: np.random.Generator, width: int, correlation: float, scale: float = 1.0) -> np.ndarray:
+    """w1 and w2, [2, d], with the cosine `correlation`."""
+    axes, _ = np.linalg.qr(draw.standard_normal((width, 2)))
+    u1, u2 = axes.T
+    return scale * np.stack([u1, correlation * u1 + np.sqrt(1 - correlation**2) * u2])
+
+
+def sines(draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """(alpha, beta) of the sines."""
+    return draw.uniform(1, 3, SINES), draw.uniform(0, 2 * np.pi, SINES)
+
+
+def sums_of_sines(along: Any, alpha: Any, beta: Any) -> Any:
+    """w·x [..., 2] -> E[y] [..., 2]; arrays or tensors."""
+    phases = along[..., None] * alpha + beta
+    return along + (np.sin(phases) if isinstance(phases, np.ndarray) else phases.sin()).sum(-1)
+
+
 def sinusoids(options: SinusoidOptions = SinusoidOptions()) -> World:
     """The world; truth: `weights` [2, d]."""
     o = options
     law = draws(o.law, "law")
-    axes, _ = np.linalg.qr(law.standard_normal((o.width, 2)))
-    u1, u2 = axes.T
-    weights = o.scale * np.stack([u1, o.correlation * u1 + np.sqrt(1 - o.correlation**2) * u2])
-    alpha, beta = law.uniform(1, 3, SINES), law.uniform(0, 2 * np.pi, SINES)
+    weights = directions(law, o.width, o.correlation, o.scale)
+    alpha, beta = sines(law)
     draw = draws(o.seed, "rows")
     x = draw.standard_normal((o.rows, o.width))
-    along = x @ weights.T  # [N, 2]
-    mean = along + np.sin(along[:, :, None] * alpha + beta).sum(axis=2)
+    mean = sums_of_sines(x @ weights.T, alpha, beta)  # [N, 2]
     y = mean + NOISE * draw.standard_normal(mean.shape)
     columns = {f"x{j}": x[:, j] for j in range(o.width)}
     columns |= {f"y{k + 1}": y[:, k] for k in range(2)} | {f"true_y{k + 1}": mean[:, k] for k in range(2)}

@@ -1,0 +1,142 @@
+"""Training on histories of 2,000 events: rows a second and the peak of anonymous memory, each model in a fresh process.
+
+python benchmarks/long_histories.py [events] [rows per step] [model ...]
+
+Users' past events are of 40 categories and 20,000 items; a click is likelier where the candidate's category is frequent in the
+whole past, so that looking far back pays. Memory is counted above what importing the package takes, and holds the batch, the
+model, its optimiser and everything between.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+MODELS = ("base", "din", "sim", "sim_soft", "rnn", "bst", "hstu", "bert4rec")
+USERS, ITEMS, CATEGORIES, REQUESTS = 150, 20_000, 40, 8  # requests per user, the last ones of their time
+STEPS = 4
+
+
+def anonymous() -> int:
+    """Bytes of anonymous memory of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def data(folder: Path, events: int) -> None:
+    """Prepare the world."""
+    import polars as pl
+
+    from finerank.data.prepare import Keys, prepare
+    from finerank.data.split import Split
+    from finerank.schema import Categorical, History, Schema, Task
+
+    draw = np.random.default_rng(0)
+    length = events + REQUESTS
+    category = draw.integers(0, CATEGORIES, ITEMS)
+    user = np.repeat(np.arange(USERS), length)
+    item = draw.integers(0, ITEMS, USERS * length)
+    log = pl.DataFrame(
+        {"user": user, "time": np.tile(np.arange(length) * 600, USERS), "item": item, "category": category[item]}
+    )
+    rows = USERS * REQUESTS
+    wanted = draw.integers(0, ITEMS, rows)
+    of = np.repeat(np.arange(USERS), REQUESTS)
+    often = np.array([np.bincount(category[item[user == u]], minlength=CATEGORIES) for u in range(USERS)])
+    share = often[of, category[wanted]] / length * CATEGORIES
+    samples = pl.DataFrame(
+        {
+            "user": of,
+            "time": (events + np.tile(np.arange(REQUESTS), USERS)) * 600,
+            "item": wanted,
+            "category": category[wanted],
+            "click": (draw.random(rows) < 1 / (1 + np.exp(-4 * (share - 1)))).astype(np.int8),
+        }
+    )
+    features = (
+        Categorical(name="user", level="request"),
+        Categorical(name="item", level="candidate"),
+        Categorical(name="category", level="candidate"),
+    )
+    past = History(name="past", fields=("item", "category"), max_length=events)
+    schema = Schema(features=features, histories=(past,), tasks=(Task(name="click"),))
+    prepare(
+        folder, schema, samples.lazy(), log.lazy(), Keys(user="user", time="time"), Split(validation=0.05, test=0.05)
+    )
+
+
+def measure(folder: Path, name: str, rows: int) -> dict[str, float]:
+    """Train some steps of `rows` candidates."""
+    import torch
+
+    from finerank.data.dataset import Dataset
+    from finerank.data.order import Budget
+    from finerank.models import registry
+    from finerank.training.loop import Trainer
+    from finerank.training.options import TrainingOptions
+
+    torch.set_num_threads(1)
+    before = anonymous()
+    options = TrainingOptions(batch=Budget(rows=rows), threads=1, keep_memory=False)
+    trainer = Trainer(registry.composition(name), Dataset.open(folder), options)
+    steps = trainer.feed.steps(trainer.dataset.requests_of("train"), options.batch)[: STEPS + 1]
+    peak, over = before, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not over.wait(0.005):
+            peak = max(peak, anonymous())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    trainer.train_step(steps[0])
+    started, cpu, done = time.perf_counter(), time.process_time(), 0
+    for step in steps[1:]:
+        trainer.train_step(step)
+        done += step.rows
+    seconds, spent = time.perf_counter() - started, time.process_time() - cpu
+    over.set()
+    watcher.join()
+    return {
+        "rows": done / len(steps[1:]),
+        "a second": done / seconds,
+        "per CPU second": done / spent,
+        "peak": peak - before,
+    }
+
+
+def main() -> None:
+    """A line per model."""
+    if sys.argv[1:2] == ["--one"]:
+        print(json.dumps(measure(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))))
+        return
+    events = int(sys.argv[1]) if len(sys.argv) > 1 else 2_000
+    rows = int(sys.argv[2]) if len(sys.argv) > 2 else 128
+    with tempfile.TemporaryDirectory() as folder:
+        data(Path(folder) / "data", events)
+        print(f"{events:,} events a history, {rows} rows a step, one candidate a request, one thread", flush=True)
+        for name in sys.argv[3:] or MODELS:
+            command = [sys.executable, __file__, "--one", str(Path(folder) / "data"), name, str(rows)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                print(f"  {name:<10} failed: {done.stderr.strip().splitlines()[-1]}", flush=True)
+                continue
+            found = json.loads(done.stdout)
+            print(
+                f"  {name:<10}{found['a second']:10.0f} rows/s{found['per CPU second']:10.0f} rows/CPU s"
+                f"{found['peak'] / 2**30:8.2f} GiB",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""finerank transfer: the joint model against one model per task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from finerank.cli import screen
+from finerank.cli.app import app
+from finerank.cli.screen import Overrides
+from finerank.search.transfer import transfer as between
+
+
+@app.command()
+def transfer(
+    recipe: Annotated[Path, typer.Argument(help="The recipe (TOML) of several tasks.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the runs and the table.")],
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each model.")] = 2,
+    twin: Annotated[
+        list[str] | None, typer.Option(help="Set a key of the single-task recipes alone, as --set does for all.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Compare with one model per task: negative transfer.  Example: finerank transfer recipe.toml -o runs/transfer
+
+    What is finished in the folder is not trained again. The table is also written to transfer.md and transfer.json.
+    """
+    found = between(recipe, out, seeds, overrides or (), twin or (), screen.console.print)
+    table = Table("task", "metric", box=None)
+    for title in ("alone", "together", "gain", "95 %", "p", "transfer"):
+        table.add_column(title, justify="right")
+    for t in found:
+        numbers = (f"{t.alone:.4f}", f"{t.joint:.4f}", f"{t.difference:+.4f}", f"{t.low:+.4f} to {t.high:+.4f}")
+        table.add_row(t.head, t.metric, *numbers, f"{t.p:.3f}", t.verdict)
+    screen.console.print(table)
+    screen.console.print(f"written to {out / 'transfer.md'}")

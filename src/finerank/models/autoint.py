@@ -1,0 +1,145 @@
+"""AutoInt and AutoInt+. Song et al., CIKM 2019, section 4.
+
+Per head: a_mk = softmax over k of <W_q e_m, W_k e_k>;  e~_m = sum_k a_mk W_v e_k
+Per layer: e_m <- relu([e~_m of all heads] + W_res e_m);  logit = w · [e_1, ..., e_F]
+
+A field looks at itself too. AutoInt+ puts a network on the embeddings beside it. Public code often divides the products by
+sqrt(d'): `scaled`.
+
+Differs from the textbook: the first layer's four projections of the request's fields are made once per request. Embeddings
+begin wider than elsewhere (0.05): from 0.01 all products are near 0 and attention stays uniform for long.
+R requests · N candidates · F fields and numbers (a number is value · vector) · D width · H heads · d' width of a head
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from finerank.errors import UserError
+from finerank.layers.mlp import check_layers, linear
+from finerank.layers.products import whole_rows
+from finerank.models.base import Tower
+from finerank.models.composition import Features, Interaction, Widths
+from finerank.models.plain import EmbeddingOptions, Plain, TaskHeads
+from finerank.models.registry import Composition, named, part
+from finerank.models.vectors import FieldVectors
+from finerank.schema import FittedSchema
+
+
+@part
+class AutoInt(Interaction):
+    """Layers of self-attention between the fields of a row, then a linear layer over all of them."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """The interacting layers.
+
+        layers   3 in the paper; 0: a linear layer on the vectors
+        heads    2 in the paper
+        width    d' of a head: 32 in the paper
+        scaled   divide the products by sqrt(d'); the paper does not
+        dropout  of the attention weights
+        std      of the initial vectors of numbers
+        """
+
+        kind: ClassVar[str] = "autoint"
+        layers: int = 3
+        heads: int = 2
+        width: int = 32
+        scaled: bool = False
+        dropout: float = 0.0
+        std: float = 0.01
+
+        def __post_init__(self) -> None:
+            check_layers((), self.dropout)
+            if self.layers < 0:
+                raise UserError(f"layers = {self.layers}; accepted: 0 (a linear layer alone) or more, usually 3")
+            if min(self.heads, self.width) < 1:
+                raise UserError(
+                    f"heads = {self.heads}, width = {self.width}; accepted: at least 1 each, usually 2 and 32"
+                )
+
+    def __init__(self, fitted: FittedSchema, widths: Widths, outputs: int, options: Options) -> None:
+        super().__init__()
+        self.vectors = FieldVectors(widths, options.std, "interaction 'autoint'")
+        dims = [widths.dim] + [options.heads * options.width] * options.layers
+        self.layers = nn.ModuleList(Interacting(dim, options) for dim in dims[:-1])
+        self.last = linear(self.vectors.fields * dims[-1], outputs, bias=False)
+
+    def forward(self, features: Features) -> Tensor:
+        """[N, outputs]."""
+        v_RFD, v_NFD = self.vectors.sides(features)
+        of = features.batch.request_of
+        if not self.layers:
+            x = whole_rows(v_RFD, v_NFD, of)
+        for k, layer in enumerate(self.layers):
+            assert isinstance(layer, Interacting)
+            if k:
+                projected = layer.project(x)
+            else:
+                sides = zip(layer.project(v_RFD), layer.project(v_NFD), strict=True)
+                projected = [whole_rows(x_RFE, x_NFE, of) for x_RFE, x_NFE in sides]
+            x = layer(*projected)
+        out: Tensor = self.last(x.flatten(1))
+        return out
+
+
+class Interacting(nn.Module):
+    """One layer: `project` makes queries, keys, values and residuals of vectors, `forward` lets them meet. E = H d'."""
+
+    def __init__(self, inputs: int, options: AutoInt.Options) -> None:
+        super().__init__()
+        self.heads, width = options.heads, options.heads * options.width
+        self.query, self.key, self.value, self.residual = (linear(inputs, width, bias=False) for _ in range(4))
+        self.scale = options.width**-0.5 if options.scaled else 1.0
+        self.dropout = nn.Dropout(options.dropout) if options.dropout else None
+
+    def project(self, x_nFD: Tensor) -> list[Tensor]:
+        """[n, F, D] -> four times [n, F, E]."""
+        return [layer(x_nFD) for layer in (self.query, self.key, self.value, self.residual)]
+
+    def weights(self, query_NFE: Tensor, key_NFE: Tensor) -> Tensor:
+        """[N, H, F, F]: how much field m (third axis) looks at field k (fourth)."""
+        q, k = self._heads(query_NFE), self._heads(key_NFE)
+        return torch.softmax(self.scale * (q @ k.transpose(2, 3)), dim=3)
+
+    def _heads(self, x_NFE: Tensor) -> Tensor:
+        n, fields, width = x_NFE.shape
+        return x_NFE.view(n, fields, self.heads, width // self.heads).transpose(1, 2)
+
+    def forward(self, query_NFE: Tensor, key_NFE: Tensor, value_NFE: Tensor, residual_NFE: Tensor) -> Tensor:
+        """[N, F, E]."""
+        value = self._heads(value_NFE)
+        if self.dropout is not None:
+            met = self.dropout(self.weights(query_NFE, key_NFE)) @ value
+        elif torch.compiler.is_exporting():
+            met = self.weights(query_NFE, key_NFE) @ value
+        else:  # the same without the weights ever standing in memory
+            q, k = self._heads(query_NFE), self._heads(key_NFE)
+            met = nn.functional.scaled_dot_product_attention(q, k, value, scale=self.scale)
+        return torch.relu(met.transpose(1, 2).flatten(2) + residual_NFE)
+
+
+AUTOINT = named(
+    Composition(
+        name="autoint",
+        representation=Plain.Options(embedding=EmbeddingOptions(std=0.05)),
+        interactions=(AutoInt.Options(),),
+        heads=TaskHeads.Options(),
+        paper="1810.11921",
+    )
+)
+
+AUTOINT_PLUS = named(
+    Composition(
+        name="autoint_plus",
+        representation=Plain.Options(embedding=EmbeddingOptions(std=0.05)),
+        interactions=(AutoInt.Options(), Tower.Options(hidden=(400, 400), activation="relu")),
+        heads=TaskHeads.Options(),
+        paper="1810.11921",
+    )
+)

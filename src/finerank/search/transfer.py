@@ -1,0 +1,165 @@
+"""What do tasks give each other? The joint model against one model per task, on the same rows.
+
+    joint    the recipe as it is: all its tasks together
+    alone    for each task the same network with this task's loss alone (`training.tasks`, the others weigh 0), trained,
+             stopped and kept by this task's own validation metric
+
+Same data, same size, same seeds: what differs is what the other tasks taught. A network for one task may want another size;
+`twin` overrides the recipe of those alone (another interaction, say), and the joint model is then compared with that.
+
+Transfer is negative where the joint model is worse and the interval of the difference says so. Nothing is selected by the test
+part; it is measured once per run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from finerank.errors import UserError
+from finerank.evaluation.compare import compare
+from finerank.models.registry import build
+from finerank.recipe import Recipe
+from finerank.run import Run, prepared, run
+from finerank.typed import apply_overrides, read_toml
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """What a task gains from being learnt with the others.
+
+    head          of the task
+    metric        auc, or rmse where there is none
+    alone, joint  the metric on the test rows, mean over the seeds
+    difference, low, high, p   joint less alone, above 0: better (an RMSE is negated); paired, covering data and seeds
+    verdict       positive, negative, or not shown: 95 % interval
+    """
+
+    head: str
+    metric: str
+    seeds: int
+    alone: float
+    joint: float
+    difference: float
+    low: float
+    high: float
+    p: float
+    verdict: str
+
+
+def transfer(
+    path: Path,
+    folder: Path,
+    seeds: int = 2,
+    overrides: Iterable[str] = (),
+    twin: Iterable[str] = (),
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[Transfer]:
+    """Train the joint model and a twin per task with every seed; write transfer.json and transfer.md into `folder`.
+
+    What is finished in the folder already is not trained again. Raises UserError for a recipe of one task, or one that
+    already leaves tasks out.
+    """
+    table = apply_overrides(read_toml(path), overrides)
+    recipe = Recipe.parse(table, path.parent, str(path))
+    data = prepared(recipe, folder / "data")
+    heads = [h for h in build(recipe.model, data.fitted).heads if h.trained]
+    if len(heads) < 2:
+        raise UserError(f"{path}: has one task; transfer is between tasks, so declare two [[task]] or more")
+    if 0 in getattr(recipe.training.tasks, "weights", {}).values():
+        raise UserError(
+            f"{path}: training.tasks.weights leaves a task out (weight 0); the joint model learns all of them"
+        )
+
+    def trained(name: str, changes: Iterable[str], tasks: Mapping[str, Any] | None = None) -> list[Run]:
+        out = []
+        for seed in range(recipe.training.seed, recipe.training.seed + seeds):
+            changed = apply_overrides(table, [*changes, f"training.seed={seed}"])
+            if tasks is not None:
+                changed["training"]["tasks"] = tasks
+            wanted, at = Recipe.parse(changed, path.parent, str(path)), folder / name / f"seed{seed}"
+            if not (at / "run.json").exists():
+                run(wanted, at, folder / "data", resume=(at / "recipe.toml").exists())
+            elif (at / "recipe.toml").read_text(encoding="utf-8") != wanted.toml():
+                raise UserError(f"{at}: holds a run of another recipe; name another folder for this comparison")
+            out.append(Run.open(at))
+        return out
+
+    joint = trained("joint", ())
+    found = []
+    for head in heads:
+        off = {h.task: 0.0 for h in heads if h.task != head.task}
+        tasks = {"kind": "fixed", "weights": off, "positives": _positives(recipe, head.task)}
+        alone = trained(f"alone_{_file_name(head.task)}", twin, tasks)
+        found.append(_transfer(head.name, alone, joint))
+        tell(line(found[-1]))
+        _write(folder, path, found)
+    return found
+
+
+def _positives(recipe: Recipe, task: str) -> dict[str, float]:
+    """How often a positive counts belongs to the task, not to the weighing of tasks."""
+    given = getattr(recipe.training.tasks, "positives", {})
+    return {task: given[task]} if task in given else {}
+
+
+def _transfer(head: str, alone: Sequence[Run], joint: Sequence[Run]) -> Transfer:
+    metric = "auc" if "auc" in joint[0].metrics()["test"][head] else "rmse"
+    sign = 1.0 if metric == "auc" else -1.0
+    d = next(a for a in compare([*alone, *joint]).against if a.head == head).differences[metric]
+    low, high = sorted((sign * d.low, sign * d.high))
+    verdict = "positive" if low > 0 else "negative" if high < 0 else "not shown"
+    return Transfer(
+        head=head,
+        metric=metric,
+        seeds=len(joint),
+        alone=statistics.mean(r.metrics()["test"][head][metric] for r in alone),
+        joint=statistics.mean(r.metrics()["test"][head][metric] for r in joint),
+        difference=sign * d.value,
+        low=low,
+        high=high,
+        p=d.p,
+        verdict=verdict,
+    )
+
+
+def line(found: Transfer) -> str:
+    """One task in one line."""
+    return (
+        f"{found.head}: {found.metric} alone {found.alone:.4f}, together {found.joint:.4f}, gain {found.difference:+.4f} "
+        f"({found.low:+.4f} to {found.high:+.4f}): transfer {found.verdict}"
+    )
+
+
+def markdown(title: str, found: Sequence[Transfer]) -> str:
+    """The tasks as a table for people."""
+    lines = [f"# {title}", "", "| task | metric | alone | together | gain | 95 % | p | transfer |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for t in found:
+        numbers = [f"{t.alone:.4f}", f"{t.joint:.4f}", f"{t.difference:+.4f}", f"{t.low:+.4f} to {t.high:+.4f}"]
+        lines.append("| " + " | ".join([t.head, t.metric, *numbers, f"{t.p:.3f}", t.verdict]) + " |")
+    seeds = max((t.seeds for t in found), default=0)
+    lines += [
+        "",
+        f"{seeds} seed{'s' * (seeds != 1)} each; gains are paired on the same test rows and above 0 where learning together is "
+        "better. p is not adjusted for the number of tasks.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _write(folder: Path, recipe: Path, found: Sequence[Transfer]) -> None:
+    plain = [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(t).items()} for t in found]
+    text = json.dumps({"recipe": recipe.name, "tasks": plain}, indent=1)
+    (folder / "transfer.json").write_text(text, encoding="utf-8")
+    (folder / "transfer.md").write_text(
+        markdown(f"Transfer between the tasks of {recipe.name}", found), encoding="utf-8"
+    )
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)
