@@ -70,6 +70,7 @@ class SeparateInteractions(Interaction):
     def __init__(self, names: Sequence[str], parts: Sequence[Interaction]) -> None:
         super().__init__()
         self.names, self.of = names, nn.ModuleList(parts)
+        self.needs = reduce(or_, (part.needs for part in parts))
 
     def forward(self, features: Features) -> Tensor:
         """[N, K]."""
