@@ -185,7 +185,12 @@ def picture(found: list[Trained]) -> str:
             "mark": {"type": "line", "strokeWidth": 1.6},
             "encoding": {
                 "x": {"field": "step", "type": "quantitative", "title": "step"},
-                "y": {"field": "loss", "type": "quantitative", "title": "mean loss", "scale": {"type": "log"}},
+                "y": {
+                    "field": "loss",
+                    "type": "quantitative",
+                    "title": "mean loss",
+                    "scale": {"type": "log", "nice": False},
+                },
                 "color": color,
             },
         }
@@ -193,11 +198,20 @@ def picture(found: list[Trained]) -> str:
             "width": 250,
             "height": 110,
             "data": {"values": spread},
-            "mark": {"type": "area", "opacity": 0.45, "interpolate": "monotone"},
-            "transform": [{"density": "final", "groupby": ["model"], "as": ["final", "density"]}],
+            "mark": {"type": "line", "strokeWidth": 1.6},
+            "transform": [
+                {"calculate": "log(datum.final) / LN10", "as": "log"},
+                {"density": "log", "groupby": ["model"], "as": ["log", "density"]},
+                {"calculate": "pow(10, datum.log)", "as": "final"},
+            ],
             "encoding": {
-                "x": {"field": "final", "type": "quantitative", "title": "final loss of a repeat"},
-                "y": {"field": "density", "type": "quantitative", "title": "repeats", "stack": None},
+                "x": {
+                    "field": "final",
+                    "type": "quantitative",
+                    "title": "final loss of a repeat",
+                    "scale": {"type": "log", "nice": False},
+                },
+                "y": {"field": "density", "type": "quantitative", "title": "density", "stack": None},
                 "color": color,
             },
         }

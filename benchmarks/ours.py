@@ -1,7 +1,7 @@
 """finerank in the benchmark: one task a process. Tasks as in `run.py`; called by it.
 
 python benchmarks/ours.py prepare A     encode the raw files once (not timed here)
-python benchmarks/ours.py train din A 1
+python benchmarks/ours.py train din A 1 [bf16]
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from finerank.data.order import Budget
 from finerank.data.prepare import Keys, prepare
 from finerank.data.split import Split
 from finerank.kernels import build as loops
+from finerank.layers.precision import Precision
 from finerank.models import registry
 from finerank.models.registry import Composition
 from finerank.schema import Categorical, Hashed, History, Numeric, Schema, Task, Vocabulary
@@ -105,12 +106,14 @@ def model(task: str) -> Composition:
             return registry.parse({"name": "dcn", "representation": {"embedding": embedding}, "interactions": parts})
 
 
-def train(task: str, world: str, seed: int) -> None:
+def train(task: str, world: str, seed: int, precision: Precision = "float32") -> None:
     """A whole epoch through the product's own training loop, then the test part."""
     settle(seed)
     with Memory() as memory:
         data = Dataset.open(folder() / f"finerank_{world}")
-        given = TrainingOptions(epochs=1, seed=seed, threads=torch.get_num_threads(), batch=Budget(rows=BATCH))
+        given = TrainingOptions(
+            epochs=1, seed=seed, threads=torch.get_num_threads(), batch=Budget(rows=BATCH), precision=precision
+        )
         trainer = Trainer(model(task), data, given)
         rows = len(data.rows_of(data.requests_of("train")))
         with StepClock() as clock:
@@ -159,6 +162,6 @@ if __name__ == "__main__":
     if verb == "prepare":
         encode(rest[0])
     elif verb == "train":
-        train(rest[0], rest[1], int(rest[2]))
+        train(rest[0], rest[1], int(rest[2]), "bf16" if rest[3:] == ["bf16"] else "float32")
     else:
         vocabulary(int(rest[0]))

@@ -28,6 +28,7 @@ PEERS = {"fuxictr": "fuxi", "deepctr": "deepctr", "rechub": "rechub"}
 TASKS = (("din", "A"), ("din", "R"), ("deepfm", "B"), ("dcn", "B"))
 BARE = {("din", "A"): "ragged,split,lazy,mallopt", ("deepfm", "B"): "merged,lazy,mallopt"}
 NORMED = {"deepfm_bn": ("fuxictr", "deepctr"), "dcn_bn": ("fuxictr", "deepctr"), "din_bn": ("fuxictr",)}
+HALF = "finerank bf16"
 DISTURBED = 0.06  # share of the machine's CPU that others took
 Record = dict[str, Any]
 
@@ -52,6 +53,8 @@ class Measurement:
             return [sys.executable, str(HERE / "ours.py"), "vocabulary", self.world]
         if self.who == "finerank":
             return [sys.executable, str(HERE / "ours.py"), *arguments]
+        if self.who == HALF:
+            return [sys.executable, str(HERE / "ours.py"), *arguments, "bf16"] if has_bf16() else None
         venvs = os.environ.get("BENCH_VENVS")
         if venvs is None or (self.who == "fuxictr" and "FUXICTR_SRC" not in os.environ):
             return None
@@ -68,6 +71,7 @@ def plan(rounds: int, our_rounds: int, quick: bool) -> Iterator[Measurement]:
     for seed in range(1, (1 if quick else our_rounds) + 1):
         for task, world in TASKS:
             yield Measurement("finerank", task, world, seed)
+            yield Measurement(HALF, task, world, seed)
             if (task, world) in BARE:
                 yield Measurement("bare", task, world, seed)
             if seed <= rounds and not quick:
@@ -78,10 +82,20 @@ def plan(rounds: int, our_rounds: int, quick: bool) -> Iterator[Measurement]:
             for task, peers in NORMED.items():
                 world = "A" if task.startswith("din") else "B"
                 yield Measurement("finerank", task, world, seed)
+                yield Measurement(HALF, task, world, seed)
                 if seed == 1:
                     yield from (Measurement(peer, task, world, seed) for peer in peers)
         if seed == 1:
             yield Measurement("finerank", "din", "a", seed)
+
+
+def has_bf16() -> bool:
+    """Whether products in bf16 are fast on this machine."""
+    import torch
+
+    from finerank.kernels import build
+
+    return build.has_bf16(torch.device("cpu"))
 
 
 def measure(what: Measurement, command: list[str]) -> Record:
@@ -110,7 +124,7 @@ def measure(what: Measurement, command: list[str]) -> Record:
 
 def line(r: Record) -> str:
     """A measurement for the screen."""
-    head = f"{r['who']:9} {r['task']:10} {r['world']:8} {r['seed']}  {r['rows_per_s']:9,.0f} rows/s"
+    head = f"{r['who']:13} {r['task']:10} {r['world']:8} {r['seed']}  {r['rows_per_s']:9,.0f} rows/s"
     return f"{head}  AUC {r.get('auc', 0):.4f}  others {r['other_cpu']:.0%}  {r['process_s']:.0f} s"
 
 
@@ -155,12 +169,13 @@ def table(records: list[Record]) -> str:
     for (task, world), of in groups.items():
         if task == "vocabulary" or world == "a":
             continue
-        ours = of.get("finerank", [])
+        ours, half = of.get("finerank", []), of.get(HALF, [])
         out += [f"### {task} on {world}", ""]
         out.append(
-            "| | training, rows/s | ours over it | evaluation, rows/s | ours over it | test AUC | memory, MB | first step, s |"
+            "| | training, rows/s | ours over it | our bf16 over it | evaluation, rows/s | ours over it | test AUC "
+            "| memory, MB | first step, s |"
         )
-        out.append("|---|---|---|---|---|---|---|---|")
+        out.append("|---|---|---|---|---|---|---|---|---|")
         for who, found in of.items():
             star = "*" if any(r["other_cpu"] > DISTURBED for r in found) else ""
             aucs = [r["auc"] for r in found]
@@ -169,6 +184,7 @@ def table(records: list[Record]) -> str:
                 f"{who} ({len(found)}){star}",
                 spread([r["rows_per_s"] for r in found]),
                 "" if who == "finerank" else spread(ratios(ours, found, "rows_per_s"), "{:.2f}"),
+                "" if who == HALF else spread(ratios(half, found, "rows_per_s"), "{:.2f}"),
                 spread([r["evaluate_rows_per_s"] for r in found]),
                 "" if who == "finerank" else spread(ratios(ours, found, "evaluate_rows_per_s"), "{:.2f}"),
                 f"{statistics.mean(aucs):.4f}{error}",

@@ -23,6 +23,7 @@ import numpy as np
 import finerank.models
 from finerank.models import registry
 from finerank.models.composition import Heads, Interaction, Model, Part, Representation
+from finerank.models.stages import Stage
 from finerank.schema import (
     Categorical,
     Columns,
@@ -68,6 +69,9 @@ Parameters are counted on a reference schema: 10,000 users in 50 countries, 5,00
 either side, a history of items and categories with ages, and a position among ten that only training knows; one task, or as
 many as the model needs."""
 
+STAGES = """\
+What is trained before a model (`model.stages`): `--set model.stages.<kind>.<key>=...`, or `stages = []` for none of it."""
+
 ROWS = {"user": 10_000, "country": 50, "item": 5_000, "category": 100, "clicks.age": 14, "position": 10}
 
 
@@ -106,6 +110,7 @@ def page() -> str:
     parts = [INTRODUCTION, "\n".join(_overview()), SIZES]
     parts += ["\n\n".join(_model(name)) for name in registry.names()]
     parts += ["## Parts", *("\n\n".join(_part(cls)) for cls in _parts())]
+    parts += ["## Stages", STAGES, *("\n\n".join(_part(cls)) for cls in registry.stages())]
     parts += ["## What every model passes", "\n".join(_checks())]
     return "\n\n".join(parts) + "\n"
 
@@ -136,16 +141,20 @@ def _model(name: str) -> Iterator[str]:
     yield _prose(_docstring(c)) if told == name else f"Described under [{told}](#{told})."
     table = {"representation": plain(c.representation)}
     table |= {"interactions": [plain(o) for o in c.interactions], "heads": plain(c.heads)}
+    table |= {"stages": [plain(o) for o in c.stages]} if c.stages else {}
     table |= {"separate": True} if c.separate else {}
     yield f"```toml\n{to_toml({'model': {'name': name} | table}).strip()}\n```"
     kinds = [(Representation, c.representation), *((Interaction, o) for o in c.interactions), (Heads, c.heads)]
     links = [f"[{o.kind}](#{_anchor(registry.part_class(base, o))})" for base, o in kinds]
     yield f"Parts: {', '.join(links)}."
+    if c.stages:
+        steps = [f"[{o.kind}](#{_anchor(type(registry.stage_of(o)))})" for o in c.stages]
+        yield f"Trains in stages: {', '.join(steps)}, then itself."
     exempt = [f"`{check}`: {why}; instead `{other}`" for check, (why, other) in sorted(c.exemptions.items())]
     yield f"Exempted from checks: {'. '.join(exempt) or 'none'}."
 
 
-def _part(cls: type[Part]) -> Iterator[str]:
+def _part(cls: type[Part] | type[Stage]) -> Iterator[str]:
     yield f"### {_heading(cls)}"
     yield _prose(inspect.getdoc(cls) or "")
     rows = [
@@ -238,15 +247,15 @@ def _paper(paper: str) -> str:
     return f"[doi {paper}](https://doi.org/{paper})" if paper.startswith("10.") else "none"
 
 
-def _place(cls: type[Part]) -> str:
-    return next(place for base, place in PLACES if issubclass(cls, base))
+def _place(cls: type[Part] | type[Stage]) -> str:
+    return next((place for base, place in PLACES if issubclass(cls, base)), "stages")
 
 
-def _heading(cls: type[Part]) -> str:
+def _heading(cls: type[Part] | type[Stage]) -> str:
     return f"{_place(cls)}: {cls.Options.kind}"
 
 
-def _anchor(cls: type[Part]) -> str:
+def _anchor(cls: type[Part] | type[Stage]) -> str:
     """How GitHub names a heading: lower case, spaces to hyphens, other punctuation gone."""
     return re.sub(r"[^\w\- ]", "", _heading(cls).lower()).replace(" ", "-")
 
@@ -257,6 +266,8 @@ def _accepted(hint: Any) -> str:
         return ", ".join(f"`{to_toml({'x': value}).removeprefix('x = ').strip()}`" for value in get_args(hint))
     if get_origin(hint) is tuple:
         return f"a list of: {_accepted(get_args(hint)[0])}"
+    if get_origin(hint) is not None:
+        return "a table"
     return {int: "integer", float: "number", bool: "true or false", str: "text"}[hint]
 
 

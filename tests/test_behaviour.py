@@ -13,10 +13,15 @@ import torch
 
 from finerank.data.builder import BatchBuilder
 from finerank.data.dataset import Dataset
-from finerank.data.prepare import prepare
+from finerank.data.order import Budget
+from finerank.data.prepare import Keys, prepare
 from finerank.data.split import Split
+from finerank.datasets.worlds.sequences import SequenceOptions, sequences
 from finerank.models import registry
 from finerank.schema import Categorical, History, Schema, Task
+from finerank.training.evaluate import metrics, predict
+from finerank.training.loop import Trainer
+from finerank.training.options import Adam, TrainingOptions
 
 CHEAP = {"kind": "tower", "hidden": [4]}
 OVER_FIELDS = [
@@ -91,3 +96,31 @@ def test_pasts_of_list_columns_have_no_times(tmp_path: Path) -> None:
         trained_once({"name": "base", "representation": representation | small, "interactions": interactions}, data)
     with pytest.raises(ValueError, match=r"events of 'seen' have none: list columns do not say when"):
         trained_once({"name": "dsin"}, data)
+
+
+@pytest.mark.slow
+def test_models_of_order_find_the_markov_chain_that_pooling_cannot_see(tmp_path: Path) -> None:
+    """World 9: what comes next depends on what came last. Other users are the test, so the chain itself must be learnt."""
+    world = sequences(SequenceOptions(users=600, length=12))
+    schema = Schema(
+        features=(Categorical(name="item", level="candidate"),),
+        histories=(History(name="past", fields=("item",)),),
+        tasks=(Task(name="came"),),
+    )
+    assert world.events is not None
+    keys = Keys(request="request", user="user", time="time")
+    data = prepare(
+        tmp_path / "data", schema, world.samples.lazy(), world.events.lazy(), keys, Split(by="user", test=0.2)
+    )
+    options = TrainingOptions(
+        epochs=8, patience=8, batch=Budget(rows=256), tables=Adam(lr=5e-3), dense=Adam(lr=2e-3), threads=1
+    )
+    found = {}
+    tower = {"interactions": [{"kind": "tower", "hidden": [64, 32]}]}
+    for name in ("base", "rnn", "dien", "bert4rec"):
+        small = {"representation": {"embedding": {"width": 32}, "last": 0.3}} if name == "bert4rec" else tower
+        trainer = Trainer(registry.parse({"name": name} | small), data, options)
+        trainer.fit()
+        found[name] = metrics(predict(trainer.model, trainer.builder, data.requests_of("test")))["came"]["auc"]
+    assert found["base"] < 0.84
+    assert all(found[name] > found["base"] + 0.04 for name in ("rnn", "dien", "bert4rec")), found

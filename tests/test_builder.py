@@ -141,7 +141,7 @@ def test_batches_equal_loops(data: Dataset) -> None:
 
 def test_the_order_of_tensors_is_declared_and_fixed(data: Dataset) -> None:
     names = ["request", "candidate", "request_of", "histories", "labels", "weights", "pairs", "negatives"]
-    names += ["masked", "drawn", "example_age", "train_only", "requests", "rows", "rows_in_step"]
+    names += ["masked", "drawn", "example_age", "train_only", "noise", "requests", "rows", "rows_in_step"]
     assert [f.name for f in dataclasses.fields(Batch)] == names
     fitted = data.fitted
     assert [name for name, _ in fitted.request.ids] == ["user", "country"]

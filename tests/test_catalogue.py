@@ -189,12 +189,15 @@ def test_wrong_options_of_bert4rec_are_refused(options: dict[str, Any], said: st
 def test_a_catalogue_needs_an_item_that_both_sides_share() -> None:
     made = fitted()
     apart = replace(made.histories["clicks"], ids=(("age", "clicks.age"),))
-    with pytest.raises(
-        UserError, match=r"no history has a field of one id that shares its table .* \(histories here: clicks"
-    ):
+    said = (
+        r"no field of any history is a single id that shares its table with the candidate.*\(histories here: clicks\)"
+    )
+    with pytest.raises(UserError, match=said):
         model_of(BERT, replace(made, histories={"clicks": apart}))
-    with pytest.raises(UserError, match=r"history 'views' has a field|history 'views' has"):
+    with pytest.raises(UserError, match=r"history = 'views' is not declared; accepted: clicks"):
         model_of(bert(history="views"))
+    with pytest.raises(UserError, match=r"no field of history 'clicks' is a single id"):
+        model_of(bert(history="clicks"), replace(made, histories={"clicks": apart}))
 
 
 def test_matching_needs_one_vector_on_either_side() -> None:

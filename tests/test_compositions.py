@@ -179,7 +179,7 @@ SENTENCES = [
     (
         'name = "din"; intractions = []',
         "model.intractions: unknown key; did you mean 'interactions'? "
-        "accepted: heads, interactions, name, representation, separate, without",
+        "accepted: heads, interactions, name, representation, separate, stages, without",
     ),
     (
         'name = "din"; interactions = ["crss"]',

@@ -31,6 +31,7 @@ from finerank.schema import OOV
 from finerank.training.checkpoint import Checkpoints, restore
 from finerank.training.loop import Trainer
 from finerank.training.options import Adam, TrainingOptions
+from finerank.training.stages import after_stages
 from finerank.training.warm_start import OldRun
 from finerank.typed import plain
 
@@ -327,7 +328,7 @@ def check_batch_without_rows_of_a_task_gives_zero(name: str, data: Dataset, tmp:
 @check
 def check_fits_a_tiny_set(name: str, data: Dataset, tmp: Path) -> None:
     options = TrainingOptions(epochs=1, tables=Adam(lr=0.03), dense=Adam(lr=0.01), keep_memory=False, threads=1)
-    trainer = Trainer(registry.composition(name), data, options)
+    trainer = after_stages(registry.composition(name), data, options)
     (step,) = trainer.builder.steps(busy(data, 10), Budget(rows=10_000), shuffle=False)
     losses = [trainer.train_step(step) for _ in range(80)]
     assert losses[-1] < 0.5 * losses[0]
@@ -338,7 +339,7 @@ def check_same_seed_same_bits_and_resume_equals_uninterrupted(name: str, data: D
     options = TrainingOptions(
         epochs=3, patience=9, batch=Budget(rows=32), save_every=2, keep_memory=False, threads=1, seed=5
     )
-    whole = Trainer(registry.composition(name), data, options, tmp / "whole")
+    whole = after_stages(registry.composition(name), data, options, tmp / "whole")
     whole.fit()
 
     class Stopped(Exception):  # noqa: N818
@@ -352,10 +353,9 @@ def check_same_seed_same_bits_and_resume_equals_uninterrupted(name: str, data: D
         if seen == 5:
             raise Stopped
 
-    cut = Trainer(registry.composition(name), data, options, tmp / "cut", at=stop)
-    with pytest.raises(Stopped):
-        cut.fit()
-    resumed = Trainer(registry.composition(name), data, options, tmp / "cut")
+    with pytest.raises(Stopped):  # of a model that trains in stages, in the first of them that has steps
+        after_stages(registry.composition(name), data, options, tmp / "cut", at=stop).fit()
+    resumed = after_stages(registry.composition(name), data, options, tmp / "cut", resume=True)
     resumed.fit(resume=True)
     for (key, a), b in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
         assert torch.equal(a, b), key
@@ -370,7 +370,7 @@ def check_best_weights_are_restored(name: str, data: Dataset, tmp: Path) -> None
     options = TrainingOptions(
         epochs=4, patience=9, batch=Budget(rows=32), tables=Adam(lr=0.05), keep_memory=False, threads=1
     )
-    trainer = Trainer(registry.composition(name), data, options)
+    trainer = after_stages(registry.composition(name), data, options)
     history = trainer.fit()
     measured = metrics(predict(trainer.model, trainer.builder, data.requests_of("validation"), logged=True))
     assert monitored(trainer.model, measured, "auc") == max(e.score for e in history)
@@ -441,6 +441,35 @@ def test_model(name: str, check_name: str, worlds: dict[int, Dataset], tmp_path:
         return
     torch.set_num_threads(1)
     CHECKS[check_name](name, world_of(name, worlds), tmp_path)
+
+
+def test_gbdt_lr_fits_a_tiny_set_with_leaves_of_one_row(worlds: dict[int, Dataset]) -> None:
+    data = worlds[1]
+    options = TrainingOptions(epochs=1, tables=Adam(lr=0.1), keep_memory=False, threads=1)
+    small = registry.parse({"name": "gbdt_lr", "stages": {"trees": {"min_rows": 1}}})
+    trainer = after_stages(small, data, options)
+    (step,) = trainer.builder.steps(trainer.requests[:12], Budget(rows=10_000), shuffle=False)
+    losses = [trainer.train_step(step) for _ in range(80)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_gbdt_lr_warms_up_with_trees_of_its_own(worlds: dict[int, Dataset], tmp_path: Path) -> None:
+    data = worlds[1]
+    composition = registry.parse({"name": "gbdt_lr", "stages": {"trees": {"min_rows": 2}}})
+    options = TrainingOptions(epochs=1, tables=Adam(lr=0.1), keep_memory=False, threads=1)
+    before = after_stages(composition, data, options, tmp_path)
+    before.fit()
+    other = registry.parse({"name": "gbdt_lr", "stages": {"trees": {"min_rows": 5}}})
+    warm = replace(options, warm_start=str(tmp_path))
+    after = after_stages(other, data, warm, old=OldRun.of(tmp_path, composition, data))
+    grown = {name: t.clone() for name, t in after.model.named_buffers()}
+    after.begin()
+    for name, tensor in after.model.named_buffers():
+        assert torch.equal(tensor, grown[name])
+    assert any(not torch.equal(t, grown[name]) for name, t in before.model.named_buffers())
+    for tables in after.model.embeddings().values():
+        assert not bool(tables.weight.any())
+    assert torch.equal(after.model.head.bias, before.model.head.bias)  # type: ignore[arg-type]
 
 
 def test_aman_starts_at_the_rate_of_the_whole_chain(worlds: dict[int, Dataset]) -> None:

@@ -40,6 +40,7 @@ from finerank.schema import OOV, Categorical, Cross, Growing, Hashed, History, M
 from finerank.training.evaluate import predict
 from finerank.training.loop import Trainer
 from finerank.training.options import Adam, TrainingOptions
+from finerank.training.stages import after_stages
 
 MICROSECONDS = 1_000_000
 CLOSE = {"rtol": 1e-6, "atol": 1e-5}  # logits reach 50 here, where eight steps of float32 are 3e-5
@@ -77,7 +78,7 @@ def trained(model: str | Mapping[str, Any], data: Dataset) -> Trainer:
     options = TrainingOptions(
         epochs=2, batch=Budget(rows=32), tables=Adam(lr=0.05), dense=Adam(lr=0.01), keep_memory=False, threads=1
     )
-    trainer = Trainer(registry.parse(table), data, options)
+    trainer = after_stages(registry.parse(table), data, options)
     trainer.fit()
     return trainer
 
@@ -270,6 +271,7 @@ def test_every_model_makes_the_trip(
 ) -> None:
     world = worlds[registry.composition(name).least_tasks]
     scorer = check_the_trip(trained(name, world.data), world, tmp_path, monkeypatch, capfd)
+    assert scorer.manifest.composition["interactions"]  # what it was built from, with what stages decided
     if name == "lr":
         assert not any(i.name.startswith("clicks.") for i in scorer.manifest.inputs)
 

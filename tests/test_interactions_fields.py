@@ -74,15 +74,24 @@ def test_permuting_the_fields_permutes_what_a_layer_makes_of_them() -> None:
     layer = interacting(model_of(autoint()))
     x = torch.randn(3, 5, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     turn = torch.tensor([3, 0, 4, 2, 1])
-    assert torch.allclose(layer(*layer.project(x[:, turn])), layer(*layer.project(x))[:, turn], rtol=1e-12)
+    assert torch.allclose(layer(x[:, turn]), layer(x)[:, turn], rtol=1e-12)
 
 
 def test_equal_vectors_attend_uniformly() -> None:
     layer = interacting(model_of(autoint()))
     x = torch.tensor([0.3, -1.2], dtype=torch.float64).expand(2, 5, D)
-    weights = layer.weights(layer.query(x), layer.key(x))
+    weights = layer.weights(x)
     assert weights.shape == (2, 2, 5, 5)
     assert torch.allclose(weights, torch.full_like(weights, 0.2), rtol=1e-12)
+
+
+def test_attention_without_weights_in_memory_is_attention() -> None:
+    """The fused operator against the plain one, which graphs and dropout use."""
+    layer = interacting(model_of(autoint(scaled=True)))
+    x = torch.randn(3, 5, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    fused = layer(x)
+    layer.dropout = torch.nn.Identity()
+    assert torch.allclose(layer(x), fused, rtol=1e-12)
 
 
 def test_without_values_only_the_residual_is_left() -> None:
@@ -90,7 +99,7 @@ def test_without_values_only_the_residual_is_left() -> None:
     x = torch.randn(3, 5, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         layer.value.weight.zero_()
-    assert torch.allclose(layer(*layer.project(x)), torch.relu(layer.residual(x)), rtol=1e-12)
+    assert torch.allclose(layer(x), torch.relu(layer.residual(x)), rtol=1e-12)
 
 
 def test_autoint_drops_attention_in_training_only() -> None:

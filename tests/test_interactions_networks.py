@@ -14,7 +14,7 @@ from by_hand import AGES, OF, PAST, PRICES, SMALL, D, Hand, batch_of, features_o
 
 from finerank.errors import UserError
 from finerank.models import registry
-from finerank.models.xdeepfm import _Bilinear, bilinear
+from finerank.models.xdeepfm import _Bilinear, bilinear, quadratic
 
 # ------------------------------------------------------------------------------------------------ PNN
 
@@ -294,6 +294,14 @@ def test_slices_of_outer_products_change_nothing(size: int, monkeypatch: pytest.
     assert torch.allclose(bilinear(x, y, w), torch.einsum("nda,ndb,hab->ndh", x, y, w), rtol=1e-12)
     assert torch.autograd.gradcheck(bilinear, (x, y, w))
     assert torch.autograd.gradcheck(bilinear, (x, y[:, :, 1:], w[:, :, 1:]))
+
+
+@pytest.mark.parametrize("fields", [5, 16, 39])
+def test_one_order_for_both_changes_nothing(fields: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 2, fields, dtype=torch.float64, generator=draw)
+    w = torch.randn(4, fields, fields, dtype=torch.float64, generator=draw)
+    assert torch.allclose(quadratic(x, w), torch.einsum("nda,ndb,hab->ndh", x, x, w), rtol=1e-10)
 
 
 # ------------------------------------------------------------------------------------------------ Deep Crossing

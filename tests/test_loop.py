@@ -28,6 +28,7 @@ from finerank.data.order import Budget
 from finerank.data.prepare import prepare
 from finerank.data.split import Split
 from finerank.errors import UserError
+from finerank.kernels.build import has_bf16
 from finerank.models import registry
 from finerank.models.base import Tower
 from finerank.models.composition import Model
@@ -133,6 +134,9 @@ CASES: dict[str, tuple[Composition, str, TrainingOptions]] = {
     "balanced gradients": (composition("mmoe"), "plain", quick(tasks=GradNorm(lr=0.2))),
     "patience ran out": (small("base"), "plain", quick(epochs=9, patience=0, tables=Adam(lr=0.3), dense=Adam(lr=0.3))),
 }
+
+if has_bf16(torch.device("cpu")):
+    CASES["products in bf16"] = (small("din"), "plain", quick(precision="bf16"))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -622,7 +622,8 @@ def test_cross_without_biases_only_stretches_its_input() -> None:
     width = cross.weights.shape[1]  # type: ignore[union-attr,index]
     with torch.no_grad():
         cross.biases.zero_()  # type: ignore[union-attr,operator]
-    cross.last = torch.nn.Identity()
+    cross.last = torch.nn.Linear(width, width, bias=False)  # type: ignore[union-attr]
+    cross.last.weight = torch.nn.Parameter(torch.eye(width, dtype=torch.float64))  # shows x_L itself
     found = features_of(model, batch_of())
     x0, xL = found.rows(), cross(found)
     assert xL.shape == (5, width)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finerank.data.tally import TextTally
 from finerank.errors import UserError
+from finerank.runtime.fields import TableSpec
 from finerank.runtime.hashing import hash64
 from finerank.runtime.rows import RowMap
 from finerank.runtime.symbols import CutsTable, GrowingTable, HashedTable, SymbolTable, VocabularyTable
@@ -21,13 +24,19 @@ TEXTS = ["a", "1", "01", "手机", "e\u0301", "\u00e9", "👩‍👩‍👧", "a
 # ------------------------------------------------------------------------------------------------ tables
 
 
+def fitted(counts: dict[str, int], encoding: Vocabulary) -> SymbolTable:
+    tally = TextTally()
+    tally.add(pl.Series(list(counts)), np.array(list(counts.values())), np.arange(len(counts)))
+    return tally.fit("t", TableSpec(encoding))[0]
+
+
 def test_vocabulary_orders_by_count_then_text_and_drops_the_rare() -> None:
     counts = {"b": 5, "a": 5, "z": 9, "rare": 1, "é": 5, "e": 5}
-    table = VocabularyTable.fit("t", counts, Vocabulary(min_count=2))
+    table = fitted(counts, Vocabulary(min_count=2))
     assert table.names[FIRST:] == ["z", "a", "b", "e", "é"]
     assert [table.lookup(t) for t in ("z", "a", "é", "rare", "never", None)] == [3, 4, 7, OOV, OOV, MISSING]
     assert table.size == 8
-    assert VocabularyTable.fit("t", counts, Vocabulary(max_size=2)).names[FIRST:] == ["z", "a"]
+    assert fitted(counts, Vocabulary(max_size=2)).names[FIRST:] == ["z", "a"]
     with pytest.raises(UserError, match="max_size = 0; accepted: 1 or more"):
         Vocabulary(max_size=0)
     with pytest.raises(UserError, match="twice"):

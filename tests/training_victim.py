@@ -2,7 +2,8 @@
 
 An order {"data", "folder", "point", "kill_at"} is carried out by a forked child that resumes the training in the folder
 and kills itself with SIGKILL just before the `kill_at`-th time that it comes to a point of this name (null: never). With
-"delay" it is killed from outside after so many seconds. The answer tells the signal that ended the child, 0 for none.
+"delay" it is killed from outside after so many seconds; with "model", it is that model's training with all its stages. The
+answer tells the signal that ended the child, 0 for none.
 Forking spares an import of torch for every kill.
 """
 
@@ -23,10 +24,11 @@ import torch._dynamo  # torch.optim imports it at its first step: here once, not
 from finerank.data.dataset import Dataset
 from finerank.data.order import Budget
 from finerank.models.base import Tower
-from finerank.models.registry import composition
+from finerank.models.registry import composition, parse
 from finerank.schema import Growing
 from finerank.training.loop import Trainer
 from finerank.training.options import L2, TrainingOptions
+from finerank.training.stages import after_stages
 
 MODEL = composition("dien")
 OPTIONS = TrainingOptions(
@@ -39,6 +41,7 @@ OPTIONS = TrainingOptions(
     keep_memory=False,
     monitor="logloss",
 )
+STAGED = replace(OPTIONS, regularise=None, epochs=2)
 ENCODING = Growing(capacity=20)
 
 
@@ -64,7 +67,11 @@ class Killer:
 
 def child(order: dict[str, Any]) -> None:
     killer = Killer(order.get("point"), order.get("kill_at"))
-    trainer(Dataset.open(order["data"]), Path(order["folder"]), killer).fit(resume=True)
+    data, folder = Dataset.open(order["data"]), Path(order["folder"])
+    if "model" in order:
+        after_stages(parse(order["model"]), data, STAGED, folder, at=killer, resume=True).fit(resume=True)
+    else:
+        trainer(data, folder, killer).fit(resume=True)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from clock import (
     auc,
     emit,
     folder,
+    preparing,
     settle,
     timed,
 )
@@ -101,7 +102,7 @@ def train(task, world, seed):
 if __name__ == "__main__":
     verb, *rest = sys.argv[1:]
     if verb == "prepare":
-        with (folder() / f"deepctr_{rest[0]}.pickle").open("wb") as file:
+        with preparing(), (folder() / f"deepctr_{rest[0]}.pickle").open("wb") as file:
             pickle.dump(prepared(rest[0]), file, protocol=5)
     else:
         train(rest[0], rest[1], int(rest[2]))

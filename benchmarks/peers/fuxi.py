@@ -27,6 +27,7 @@ from clock import (
     auc,
     emit,
     folder,
+    preparing,
     settle,
     timed,
 )
@@ -128,6 +129,7 @@ def train(task, world, seed):
 if __name__ == "__main__":
     verb, *rest = sys.argv[1:]
     if verb == "prepare":
-        prepare(rest[0])
+        with preparing():
+            prepare(rest[0])
     else:
         train(rest[0], rest[1], int(rest[2]))

@@ -22,6 +22,7 @@ from clock import (
     auc,
     emit,
     folder,
+    preparing,
     settle,
     timed,
 )
@@ -110,7 +111,7 @@ def train(task, world, seed):
 if __name__ == "__main__":
     verb, *rest = sys.argv[1:]
     if verb == "prepare":
-        with (folder() / f"rechub_{rest[0]}.pickle").open("wb") as file:
+        with preparing(), (folder() / f"rechub_{rest[0]}.pickle").open("wb") as file:
             pickle.dump(prepared(rest[0]), file, protocol=5)
     else:
         train(rest[0], rest[1], int(rest[2]))

@@ -35,6 +35,7 @@ from finerank.models.registry import Composition, parse
 from finerank.runtime.fields import source_columns
 from finerank.schema import Cross, Feature, History, Numeric, Schema, Task, column_of
 from finerank.training.options import TrainingOptions
+from finerank.training.stages import amended
 from finerank.typed import apply_overrides, build, plain, read_toml, to_toml
 
 PART = "·part"  # the column that says from which of three files a row came
@@ -160,6 +161,8 @@ class Recipe:
         training = replace(self.training, warm_start=anchored(self.training.warm_start))
         object.__setattr__(self, "training", training)
         self._keep_labels_out()
+        for stage in self.model.stages:
+            amended(self.training, stage)  # a key that [training] does not take
 
     def _keep_labels_out(self) -> None:
         """Raises UserError for an input of the row that reads what a label is made of or made to be."""

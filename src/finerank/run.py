@@ -3,6 +3,7 @@
 recipe.toml       as resolved, defaults included          environment.json  versions, threads, device
 data/             the encoded data set (or elsewhere)     curve.csv         a line per epoch
 checkpoints/      to go on from     best/ best weights    metrics.json      validation and test, per head
+stages/<kind>/    the same for what was trained before    trained.toml      the recipe with what the stages decided
 warm_start.json   what was taken over from an older run, where training.warm_start names one
 scores/<split>/   logits of every validation and test row, so that evaluating and comparing need no second pass
 run.json          where the data set is; written when the run is whole
@@ -12,7 +13,6 @@ run.json          where the data set is; written when the run is whole
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import platform
@@ -35,8 +35,10 @@ from finerank.errors import UserError
 from finerank.kernels import build as loops
 from finerank.models.composition import Head, Model
 from finerank.recipe import Recipe
+from finerank.training.curve import write_curve
 from finerank.training.evaluate import Predictions, judged, metrics, predict, watched
 from finerank.training.loop import Epoch, Progress, Trainer
+from finerank.training.stages import after_stages, check
 from finerank.training.warm_start import OldRun
 
 
@@ -57,7 +59,7 @@ SCORED = ("validation", "test")
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, read back from its folder."""
+    """A finished run, read back from its folder. recipe: of what was trained in the end, where stages decided about it."""
 
     folder: Path
     recipe: Recipe
@@ -76,9 +78,11 @@ class Run:
             data, heads = folder / found["data"], tuple(Head(**head) for head in found["heads"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{stamp}: damaged ({type(error).__name__}: {error}); train the run again") from error
+        decided = folder / "trained.toml"
         if not (folder / "recipe.toml").exists():
             raise UserError(f"{folder / 'recipe.toml'}: there is no such file, so the run is not whole; train it again")
-        return Run(folder, Recipe.read(folder / "recipe.toml"), Dataset.open(data), heads)
+        recipe = Recipe.read(decided if decided.exists() else folder / "recipe.toml")
+        return Run(folder, recipe, Dataset.open(data), heads)
 
     def trainer(self) -> Trainer:
         """A trainer that holds the best model, its row maps and its batch builder: to score, explain or go on with."""
@@ -165,6 +169,7 @@ def run(
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; name a folder for the run")
+    check(recipe.model, recipe.training)
     text = recipe.toml()
     at = folder / "recipe.toml"
     if at.exists() and not resume:
@@ -177,7 +182,12 @@ def run(
     started = time.perf_counter()
     trainer = Trainer(recipe.model, dataset, recipe.training, folder, progress, old=beginning)
     _write(at, text)  # from here on the folder holds a run
-    _write(folder / "environment.json", json.dumps(environment(trainer.device), indent=1))
+    _write(folder / "environment.json", json.dumps(environment(trainer.device, trainer.options.precision), indent=1))
+    if recipe.model.stages:
+        del trainer  # it showed that the model can be built
+        trainer = after_stages(recipe.model, dataset, recipe.training, folder, progress, resume=resume, old=beginning)
+        if trainer.composition != recipe.model:
+            _write(folder / "trained.toml", replace(recipe, model=trainer.composition).toml())
     history = trainer.fit(resume)
     rows = recipe.training.evaluate_rows
     shutil.rmtree(folder / "scores", ignore_errors=True)
@@ -194,12 +204,7 @@ def run(
     seconds = time.perf_counter() - started
     best = max(history, key=lambda e: e.score)
     speed = sum(e.rows for e in history) / max(sum(e.seconds for e in history), 1e-9)
-    with (folder / "curve.csv").open("w", newline="", encoding="utf-8") as file:
-        lines = csv.writer(file)
-        names = [(head, metric) for head, found in history[0].validation.items() for metric in found]
-        lines.writerow(["epoch", "loss", "rows_per_second", *(f"{h}.{m}" for h, m in names)])
-        for e in history:
-            lines.writerow([e.epoch + 1, e.loss, e.rows_per_second, *(e.validation[h][m] for h, m in names)])
+    write_curve(folder / "curve.csv", history)
     result = {
         "model": recipe.model.name,
         "best_epoch": best.epoch + 1,
@@ -210,6 +215,8 @@ def run(
         "seconds": seconds,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
     }
+    if trainer.stages:
+        result["stages"] = trainer.stages
     if monitors := watched(trainer.model, trainer.builder, dataset.requests_of("validation"), rows, trainer.device):
         result["monitors"] = monitors
     _write(folder / "metrics.json", json.dumps(_plain(result), indent=1))
@@ -232,7 +239,7 @@ def _old_run(recipe: Recipe, resume: bool) -> OldRun | None:
         raise UserError(f"warm start from {source}: {error}") from error
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device, precision: str = "float32") -> dict[str, Any]:
     """What must be equal for a run to repeat bit for bit: versions, machine, threads, device, precision."""
     packages = ("torch", "numpy", "polars", "safetensors", "xxhash")
     return {
@@ -244,7 +251,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
-        "precision": "float32",
+        "precision": precision,
         "loops": loops.state(),
     }
 

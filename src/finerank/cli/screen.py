@@ -31,7 +31,7 @@ class Bar(TrainingProgress):
     """A progress bar on a terminal; on anything else one line per epoch."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name = self.of = name
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -47,6 +47,10 @@ class Bar(TrainingProgress):
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
+
+    def stage(self, name: str) -> None:
+        """See `training.loop.Progress`."""
+        self.name = f"{self.of} · {name}" if name else self.of
 
     def warm(self, taken: Taken) -> None:
         """See `training.loop.Progress`."""

@@ -107,6 +107,7 @@ class Batch:
     drawn                by history name, where the model `needs` them: items drawn for each request
     example_age          float32 [R], where the model `needs` it, in training: days from the request to the newest training row
     train_only           candidate-level columns that never reach a served graph
+    noise                "request" [R, ..], "candidate" [N, ..], where the model `needs` it, in evaluation (`runtime.noise`)
     requests, rows       int64 [R], [N]: their index in the data set
     rows_in_step         N of the whole optimiser step, where it is more than this batch's: a request was cut into chunks
     """
@@ -123,6 +124,7 @@ class Batch:
     drawn: Mapping[str, Drawn] = field(default_factory=dict)
     example_age: Tensor | None = None
     train_only: TensorBlock | None = None
+    noise: Mapping[str, Tensor] = field(default_factory=dict)
     requests: Tensor | None = None
     rows: Tensor | None = None
     rows_in_step: int = 0
@@ -166,6 +168,7 @@ class Batch:
             drawn={name: d.to(device) for name, d in self.drawn.items()},
             example_age=None if self.example_age is None else move(self.example_age),
             train_only=None if self.train_only is None else self.train_only.map(move),
+            noise={name: move(t) for name, t in self.noise.items()},
         )
 
 

@@ -22,6 +22,7 @@ from finerank.data.order import Budget, Step, shuffled, steps
 from finerank.runtime.blocks import Block
 from finerank.runtime.encoder import age_ids
 from finerank.runtime.hashing import mix, uniform
+from finerank.runtime.noise import Noise, draws, request_keys
 from finerank.runtime.rows import RowMap
 from finerank.schema import DAY, PADDING, Columns
 
@@ -39,6 +40,11 @@ class Wanted(Protocol):
     @property
     def negatives(self) -> frozenset[str]:
         """Histories for which it wants sampled events."""
+        ...
+
+    @property
+    def noise(self) -> Noise | None:
+        """Normals that its scores depend on."""
         ...
 
     @property
@@ -131,9 +137,11 @@ class BatchBuilder:
                 masked[name] = hidden(self.needs.masked[name], requests, histories[name], most, self.seed, epoch)
             if name in self.needs.drawn:
                 drawn[name] = self._drawn(name, requests, epoch, histories[name], index, rows, request_of)
+        request = self._block(data.fitted.request, take_block(data.request, requests))
+        candidate = self._block(data.fitted.candidate, take_block(data.candidate, rows))
         return Batch(
-            request=self._block(data.fitted.request, take_block(data.request, requests)),
-            candidate=self._block(data.fitted.candidate, take_block(data.candidate, rows)),
+            request=request,
+            candidate=candidate,
             request_of=request_of,
             histories=histories,
             labels=torch.from_numpy(data.labels[rows]),
@@ -144,10 +152,25 @@ class BatchBuilder:
             drawn=drawn,
             example_age=self._example_age(requests) if self.needs.example_age and epoch is not None else None,
             train_only=self._block(data.fitted.train_only, take_block(data.train_only, rows)),
+            noise={} if epoch is not None else self._noise(request, candidate, request_of.numpy(), requests),
             requests=torch.from_numpy(requests),
             rows=torch.from_numpy(rows),
             rows_in_step=len(rows) if rows_in_step is None else rows_in_step,
         )
+
+    def _noise(
+        self, request: TensorBlock, candidate: TensorBlock, of: np.ndarray, requests: np.ndarray
+    ) -> dict[str, Tensor]:
+        """The noise that scores of these requests depend on; they go by their position in the log."""
+        wanted, fitted = self.needs.noise, self.dataset.fitted
+        if wanted is None:
+            return {}
+        keys = request_keys(self.dataset.sequence[requests])
+        drawn = {
+            "request": draws(wanted, "request", fitted.request, request.map(Tensor.numpy), keys),
+            "candidate": draws(wanted, "candidate", fitted.candidate, candidate.map(Tensor.numpy), keys[of]),
+        }
+        return {side: torch.from_numpy(noise) for side, noise in drawn.items()}
 
     def history(self, name: str, requests: np.ndarray) -> Jagged:
         """One history of these requests, in their order."""

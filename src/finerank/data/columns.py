@@ -49,7 +49,8 @@ def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body.encode("ascii")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make what a folder holds outlive a crash: its entries, not their contents."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -141,6 +142,13 @@ class ColumnWriter:
                 self._streams[name] = _Stream(self._partial / f"{len(self._streams):02d}.{safe}.npy", rows)
             self._streams[name].append(name, rows)
 
+    def append_all(self, name: str, array: Array, step: int, index: Array | None = None) -> None:
+        """Add an array that may be mapped, or its rows `index`, `step` rows at a time."""
+        self.append({name: array[:0]})
+        for start in range(0, len(array if index is None else index), step):
+            at = slice(start, start + step)
+            self.append({name: array[at] if index is None else array[index[at]]})
+
     def close(self) -> None:
         """Finish the files, sync them and put the folder in its place."""
         columns = {name: vars(stream.close()) for name, stream in self._streams.items()}
@@ -148,9 +156,9 @@ class ColumnWriter:
             json.dump({"format": FORMAT, "columns": columns}, file, indent=1, ensure_ascii=False)
             file.flush()
             os.fsync(file.fileno())
-        _sync_folder(self._partial)
+        sync_folder(self._partial)
         os.replace(self._partial, self.folder)
-        _sync_folder(self.folder.parent)
+        sync_folder(self.folder.parent)
 
 
 # ------------------------------------------------------------------------------------------------ reading

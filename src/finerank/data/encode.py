@@ -1,102 +1,49 @@
-"""The bulk encoder: fits on training columns, and encodes whole columns, over the artefact of `runtime.encoder`.
+"""The bulk encoder: encodes whole columns, over the artefact of `runtime.encoder` (`data.fit` makes it).
 
-Python sees each *distinct* value once, in the same functions that serve a request; Polars finds the distinct values and
-numpy spreads their symbols over the rows. Accepted columns: integers, floats, bool, text, categorical, enum, null,
-lists of these, and texts that join their values where the feature has a separator.
+Each *distinct* value is looked at once (`data.staged`); numpy spreads its symbol over the rows. Columns may be longer than
+memory: everything goes a block of rows at a time, and comes out the same for every size of a block. Accepted columns:
+integers, floats, bool, text, categorical, enum, null, lists of these, and texts that join their values where the feature
+has a separator.
+
+n rows · U distinct values · M entries of lists
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from finerank.data.tally import CutsTally, Moments, Ranks, TextTally
+from finerank.data.columns import ColumnWriter, block_arrays, narrow
+from finerank.data.fit import Fitter as Fitter
+from finerank.data.fit import Known, Occurrences, rows_at, whole
+from finerank.data.scratch import Pile, Scratch
+from finerank.data.staged import Column, Columns, Entries, Ids, Numbers, Rows, columns_of, distinct, staged
+from finerank.data.staged import canonical_series as canonical_series
+from finerank.data.tally import hashed, packed
 from finerank.errors import UserError, nearest
 from finerank.runtime.blocks import Block, Lists
-from finerank.runtime.encoder import Encoder, block_from
-from finerank.runtime.fields import declared_tables, fields_of, is_weighted, rank_table, source_columns, tag_and_rank
+from finerank.runtime.encoder import Encoder
+from finerank.runtime.fields import Field, fields_of, is_weighted, rank_table, tag_and_rank
 from finerank.runtime.hashing import mix, splitmix64
-from finerank.runtime.symbols import GrowingTable, HashedTable
-from finerank.runtime.values import CROSS, canonical, list_weights, number
-from finerank.schema import MISSING, Bucketed, Feature, ListFeature, Numeric, Schema, Use, table_of
+from finerank.runtime.history import flatten
+from finerank.runtime.symbols import GrowingTable, HashedTable, SymbolTable
+from finerank.schema import (
+    FIRST,
+    MISSING,
+    OOV,
+    Bucketed,
+    Feature,
+    ListFeature,
+    Numeric,
+    Use,
+)
 
 Int64s: TypeAlias = NDArray[np.int64]
-Floats: TypeAlias = NDArray[np.float64]
-Columns: TypeAlias = pl.Series | Sequence[pl.Series]
-
-INT64 = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32)
-"""Integer types whose every value is an int64."""
-
-# ------------------------------------------------------------------------------------------------ fitting
-
-
-class Fitter:
-    """Learns an encoder from training columns, given one after the other, in pieces if need be.
-
-    counts   after `finish`: per table, int64 per symbol, how often it occurs in the training rows
-    """
-
-    def __init__(self, schema: Schema) -> None:
-        self.schema = schema
-        self.counts: dict[str, Int64s] = {}
-        self._specs = declared_tables(schema)
-        self._cuts = {name: CutsTally() for name, spec in self._specs.items() if spec.encoding == "cuts"}
-        self._texts = {name: TextTally() for name, spec in self._specs.items() if spec.encoding != "cuts"}
-        self._numbers = {
-            f.name: Ranks() if f.transform == "powers" else Moments() for f in schema.features if isinstance(f, Numeric)
-        }
-
-    def add(self, feature: Feature | str, series: Columns, weights: NDArray[Any] | None = None) -> None:
-        """Count a column of training rows, or of past events for a history's field.
-
-        feature   a feature or its name; a history's field counts for the feature whose meaning it shares
-        series    its column; of a cross all columns, in the order of `of`, or a struct of them (weights are not needed)
-        weights   integers [n]: how many training rows each value counts for; 0: none, as if it were not there; default 1
-        """
-        feature = self.schema.feature(feature) if isinstance(feature, str) else feature
-        columns = _columns_of(feature, series)
-        each = np.ones(len(columns[0]), dtype=np.int64) if weights is None else np.asarray(weights, dtype=np.int64)
-        if len(each) != len(columns[0]):
-            raise UserError(
-                f"feature {feature.name!r}: {len(columns[0])} rows but {len(each)} weights; give one per row"
-            )
-        if not each.all():
-            columns, each = [column.filter(pl.Series(each != 0)) for column in columns], each[each != 0]
-        if isinstance(feature, Numeric):
-            self._numbers[feature.name].add(_floats(feature, columns[0]), each)
-            return
-        table = str(table_of(feature))
-        if isinstance(feature, Bucketed):
-            self._cuts[table].add(_floats(feature, columns[0]), each)
-        elif isinstance(feature, ListFeature):
-            flat, lengths = _flatten(feature, columns[0])
-            texts, inverse = _distinct_texts(feature, [flat])
-            counts = _sums(inverse, np.repeat(each, lengths), len(texts)).tolist()
-            entries = [tag_and_rank(feature, text) for text in texts]
-            known = [(*entry, n) for entry, n in zip(entries, counts, strict=True) if entry is not None]
-            kept = [n for _, _, n in known]
-            self._texts[table].add([tag for tag, _, _ in known], kept)
-            if ranks := rank_table(feature):
-                self._cuts[ranks].add(np.array([float(rank) for _, rank, _ in known]), np.array(kept, dtype=np.int64))
-        else:
-            texts, inverse = _distinct_texts(feature, columns)
-            self._texts[table].add(texts, _sums(inverse, each, len(texts)).tolist())
-
-    def finish(self) -> Encoder:
-        """The encoder. A table that was given no values has the three reserved symbols only (a cut one: one bucket)."""
-        tables = {}
-        for name, spec in self._specs.items():
-            tally = self._cuts[name] if spec.encoding == "cuts" else self._texts[name]
-            tables[name], self.counts[name] = tally.fit(name, spec)
-        numbers = {f.name: self._numbers[f.name].fit(f) for f in self.schema.features if isinstance(f, Numeric)}
-        return Encoder(self.schema, tables, numbers)
-
-
-# ------------------------------------------------------------------------------------------------ encoding
 
 
 def encode_block(
@@ -110,7 +57,7 @@ def encode_block(
 
     Raises UserError naming feature, row and value for what the per-request engine refuses too.
     """
-    ids, numbers, lists = [], [], {}
+    columns: dict[str, Column] = {}
     is_level = name in ("request", "candidate")
     for field in fields_of(encoder.schema, name, use):
         feature = field.feature
@@ -120,57 +67,257 @@ def encode_block(
                 raise UserError(
                     f"{name}: no column {column!r} for feature {feature.name!r}; {nearest(column, frame.columns)}"
                 )
-        columns = [frame[column] for column in wanted]
-        if isinstance(feature, Numeric):
-            numbers += encoder.number_columns(feature, _floats(feature, columns[0]), _place(feature))
-        elif isinstance(feature, ListFeature):
-            lists[field.name] = _encode_lists(encoder, feature, field.top, columns, grow)
-        else:
-            ids.append(encode_ids(encoder, feature, columns, grow))
-    return block_from(frame.height, ids, numbers, lists)
+        if feature.name not in columns:
+            columns[feature.name] = staged(feature, [frame[column] for column in wanted], whole(frame.height))
+    made = BlockEncoder(encoder, name, columns, frame.height, None, whole(frame.height), use, grow=grow, dtype=np.int64)
+    ids, numbers, index = made.block(slice(0, frame.height))
+    return Block(ids, numbers, made.lists(index))
+
+
+class BlockEncoder:
+    """Encodes rows of staged columns, block by block, to be asked for from the first to the last.
+
+    columns  by feature's name; n, index: how many rows, and which (None: each for itself)
+    known    the encoder's tables as texts, for many values; None: each distinct value is looked up on its own
+    dtype    of ids
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        name: str,
+        columns: Mapping[str, Column],
+        n: int,
+        index: Int64s | None,
+        scratch: Scratch,
+        use: Use = "input",
+        *,
+        grow: bool = False,
+        known: Known | None = None,
+        dtype: DTypeLike = np.int32,
+    ) -> None:
+        self.encoder, self.columns, self.n, self.index, self.scratch = encoder, columns, n, index, scratch
+        self.dtype = dtype
+        self.fields = fields_of(encoder.schema, name, use)
+        if grow:
+            for field in self.fields:
+                table = None if isinstance(columns[field.feature.name], Numbers) else encoder.table(field.feature)
+                if isinstance(table, GrowingTable):
+                    _grow(table, field, columns[field.feature.name], n, index, scratch, known)
+        self._symbols = {
+            field.name: symbols_of(encoder, field.feature, column, known)
+            for field in self.fields
+            if isinstance(column := columns[field.feature.name], Ids)
+        }
+        self._lists = {
+            field.name: _ListEncoder(encoder, field, column, known, scratch, dtype, one=n <= scratch.block)
+            for field in self.fields
+            if isinstance(column := columns[field.feature.name], Entries)
+        }
+        if dtype == np.int32:
+            self._symbols = {name: narrow(symbols) for name, symbols in self._symbols.items()}
+
+    def block(self, at: slice) -> tuple[NDArray[Any], NDArray[np.float32], dict[str, Int64s]]:
+        """ids [n, F], numbers [n, C], and per list column which distinct list each row has [n]."""
+        rows = rows_at(self.index, at)
+        index = {name: lists.read(rows, at.stop - at.start) for name, lists in self._lists.items()}
+        return *self._plain(at, rows), index
+
+    def _plain(self, at: slice, rows: Rows) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        ids: list[NDArray[Any]] = []
+        numbers: list[NDArray[np.float32]] = []
+        for field in self.fields:
+            feature, column = field.feature, self.columns[field.feature.name]
+            if isinstance(column, Ids):
+                ids.append(self._symbols[field.name][column.codes(rows)])
+            elif isinstance(column, Numbers):
+                x = column.read(rows)
+                if isinstance(feature, Bucketed):
+                    ids.append(self.encoder.cuts(feature).bucket(x))
+                else:
+                    assert isinstance(feature, Numeric)
+                    source = range(at.start, at.stop) if isinstance(rows, slice) else rows
+                    place = lambda i, name=feature.name, source=source: f"feature {name!r}, row {source[i]}"  # noqa: E731
+                    numbers += self.encoder.number_columns(feature, x, place)
+        n = at.stop - at.start
+        return _stacked(ids, n, self.dtype), _stacked(numbers, n, np.float32)
+
+    def empty(self) -> Block[NDArray[Any]]:
+        """A block of no rows."""
+        none = slice(0, 0)
+        ids, numbers = self._plain(none, rows_at(self.index, none))
+        return Block(ids, numbers, {name: lists.empty() for name, lists in self._lists.items()})
+
+    def write(self, out: ColumnWriter, prefix: str) -> None:
+        """All blocks, as columns of the names that `block_arrays` gives."""
+        like = self.empty()
+        out.append(block_arrays(like, prefix))
+        for at in self.scratch.pieces(self.n):
+            ids, numbers, index = self.block(at)
+            out.append({f"{prefix}ids": ids, f"{prefix}numbers": numbers})
+            out.append({f"{prefix}{name}.index": rows for name, rows in index.items()})
+        lists = self.lists({name: column.index for name, column in like.lists.items()})  # no index: it is written
+        for name, array in block_arrays(replace(like, lists=lists), prefix).items():
+            out.append_all(name, array, self.scratch.block)
+
+    def lists(self, index: Mapping[str, Int64s]) -> dict[str, Lists[NDArray[Any]]]:
+        """The list columns, after all blocks. index: of all rows [n]."""
+        return {name: lists.close(index[name]) for name, lists in self._lists.items()}
+
+
+def _stacked(columns: Sequence[NDArray[Any]], n: int, dtype: DTypeLike) -> NDArray[Any]:
+    out = np.empty((n, len(columns)), dtype=dtype)
+    for i, column in enumerate(columns):
+        out[:, i] = column
+    return out
 
 
 def encode_ids(encoder: Encoder, feature: Feature, series: Columns, grow: bool = False) -> Int64s:
     """The symbols of a single-id feature's column: int64 [n]. series, grow: as in `Fitter.add`, `encode_block`."""
-    columns = _columns_of(feature, series)
-    if isinstance(feature, Bucketed):
-        return encoder.cuts(feature).bucket(_floats(feature, columns[0]))
-    table = encoder.table(feature)
-    if isinstance(table, HashedTable) and len(columns) == 1 and columns[0].dtype in INT64:
-        symbols = table.lookup_integers(columns[0].fill_null(0).cast(pl.Int64).to_numpy())
-        return np.where(columns[0].is_null().to_numpy(), MISSING, symbols)
-    texts, inverse = _distinct_texts(feature, columns)
-    symbols = table.extend(texts) if grow and isinstance(table, GrowingTable) else table.lookup_all(texts)
-    return symbols[inverse]
-
-
-def _encode_lists(
-    encoder: Encoder, feature: ListFeature, top: int | None, columns: list[pl.Series], grow: bool
-) -> Lists[NDArray[Any]]:
-    flat, lengths = _flatten(feature, columns[0])
-    texts, inverse = _distinct_texts(feature, [flat])
-    table = encoder.table(feature)
+    column = staged(feature, columns_of(feature, series), Scratch())
+    if isinstance(column, Numbers):
+        assert isinstance(feature, Bucketed)
+        return encoder.cuts(feature).bucket(column.read(slice(None)))
+    assert isinstance(column, Ids)
+    codes, table = column.codes(slice(None)), encoder.table(feature)
     if grow and isinstance(table, GrowingTable):
-        table.extend(entry[0] for t in texts if (entry := tag_and_rank(feature, t, top)) is not None)
-    entries = [encoder.entry(feature, text, top) for text in texts]
-    width = 2 if rank_table(feature) else 1
-    symbols = np.array([e or (0,) * width for e in entries], dtype=np.int64).reshape(-1, width)
-    kept = np.array([e is not None for e in entries], dtype=bool)[inverse]
-    segments = np.repeat(np.arange(len(lengths)), lengths)[kept]
-    weights = None
-    if is_weighted(feature):
-        given, given_lengths = _flatten_weights(feature, columns[1])
-        uneven = np.flatnonzero(given_lengths != lengths)
-        if len(uneven):
-            i = int(uneven[0])
-            raise UserError(
-                f"{_place(feature)(i)}: got {lengths[i]} values but {given_lengths[i]} weights; give one weight per value"
-            )
-        try:
-            weights = list_weights(_floats(feature, given)[kept])
-        except UserError as error:
-            raise UserError(f"feature {feature.name!r}: {error}") from None
-    return distinct_lists(np.bincount(segments, minlength=len(lengths)), symbols[inverse[kept]], weights)
+        found = Occurrences(column.size, True)
+        found.add(codes)
+        table.extend(column.texts(found.used()).to_list())
+    return symbols_of(encoder, feature, column, None)[codes]
+
+
+def symbols_of(encoder: Encoder, feature: Feature, column: Ids, known: Known | None) -> Int64s:
+    """int64 [U + 1]: the symbol of each code of a column that occurs."""
+    out = np.full(column.size + 1, MISSING, dtype=np.int64)
+    used = column.used()
+    out[used] = _lookup(encoder.table(feature), column.texts(used), known)
+    return out
+
+
+def _lookup(table: SymbolTable, texts: pl.Series, known: Known | None) -> Int64s:
+    """The symbol of each text, none of them missing."""
+    if isinstance(table, HashedTable):
+        return hashed(table, texts)
+    if known is None:
+        return table.lookup_all(texts.to_list())
+    names = known[table.table]
+    symbols = pl.DataFrame({"text": names, "symbol": pl.int_range(FIRST, FIRST + len(names), eager=True)})
+    found = pl.DataFrame({"text": texts}).join(symbols, on="text", how="left", maintain_order="left")
+    return found["symbol"].fill_null(OOV).to_numpy()
+
+
+def _grow(
+    table: GrowingTable,
+    field: Field,
+    column: Ids | Entries | Numbers,
+    n: int,
+    index: Int64s | None,
+    scratch: Scratch,
+    known: Known | None,
+) -> None:
+    """Append what these rows have and the table has not, in order of first occurrence."""
+    assert not isinstance(column, Numbers)
+    ids = column if isinstance(column, Ids) else column.ids
+    found = Occurrences(ids.size, True)
+    for at in scratch.pieces(n):
+        rows = rows_at(index, at)
+        found.add(ids.codes(rows if isinstance(column, Ids) else column.of(rows)[0]))
+    texts = ids.texts(found.used())
+    if isinstance(field.feature, ListFeature):
+        entries = [tag_and_rank(field.feature, text, field.top) for text in texts.to_list()]
+        texts = pl.Series([entry[0] for entry in entries if entry], dtype=pl.String)
+    if known is None:
+        table.extend(texts.to_list())
+        return
+    before = known[table.table]
+    new = texts.unique(maintain_order=True)
+    new = new.filter(pl.Series(_lookup(table, new, known) == OOV))
+    table.append(packed(new))
+    known[table.table] = pl.concat([before, new])
+
+
+# ------------------------------------------------------------------------------------------------ lists
+
+
+class _ListEncoder:
+    """A list column, equal lists stored once. Memory follows the distinct values, and the distinct lists."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        field: Field,
+        column: Entries,
+        known: Known | None,
+        scratch: Scratch,
+        dtype: DTypeLike,
+        one: bool,
+    ) -> None:
+        assert isinstance(field.feature, ListFeature)
+        self.column, self.dtype, self.one = column, dtype, one
+        self.weighted = is_weighted(field.feature)
+        width = 2 if rank_table(field.feature) else 1
+        self._symbols = np.zeros((column.ids.size + 1, width), dtype=np.int64)
+        self._kept = np.zeros(column.ids.size + 1, dtype=bool)
+        used = column.ids.used()
+        texts = column.ids.texts(used)
+        if field.feature.kind == "multivalued":
+            self._symbols[used, 0] = _lookup(encoder.table(field.feature), texts, known)
+            self._kept[used] = True
+        else:
+            entries = [encoder.entry(field.feature, text, field.top) for text in texts.to_list()]
+            self._kept[used] = [entry is not None for entry in entries]
+            self._symbols[used] = np.array([e or (0,) * width for e in entries], dtype=np.int64).reshape(-1, width)
+        if dtype == np.int32:
+            narrow(self._symbols)  # raises for what does not fit
+        self._numbers: dict[tuple[int, ...], int] = {}
+        self._ids, self._weights = Pile(scratch, dtype, width), Pile(scratch, np.float32)
+        self._segments, self._lengths = Pile(scratch, np.int64), Pile(scratch, np.int64)
+
+    def read(self, rows: Rows, n: int) -> Int64s:
+        """int64 [n]: which distinct list each of the next rows has."""
+        entries, lengths = self.column.of(rows)
+        codes = self.column.ids.codes(entries)
+        kept = self._kept[codes]
+        segments = np.repeat(np.arange(n), lengths)[kept]
+        weights = None
+        if self.weighted:
+            there = np.arange(entries.start, entries.stop) if isinstance(entries, slice) else entries
+            weights = self.column.weights(there[kept])
+        lists = distinct_lists(np.bincount(segments, minlength=n), self._symbols[codes[kept]], weights)
+        return self._merged(lists)
+
+    def _merged(self, lists: Lists[NDArray[Any]]) -> Int64s:
+        """The block's distinct lists among those of all blocks: told apart by 128 bits."""
+        number = np.arange(len(lists.lengths))
+        starts = np.cumsum(lists.lengths) - lists.lengths
+        new = number
+        if not self.one:
+            content = _content(lists.ids, lists.weights)
+            hashes = [_list_hashes(lists.lengths, content, seed) for seed in (0, 1)]
+            keys = zip(*(h.tolist() for h in hashes), lists.lengths.tolist(), strict=True)
+            before = len(self._numbers)
+            number = np.array([self._numbers.setdefault(k, len(self._numbers)) for k in keys], dtype=np.int64)
+            new = np.flatnonzero(number >= before)
+        entries = flatten(starts[new], starts[new] + lists.lengths[new])[0]
+        self._ids.append(lists.ids[entries])
+        if lists.weights is not None:
+            self._weights.append(lists.weights[entries])
+        self._segments.append(np.repeat(number[new], lists.lengths[new]))
+        self._lengths.append(lists.lengths[new])
+        index: Int64s = number[lists.index]
+        return index
+
+    def empty(self) -> Lists[NDArray[Any]]:
+        """Of no rows."""
+        none, width = np.empty(0, dtype=np.int64), self._symbols.shape[1]
+        weights = np.empty(0, dtype=np.float32) if self.weighted else None
+        return Lists(none, np.empty((0, width), dtype=self.dtype), weights, none, none)
+
+    def close(self, index: Int64s) -> Lists[NDArray[Any]]:
+        """All of it. index: int64 [n], of all rows."""
+        weights = self._weights.close() if self.weighted else None
+        return Lists(index, self._ids.close(), weights, self._segments.close(), self._lengths.close())
 
 
 def distinct_lists(lengths: Int64s, ids: Int64s, weights: NDArray[np.float32] | None) -> Lists[NDArray[Any]]:
@@ -179,16 +326,12 @@ def distinct_lists(lengths: Int64s, ids: Int64s, weights: NDArray[np.float32] | 
     Lists are told apart by a 64-bit hash, then compared entry by entry; should two different ones ever share a hash,
     another seed is tried. So the result is exact.
     """
-    content = ids if weights is None else np.column_stack([ids, weights.view(np.int32).astype(np.int64)])
+    content = _content(ids, weights)
     starts = np.cumsum(lengths) - lengths
     position = np.arange(len(ids)) - np.repeat(starts, lengths)
     seed = 0
     while True:
-        hashed = splitmix64(position.astype(np.uint64) ^ np.uint64(mix(seed)))
-        for column in content.T:
-            hashed = splitmix64(hashed ^ column.astype(np.uint64))
-        sums = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(hashed, dtype=np.uint64)])  # modulo 2**64
-        _, first, index = _distinct([pl.Series(sums[starts + lengths] - sums[starts])])
+        _, first, index = distinct([pl.Series(_list_hashes(lengths, content, seed))])
         model = starts[first][index]  # [n] where the list that stands for each row's begins
         if np.array_equal(lengths[first][index], lengths) and np.array_equal(
             content[np.repeat(model, lengths) + position], content
@@ -201,115 +344,17 @@ def distinct_lists(lengths: Int64s, ids: Int64s, weights: NDArray[np.float32] | 
     return Lists(index, ids[entry], None if weights is None else weights[entry], segments, kept)
 
 
-# ------------------------------------------------------------------------------------------------ columns
+def _content(ids: Int64s, weights: NDArray[np.float32] | None) -> Int64s:
+    return ids if weights is None else np.column_stack([ids, weights.view(np.int32).astype(np.int64)])
 
 
-def canonical_series(series: pl.Series) -> pl.Series:
-    """The canonical text (`runtime.values`) of each row, as a String column; null is missing."""
-    series = _simple(series, f"column {series.name!r}")
-    if series.dtype.is_integer():
-        return series.cast(pl.String)
-    if series.dtype == pl.String:
-        return pl.select(pl.when(series != "").then(series).alias(series.name)).to_series()
-    values, _, inverse = _distinct([series])
-    texts = pl.Series(series.name, [canonical(value) for (value,) in values.iter_rows()], dtype=pl.String)
-    return texts.gather(inverse)
-
-
-def _distinct(columns: Sequence[pl.Series]) -> tuple[pl.DataFrame, Int64s, Int64s]:
-    """The distinct rows of some columns in order of first occurrence [U], the first row of each [U], and each row's [n]."""
-    frame = pl.DataFrame([column.alias(str(i)) for i, column in enumerate(columns)])
-    groups = frame.with_row_index("row").group_by(frame.columns, maintain_order=True).agg("row")
-    rows = groups["row"].explode().cast(pl.Int64).to_numpy()  # of one group after the other; no group is empty
-    sizes = groups["row"].list.len().cast(pl.Int64).to_numpy()
-    index = np.empty(len(rows), dtype=np.int64)
-    index[rows] = np.repeat(np.arange(len(sizes)), sizes)
-    return groups.select(frame.columns), rows[np.cumsum(sizes) - sizes], index
-
-
-def _distinct_texts(feature: Feature, columns: Sequence[pl.Series]) -> tuple[list[str | None], Int64s]:
-    """The canonical texts of the distinct values (of a cross: joined), and which of them each row has."""
-    values, _, inverse = _distinct([_simple(column, f"feature {feature.name!r}") for column in columns])
-    texts = [canonical_series(column) for column in values.iter_columns()]
-    return pl.select(pl.concat_str(texts, separator=CROSS)).to_series().to_list(), inverse
-
-
-def _simple(series: pl.Series, place: str) -> pl.Series:
-    """A column of integers, floats, bools or text."""
-    dtype = series.dtype
-    if dtype in (pl.Categorical, pl.Enum, pl.Null):
-        return series.cast(pl.String)
-    if dtype.is_integer() or dtype.is_float() or dtype in (pl.String, pl.Boolean):
-        return series
-    raise UserError(
-        f"{place}: got a column of {dtype}; accepted: integers, floats, bool or text; cast it to one of these"
-    )
-
-
-def _floats(feature: Feature, series: pl.Series) -> Floats:
-    """Numbers as float64 [n], NaN where missing; the values that `number` takes."""
-    place = _place(feature)
-    series = _simple(series, f"feature {feature.name!r}")
-    if series.dtype == pl.String:
-        values, first, inverse = _distinct([series])
-        found = []
-        for (value,), row in zip(values.iter_rows(), first.tolist(), strict=True):
-            try:
-                found.append(number(value))
-            except UserError as error:
-                raise UserError(f"{place(row)}: {error}") from None
-        return np.array([np.nan if x is None else x for x in found], dtype=np.float64)[inverse]
-    out: Floats = series.cast(pl.Float64).fill_null(np.nan).to_numpy()
-    infinite = np.flatnonzero(np.isinf(out))
-    if len(infinite):
-        raise UserError(f"{place(int(infinite[0]))}: got {out[infinite[0]]}; accepted: finite numbers or null")
+def _list_hashes(lengths: Int64s, content: Int64s, seed: int) -> NDArray[np.uint64]:
+    """uint64 [n]: of what the lists hold, entry by entry."""
+    starts = np.cumsum(lengths) - lengths
+    position = np.arange(len(content)) - np.repeat(starts, lengths)
+    hashed = splitmix64(position.astype(np.uint64) ^ np.uint64(mix(seed)))
+    for column in content.T:
+        hashed = splitmix64(hashed ^ column.astype(np.uint64))
+    sums = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(hashed, dtype=np.uint64)])  # modulo 2**64
+    out: NDArray[np.uint64] = sums[starts + lengths] - sums[starts]
     return out
-
-
-def _flatten(feature: ListFeature, series: pl.Series) -> tuple[pl.Series, Int64s]:
-    """A list column as its entries one after the other, and the length of each row's list (null: 0)."""
-    if series.dtype in (pl.Categorical, pl.Enum):
-        series = series.cast(pl.String)
-    if series.dtype == pl.Null:
-        return pl.Series([], dtype=pl.String), np.zeros(len(series), dtype=np.int64)
-    if series.dtype == pl.String and feature.separator:
-        series = canonical_series(series).str.split(feature.separator)
-    if isinstance(series.dtype, pl.Array):
-        series = series.arr.to_list()
-    if not isinstance(series.dtype, pl.List):
-        remedy = "say how the text is joined: separator" if series.dtype == pl.String else "put the values into lists"
-        raise UserError(f"feature {feature.name!r}: got a column of {series.dtype}; accepted: lists; {remedy}")
-    lengths = series.list.len().fill_null(0).cast(pl.Int64)
-    return series.filter(lengths > 0).explode(), lengths.to_numpy()
-
-
-def _flatten_weights(feature: ListFeature, series: pl.Series) -> tuple[pl.Series, Int64s]:
-    """`_flatten` of a column of weights, where one number is the weight of a list of one."""
-    if not (series.dtype.is_integer() or series.dtype.is_float()):
-        return _flatten(feature, series)
-    known = series.is_not_null() & series.cast(pl.Float64).is_not_nan().fill_null(True)
-    return series.filter(known), known.cast(pl.Int64).to_numpy()
-
-
-def _columns_of(feature: Feature, series: Columns) -> list[pl.Series]:
-    """The columns a feature reads, from one series, several, or a struct of them."""
-    if not isinstance(series, pl.Series):
-        return list(series)
-    if not isinstance(series.dtype, pl.Struct):
-        return [series]
-    parts: Mapping[str, pl.Series] = series.struct.unnest().to_dict()
-    for column in source_columns(feature):
-        if column not in parts:
-            raise UserError(f"feature {feature.name!r}: no {column!r} in the struct; {nearest(column, parts)}")
-    return [parts[column] for column in source_columns(feature)]
-
-
-def _sums(groups: Int64s, values: Int64s, n: int) -> Int64s:
-    """The sum of the values of each of `n` groups, exactly."""
-    out = np.zeros(n, dtype=np.int64)
-    np.add.at(out, groups, values)
-    return out
-
-
-def _place(feature: Feature) -> Callable[[int], str]:
-    return lambda row: f"feature {feature.name!r}, row {row}"

@@ -17,13 +17,14 @@ from typing import Literal
 import numpy as np
 
 from finerank.data.columns import ColumnWriter, block_arrays, block_of, distinct_lists, narrow, read_columns
+from finerank.data.scratch import Scratch
 from finerank.errors import UserError
 from finerank.runtime.blocks import Block
 from finerank.runtime.history import Array, Ints, Ties, check_known, check_ties, concat_blocks, take_block
 from finerank.runtime.history import flatten as flatten
 
 CHUNK = 1 << 20  # rows written at a time
-_EVENT = "event."  # the prefix of the block's columns
+EVENT = "event."  # the prefix of the block's columns
 
 # ------------------------------------------------------------------------------------------------ vectorised searches
 
@@ -52,14 +53,20 @@ def _search_within(values: Array, low: Ints, high: Ints, keys: Array, via: Array
     return low
 
 
-def coverage(starts: Array, ends: Array, weights: Array, events: int) -> Ints:
+def coverage(starts: Array, ends: Array, weights: Array, events: int, scratch: Scratch = Scratch()) -> Ints:
     """How often each event occurs in the histories of rows: int64 [events].
 
     starts, ends  [R] slices into the sorted table; weights: int64 [R], for example the candidates of each request
     """
-    size = events + 1  # a difference array: up where a slice starts, down where it ends
-    rises = np.bincount(starts, weights, size) - np.bincount(ends, weights, size)  # float64: exact to 2^53
-    return np.cumsum(rises[:events].astype(np.int64))
+    rises = scratch.full(events + 1, 0)  # up where a slice starts, down where it ends
+    for at in scratch.pieces(len(starts)):
+        np.add.at(rises, starts[at], weights[at])
+        np.subtract.at(rises, ends[at], weights[at])
+    level = 0
+    for at in scratch.pieces(events):
+        rises[at] = level + np.cumsum(rises[at])
+        level = int(rises[at.stop - 1])
+    return rises[:events]
 
 
 # ------------------------------------------------------------------------------------------------ one table
@@ -119,39 +126,63 @@ class EventTable:
             )
         check_known(time, known_at)
 
-        by_time = np.lexsort((user, sequence, known_at))
-        rank = np.argsort(user[by_time], kind="stable")  # the sorted table in terms of ranks
-        order = by_time[rank]
-        by_rank = np.empty_like(rank)
-        by_rank[rank] = np.arange(len(rank))
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=users))]).astype(np.int64)
-        key = user[order] * (len(rank) + 1) + rank
-        plain = [user[order], known_at[order], time[order], sequence[order], key, by_rank, known_at[by_time], offsets]
+        table, order = EventTable.arranged(user, time, known_at, sequence, users, Scratch(None, max(1, len(user))))
         # distinct lists keep their place: a row takes along only which one it has
         lists = {name: replace(c, index=c.index[order], ids=narrow(c.ids)) for name, c in block.lists.items()}
-        table = EventTable(Block(narrow(block.ids)[order], block.numbers[order], lists), *plain)
+        table = replace(table, block=Block(narrow(block.ids)[order], block.numbers[order], lists))
         if folder is None:
             return table
         table.save(folder)
         return EventTable.open(folder)
 
-    def save(self, folder: Path | str) -> None:
-        """Write the column files (see `data.columns`): whole or not at all."""
-        arrays = {name: getattr(self, name) for name in _PLAIN} | block_arrays(self.block, _EVENT)
+    @staticmethod
+    def arranged(
+        user: Ints, time: Ints, known_at: Ints, sequence: Ints, users: int, scratch: Scratch
+    ) -> tuple[EventTable, Ints]:
+        """The table without columns, and the place [E] in what was given of each of its events. Arrays may be mapped."""
+        events = len(user)
+        by_time = scratch.order(known_at, sequence, user)
+        rank = scratch.order(scratch.take(user, by_time))
+        order = scratch.take(by_time, rank)
+        by_rank, counts = scratch.empty(events), np.zeros(users, dtype=np.int64)
+        for at in scratch.pieces(events):
+            by_rank[rank[at]] = np.arange(at.start, at.stop)
+            counts += np.bincount(user[at], minlength=users)
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        key = scratch.made(events, lambda at: user[order[at]] * (events + 1) + rank[at])
+        none: Block[Array] = Block(np.empty((events, 0), dtype=np.int32), np.empty((events, 0), dtype=np.float32))
+        table = EventTable(
+            block=none,
+            user=scratch.take(user, order),
+            known_at=scratch.take(known_at, order),
+            time=scratch.take(time, order),
+            sequence=scratch.take(sequence, order),
+            key=key,
+            by_rank=by_rank,
+            known=scratch.take(known_at, by_time),
+            offsets=offsets,
+        )
+        return table, order
+
+    def save(self, folder: Path | str, order: Ints | None = None) -> None:
+        """Write the column files (see `data.columns`): whole or not at all.
+
+        order  the block's row of each event, where its rows are not those of the table
+        """
+        plain = {name: getattr(self, name) for name in PLAIN}
         with ColumnWriter(folder) as out:
-            for name, array in arrays.items():
-                out.append({name: array[:0]})
-                for start in range(0, len(array), CHUNK):
-                    out.append({name: array[start : start + CHUNK]})
+            for name, array in (plain | block_arrays(self.block, EVENT)).items():
+                of_rows = name in (f"{EVENT}ids", f"{EVENT}numbers") or name.endswith(".index")
+                out.append_all(name, array, CHUNK, order if of_rows else None)
 
     @staticmethod
     def open(folder: Path | str) -> EventTable:
         """Open a saved table, mapped into memory. Raises UserError if it is damaged or holds something else."""
         arrays = read_columns(folder)
-        missing = [name for name in (*_PLAIN, f"{_EVENT}ids", f"{_EVENT}numbers") if name not in arrays]
+        missing = [name for name in (*PLAIN, f"{EVENT}ids", f"{EVENT}numbers") if name not in arrays]
         if missing:
             raise UserError(f"{folder}: not an event table, it has no column {missing[0]!r}; prepare again")
-        return EventTable(block_of(arrays, _EVENT), *(np.asarray(arrays[name]) for name in _PLAIN))
+        return EventTable(block_of(arrays, EVENT), *(np.asarray(arrays[name]) for name in PLAIN))
 
     def __len__(self) -> int:
         return len(self.user)
@@ -186,7 +217,10 @@ class EventTable:
 
         users  int64 [R] codes; -1, or a code that this table does not have, sees nothing
         """
-        known = self.known_before(times, sequences, ties)
+        return self.recent(users, self.known_before(times, sequences, ties), max_length)
+
+    def recent(self, users: Array, known: Array, max_length: int) -> tuple[Ints, Ints]:
+        """`slices` of rows that know the first `known` events by rank, int64 [R]."""
         coded = (users >= 0) & (users < self.users)
         code = np.where(coded, users, 0)
         start = np.where(coded, self.offsets[code], 0)
@@ -209,7 +243,7 @@ class EventTable:
         return take_block(self.block, index), self.time[index]
 
 
-_PLAIN = ("user", "known_at", "time", "sequence", "key", "by_rank", "known", "offsets")
+PLAIN = ("user", "known_at", "time", "sequence", "key", "by_rank", "known", "offsets")
 
 # ------------------------------------------------------------------------------------------------ a table that grows
 

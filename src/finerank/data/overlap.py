@@ -10,42 +10,80 @@ user or no time, equal rows may well be different impressions; then only parts e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import polars as pl
 
+from finerank.data.scratch import Scratch
 from finerank.data.source import collect
 from finerank.data.split import NAMES, TEST, TRAIN, VALIDATION
 from finerank.errors import UserError
 from finerank.runtime.hashing import splitmix64
 
 
-def refuse_overlap(samples: pl.LazyFrame, part: np.ndarray, columns: Sequence[str], known: bool) -> None:
+def refuse_overlap(
+    samples: pl.LazyFrame,
+    part: np.ndarray,
+    columns: Sequence[str],
+    known: bool,
+    hashed: np.ndarray | None = None,
+    scratch: Scratch = Scratch(),
+) -> None:
     """Raises UserError if rows of one part are in another.
 
     part     int8 [N]: TRAIN, VALIDATION or TEST, in the samples' order
     columns  what makes a row what it is
     known    whether equal rows are one and the same (see the module)
+    hashed   `row_hashes` of these columns [N], if they are at hand
     """
-    hashed = np.zeros(len(part), dtype=np.uint64)
-    for column in columns:  # one at a time: a log may be long
-        hashed = splitmix64(hashed ^ collect(samples, [column], "samples")[column].hash().to_numpy())
-    of = {code: hashed[part == code] for code in NAMES.values()}
+    if hashed is None:
+        hashed = row_hashes(collect(samples, columns, "samples").get_columns())
     name = {code: name for name, code in NAMES.items()}
-    for one, other in ((VALIDATION, TEST), (VALIDATION, TRAIN), (TEST, TRAIN)):
-        a, b = of[one], of[other]
-        if len(a) and len(a) == len(b) and np.array_equal(np.sort(a), np.sort(b)):
+    pairs = ((VALIDATION, TEST), (VALIDATION, TRAIN), (TEST, TRAIN))
+    same = dict.fromkeys(pairs, True)
+    rows = dict.fromkeys(NAMES.values(), 0)
+    common = {pair: (0, len(part)) for pair in pairs}  # how many rows of one are in the other, and the first of them
+    for here in _shares(hashed, scratch):  # equal rows lie in the same share
+        of = {code: hashed[here[part[here] == code]] for code in NAMES.values()}
+        for code in NAMES.values():
+            rows[code] += len(of[code])
+        for one, other in pairs:
+            a, b = of[one], of[other]
+            same[one, other] &= len(a) == len(b) and np.array_equal(np.sort(a), np.sort(b))
+            if known:
+                found = here[part[here] == one][np.isin(a, b)]
+                count, first = common[one, other]
+                common[one, other] = (count + len(found), min(first, int(found[0])) if len(found) else first)
+    for one, other in pairs:
+        if rows[one] and same[one, other]:
             raise UserError(
                 f"samples: the rows of {name[one]} are those of {name[other]}; give each part rows of its own, "
                 "or what is measured is not what will be"
             )
-        if not known:
-            continue
-        common = np.flatnonzero((part == one) & np.isin(hashed, b))
-        if len(common):
-            row = collect(samples.slice(int(common[0]), 1), columns, "samples").row(0, named=True)
+        count, first = common[one, other]
+        if count:
+            row = collect(samples.slice(first, 1), columns, "samples").row(0, named=True)
             raise UserError(
-                f"samples: {len(common)} rows of {name[one]} are in {name[other]} too, the first with {row}; "
+                f"samples: {count} rows of {name[one]} are in {name[other]} too, the first with {row}; "
                 "drop them from one of the two"
             )
+
+
+def row_hashes(columns: Sequence[pl.Series]) -> np.ndarray:
+    """uint64 [n]: a hash of each row of some columns."""
+    hashed = np.zeros(len(columns[0]), dtype=np.uint64)
+    for column in columns:
+        hashed = splitmix64(hashed ^ column.hash().to_numpy())
+    return hashed
+
+
+def _shares(hashed: np.ndarray, scratch: Scratch) -> Iterator[np.ndarray]:
+    """The rows, ascending, of one share of all hashes after the other: about a block of them each."""
+    shares = -(-len(hashed) // scratch.block)
+    for share in range(shares):
+        found = [
+            at.start + np.flatnonzero((hashed[at] >> np.uint64(20)) % np.uint64(shares) == share)
+            for at in scratch.pieces(len(hashed))
+        ]
+        yield np.concatenate(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -52,15 +52,38 @@ def scan(path: Path | str, text: Collection[str] = ()) -> pl.LazyFrame:
 
 def collect(frame: pl.LazyFrame, columns: Iterable[str], where: str) -> pl.DataFrame:
     """These columns of a frame, in memory. Raises UserError for a column that is not there, or rows that do not parse."""
+    columns = _checked(frame, columns, where)
+    try:
+        return frame.select(columns).collect()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _unreadable(columns, where, error) from error
+
+
+def blocks(frame: pl.LazyFrame, columns: Iterable[str], rows: int, where: str) -> Iterator[pl.DataFrame]:
+    """The same, `rows` rows at a time and in order: read once, in memory of some blocks."""
+    columns = _checked(frame, columns, where)
+    batches = frame.select(columns).collect_batches(chunk_size=rows, maintain_order=True)
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise _unreadable(columns, where, error) from error
+        if batch is None:
+            return
+        yield batch
+
+
+def _checked(frame: pl.LazyFrame, columns: Iterable[str], where: str) -> list[str]:
     columns = list(dict.fromkeys(columns))
     names = frame.collect_schema().names()
     for column in columns:
         if column not in names:
             raise UserError(f"{where}: no column {column!r}; {nearest(column, names)}")
-    try:
-        return frame.select(columns).collect()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"{where}: reading {columns} failed: {_first_line(error)}; is the file whole?") from error
+    return columns
+
+
+def _unreadable(columns: list[str], where: str, error: Exception) -> UserError:
+    return UserError(f"{where}: reading {columns} failed: {_first_line(error)}; is the file whole?")
 
 
 def sink(frame: pl.LazyFrame, path: Path) -> None:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from decimal import Context, Decimal
 from typing import TypeAlias
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
+from finerank.data.scratch import total
 from finerank.errors import UserError
 from finerank.runtime.encoder import NumberStats
 from finerank.runtime.fields import TableSpec
-from finerank.runtime.symbols import CutsTable, GrowingTable, HashedTable, SymbolTable, VocabularyTable
-from finerank.schema import MISSING, Growing, Hashed, Numeric, Vocabulary
+from finerank.runtime.symbols import CutsTable, GrowingTable, HashedTable, SymbolTable, Texts, VocabularyTable
+from finerank.schema import FIRST, MISSING, OOV, Growing, Hashed, Numeric, Vocabulary
 
 Int64s: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
 
+_PIECE = {"text": pl.String, "count": pl.Int64, "order": pl.Int64}
+_APART = 1 << 44  # more rows than one column has
 
 POINTS = 1_000
 """How many steps of equal share the ranks of transform = "powers" are read off from, at most."""
@@ -29,34 +32,62 @@ CRITEO_LOW, CRITEO_HIGH = -100.0, 2.0**63
 
 
 class TextTally:
-    """Occurrences of each text of one table, in order of first occurrence."""
+    """Occurrences of each text of one table. What is added first comes first in a growing or hashed table."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
+        self._pieces: list[pl.DataFrame] = []
         self._missing = 0
 
-    def add(self, texts: Sequence[str | None], counts: Sequence[int]) -> None:
-        """Count texts (None is missing), each as often as `counts` says."""
-        for text, n in zip(texts, counts, strict=True):
-            if text is None:
-                self._missing += n
-            else:
-                self._counts[text] = self._counts.get(text, 0) + n
+    def add(self, texts: pl.Series, counts: Int64s, first: Int64s, missing: int = 0) -> None:
+        """Count distinct texts [U]. first: the row in which each occurs first, within what is added now."""
+        order = first + len(self._pieces) * _APART
+        piece = {"text": texts, "count": pl.Series(counts, dtype=pl.Int64), "order": pl.Series(order, dtype=pl.Int64)}
+        self._pieces.append(pl.DataFrame(piece))
+        self._missing += missing
 
-    def fit(self, name: str, spec: TableSpec) -> tuple[SymbolTable, Int64s]:
-        """The table and the occurrences of each symbol."""
-        texts = list(self._counts)
-        table: SymbolTable
+    def fit(self, name: str, spec: TableSpec) -> tuple[SymbolTable, Int64s, pl.Series]:
+        """The table, the occurrences of each symbol, and the texts of the table by symbol (hashed: those seen)."""
+        frame = pl.concat(self._pieces) if self._pieces else pl.DataFrame(schema=_PIECE)
+        if len(self._pieces) > 1:
+            frame = frame.group_by("text").agg(pl.col("count").sum(), pl.col("order").min())
         match spec.encoding:
-            case Vocabulary():
-                table = VocabularyTable.fit(name, self._counts, spec.encoding)
-            case Hashed():
-                table = HashedTable(name, spec.encoding.buckets, texts)
+            case Vocabulary(min_count=least, max_size=most):
+                kept = frame.filter(pl.col("count") >= least).sort(["count", "text"], descending=[True, False])
+                kept = kept if most is None else kept.head(most)
+                table: SymbolTable = VocabularyTable(name, packed(kept["text"]))
             case Growing():
-                table = GrowingTable(name, texts)
+                kept = frame.sort("order")
+                table = GrowingTable(name, packed(kept["text"]))
+            case Hashed(buckets=buckets):
+                kept = frame.sort("order")
+                table = HashedTable(name, buckets, packed(kept["text"]))
             case _:
                 raise TypeError(f"a table of texts cannot be encoded as {spec.encoding!r}")
-        return table, _counted(table, table.lookup_all(texts), np.array(list(self._counts.values())), self._missing)
+        counts = np.zeros(table.size, dtype=np.int64)
+        if isinstance(table, HashedTable):
+            np.add.at(counts, hashed(table, kept["text"]), kept["count"].to_numpy())
+        else:
+            counts[FIRST:] = kept["count"].to_numpy()
+            counts[OOV] = int(frame["count"].sum()) - int(kept["count"].sum())
+        counts[MISSING] += self._missing
+        return table, counts, kept["text"]
+
+
+def packed(texts: pl.Series) -> Texts:
+    """The texts as a symbol table keeps them."""
+    joined = texts.str.join("").item() if len(texts) else ""
+    ends = texts.str.len_bytes().cast(pl.Int64).cum_sum().to_numpy()
+    return Texts(np.frombuffer(joined.encode(), dtype=np.uint8), np.concatenate([[0], ends]).astype(np.int64))
+
+
+def hashed(table: HashedTable, texts: pl.Series) -> Int64s:
+    """`lookup` of each text, integers without a look at each one."""
+    values = texts.cast(pl.Int64, strict=False)
+    plain = (values.cast(pl.String) == texts).fill_null(False).to_numpy()
+    out = np.empty(len(texts), dtype=np.int64)
+    out[plain] = table.lookup_integers(values.filter(pl.Series(plain)).to_numpy())
+    out[~plain] = table.lookup_all(texts.filter(pl.Series(~plain)).to_list())
+    return out
 
 
 class NumberTally:
@@ -70,7 +101,7 @@ class NumberTally:
     def add(self, values: Floats, counts: Int64s) -> None:
         """Count numbers (NaN is missing), each as often as `counts` says."""
         known = ~np.isnan(values)
-        distinct, sums = _summed(values[known], counts[known])
+        distinct, sums = _summed(values[known] + 0.0, counts[known])  # -0.0 is 0.0
         self._values.append(distinct)
         self._counts.append(sums)
         self.missing += int(counts[~known].sum())
@@ -118,21 +149,22 @@ class Moments:
         self.missing = False
 
     def add(self, x: Floats, weights: Int64s) -> None:
-        """Take in numbers, NaN where missing, each as often as its weight (none is 0)."""
-        known = ~np.isnan(x)
-        self.missing |= not known.all()
-        x, w = x[known], weights[known]
+        """Take in a column of numbers, none of them NaN, each as often as its weight (none is 0). It may be mapped."""
         if not len(x):
             return
-        n = int(w.sum())
         with np.errstate(over="ignore", invalid="ignore"):  # `fit` tells of what overflows, where it matters
-            mean = float((x * w).sum()) / n
-            m2 = float((w * (x - mean) ** 2).sum())
-            delta, total = mean - self.mean, self.n + n
-            self.mean += delta * n / total
-            self.m2 += m2 + float(np.float64(delta) ** 2) * self.n * n / total
-        self.n = total
-        self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
+            n = int(total(len(x), lambda at: weights[at].astype(np.float64)))
+            mean = total(len(x), lambda at: x[at] * weights[at]) / n
+            m2 = total(len(x), lambda at: weights[at] * (x[at] - mean) ** 2)
+            delta, both = mean - self.mean, self.n + n
+            self.mean += delta * n / both
+            self.m2 += m2 + float(np.float64(delta) ** 2) * self.n * n / both
+        self.n = both
+
+    def span(self, x: Floats) -> None:
+        """Take in the range of some numbers."""
+        if len(x):
+            self.low, self.high = min(self.low, float(x.min()) + 0.0), max(self.high, float(x.max()) + 0.0)
 
     def fit(self, feature: Numeric) -> NumberStats:
         """The statistics that the feature's transform needs. A constant column becomes 0."""
@@ -140,7 +172,7 @@ class Moments:
         if self.n and feature.transform == "standard":
             # a constant column may be off its mean by rounding: that is no spread
             shift, scale = (self.low, 0.0) if self.low == self.high else (self.mean, math.sqrt(self.m2 / self.n))
-        if self.n and feature.transform == "minmax":
+        if self.low <= self.high and feature.transform == "minmax":
             shift, scale = self.low, self.high - self.low
         if not (math.isfinite(shift) and math.isfinite(scale)):
             raise _too_large(feature, self.low, self.high)

@@ -76,13 +76,15 @@ def write_bundle(
             heads=tuple(
                 HeadFacts(name=h.name, task=h.task, link=h.link, space=h.space, trained=h.trained) for h in model.heads
             ),
-            inputs=tuple(i for i in graph_inputs(fitted) if i.name in kept),
+            inputs=tuple(i for i in graph_inputs(fitted, model.needs.noise) if i.name in kept),
             outputs=tuple(Graph.outputs_of(model)),
             histories={
                 h.name: HistoryFacts(max_length=h.max_length, ties=h.ties, fields=h.fields)
                 for h in encoder.schema.histories
             },
             growing=growing,
+            noise=model.needs.noise,
+            composition=model.table,
             files={str(path.relative_to(partial).as_posix()): file_facts(path) for path in files},
         )
         write_json(partial / MANIFEST, plain(manifest))

@@ -17,12 +17,13 @@ from finerank.data.batch import Batch, Jagged, Pairs, TensorBlock, TensorLists, 
 from finerank.models.composition import Model
 from finerank.runtime.blocks import Block
 from finerank.runtime.inputs import Input, inputs_of, named_arrays
+from finerank.runtime.noise import SIDES, Noise
 from finerank.schema import Columns, FittedSchema
 
 
-def graph_inputs(fitted: FittedSchema) -> tuple[Input, ...]:
+def graph_inputs(fitted: FittedSchema, noise: Noise | None = None) -> tuple[Input, ...]:
     """All inputs that a graph over this schema may have (`runtime.inputs`)."""
-    return inputs_of(fitted.request, fitted.candidate, fitted.histories)
+    return inputs_of(fitted.request, fitted.candidate, fitted.histories, noise)
 
 
 def flatten(batch: Batch, fitted: FittedSchema) -> dict[str, Tensor]:
@@ -37,11 +38,16 @@ def flatten(batch: Batch, fitted: FittedSchema) -> dict[str, Tensor]:
         pairs = batch.pairs.get(name, Pairs(torch.empty(0, dtype=torch.int64), None))
         found[f"{name}.pair_candidate"] = pairs.candidate
         found[f"{name}.pair_event"] = torch.arange(len(pairs.candidate)) if pairs.event is None else pairs.event
-    return {i.name: found[i.name] for i in graph_inputs(fitted)}
+    ordered = {i.name: found[i.name] for i in graph_inputs(fitted)}
+    return ordered | {f"noise.{side}": drawn for side, drawn in batch.noise.items() if drawn.shape[1]}
 
 
 def example_batch(
-    fitted: FittedSchema, candidates: Sequence[int] = (2, 3, 2), events: Sequence[int] = (2, 1, 3), seed: int = 0
+    fitted: FittedSchema,
+    candidates: Sequence[int] = (2, 3, 2),
+    events: Sequence[int] = (2, 1, 3),
+    seed: int = 0,
+    noise: Noise | None = None,
 ) -> Batch:
     """A made-up batch, for exporters to follow: by default with several of everything.
 
@@ -77,6 +83,10 @@ def example_batch(
         ages = torch.from_numpy(draw.integers(0, 10**13, len(segments)))  # up to 116 days
         histories[name] = Jagged(block(columns, len(segments)), segments, positions, lengths, ages)
         pairs[name] = pair_up(request_of, lengths)
+    widths = {} if noise is None else noise.widths()
+    drawn: dict[str, Tensor] = {
+        side: numbers(requests if side == "request" else rows, width) for side, width in widths.items()
+    }
     tasks = len(fitted.schema.tasks)
     return Batch(
         request=block(fitted.request, requests),
@@ -86,6 +96,7 @@ def example_batch(
         labels=torch.zeros(rows, tasks),
         weights=torch.ones(rows, tasks),
         pairs=pairs,
+        noise=drawn,
         rows_in_step=rows,
     )
 
@@ -96,7 +107,7 @@ class Graph(nn.Module):
     def __init__(self, model: Model, fitted: FittedSchema) -> None:
         super().__init__()
         self.model, self.fitted = model.eval().served(), fitted
-        self.names = [i.name for i in graph_inputs(fitted)]
+        self.names = [i.name for i in graph_inputs(fitted, model.needs.noise)]
 
     @staticmethod
     def outputs_of(model: Model) -> list[str]:
@@ -129,6 +140,7 @@ class Graph(nn.Module):
             labels=nothing,
             weights=nothing,
             pairs=pairs,
+            noise={side: given[f"noise.{side}"] for side in SIDES if f"noise.{side}" in given},
         )
 
     def _block(self, name: str, columns: Columns, given: Mapping[str, Tensor], like: Tensor) -> TensorBlock:
@@ -157,8 +169,9 @@ def exported(model: Model, fitted: FittedSchema) -> torch.export.ExportedProgram
     It follows `example_batch`, which has two or more of everything: an axis of size 0 or 1 would be taken for a constant.
     """
     graph = Graph(model, fitted)
-    declared = graph_inputs(fitted)
-    tensors = tuple(flatten(example_batch(fitted), fitted).values())
+    noise = model.needs.noise
+    declared = graph_inputs(fitted, noise)
+    tensors = tuple(flatten(example_batch(fitted, noise=noise), fitted).values())
     dynamic = tuple(
         {i: torch.export.Dim.DYNAMIC for i, axis in enumerate(d.axes) if isinstance(axis, str)} for d in declared
     )

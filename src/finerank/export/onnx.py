@@ -22,7 +22,7 @@ def write_onnx(model: Model, fitted: FittedSchema, path: Path) -> list[str]:
     The weights are a file of their own (`<path>.data`): protobuf ends at 2 GiB, and onnxruntime maps the file, so that
     several servers on a machine share its memory.
     """
-    names = [i.name for i in graph_inputs(fitted)]
+    names = [i.name for i in graph_inputs(fitted, model.needs.noise)]
     outputs = Graph.outputs_of(model)
     with _quiet():
         program = exported(model, fitted)

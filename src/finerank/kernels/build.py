@@ -20,6 +20,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
+import torch
 import xxhash
 
 FLAGS = (
@@ -95,6 +96,13 @@ def _key(compiler: str) -> str:
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=60).stdout
     hasher.update(" ".join(FLAGS).encode() + version + platform.machine().encode() + _instructions())
     return hasher.hexdigest()
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether products in bf16 are fast there: not emulated."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool({b"avx512_bf16", b"amx_bf16"} & set(_instructions().split()))
 
 
 def _instructions() -> bytes:

@@ -1,4 +1,4 @@
-"""Compiled loops of DIN's activation unit (`unit.cpp`); `layers.attention` calls them and holds the plain twin.
+"""Compiled loops of the activation unit (`unit.cpp`, `unit_bf16.cpp`); `layers.attention` calls them and has the plain twin.
 
 N candidates · T events · P pairs · K width of an item · H hidden
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from finerank.kernels.build import library
 from finerank.kernels.rows import NAMES, call
 
 STEP = 16  # the loops take widths that are multiples of this: whole vector registers
@@ -50,28 +51,36 @@ class _Unit(Function):
         widths: list[int],
         spans: Spans,
         pairs: int,
+        bf16: bool,
     ) -> Tensor:
         q, k, c, e = q.contiguous(), k.contiguous(), c.contiguous(), None if e is None else e.contiguous()
-        hidden, places = torch.tensor(widths), (spans.first, spans.count, spans.start)
+        hidden, places = torch.tensor(widths), [spans.first, spans.count, spans.start]
+        name, room, kept = NAMES[q.dtype], pairs, q.dtype
+        if bf16:
+            even = spans.count + spans.count % 2
+            ends = even.cumsum(0)
+            places, room = [*places, ends - even], int(ends[-1]) if len(ends) else 0
+            name, kept = "bf16", torch.bfloat16
         keep = any(ctx.needs_input_grad)
-        before = [q.new_empty((pairs if keep else 0, width)) for width in widths]
+        before = [q.new_empty((room if keep else 0, width), dtype=kept) for width in widths]
         out = q.new_empty(pairs)
-        shape = (len(q), q.shape[1], len(widths), hidden, *places)
-        call(f"unit_forward_{NAMES[q.dtype]}", *shape, q, k, e, c, flat, _pointers(before) if keep else None, out)
+        kept_at = _pointers(before) if keep else None
+        call(f"unit_forward_{name}", len(q), q.shape[1], len(widths), hidden, *places, q, k, e, c, flat, kept_at, out)
         ctx.save_for_backward(q, k, flat, hidden, *places, *before)
-        ctx.extra = e is not None
+        ctx.extra, ctx.name, ctx.layers = e is not None, name, len(widths)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, flat, hidden, first, count, start, *before = ctx.saved_tensors
+        q, k, flat, hidden, *rest = ctx.saved_tensors
+        places, before = rest[: -ctx.layers], rest[-ctx.layers :]
         dq, dk, dflat = torch.zeros_like(q), torch.zeros_like(k), torch.empty_like(flat)
         dc = q.new_zeros((len(q), before[0].shape[1]))
         de = q.new_zeros((len(k), before[0].shape[1])) if ctx.extra else None
-        shape = (len(q), q.shape[1], len(before), hidden, first, count, start)
+        shape = (len(q), q.shape[1], len(before), hidden, *places)
         given = (q, k, flat, _pointers(before), grads[0].contiguous())
-        call(f"unit_backward_{NAMES[q.dtype]}", *shape, *given, dq, dk, de, dc, dflat, len(flat))
-        return dq, dk, de, dc, dflat, None, None, None
+        call(f"unit_backward_{ctx.name}", *shape, *given, dq, dk, de, dc, dflat, len(flat))
+        return dq, dk, de, dc, dflat, None, None, None, None
 
 
 class _Attend(Function):
@@ -103,8 +112,9 @@ def unit_weights(
     last: tuple[Tensor, Tensor],
     spans: Spans,
     pairs: int,
+    bf16: bool = False,
 ) -> Tensor:
-    """[P]: the unit's output for every pair.
+    """[P]: the unit's output for every pair. bf16: with the products in it (for float32, where `has_bf16`).
 
     Z = of_candidates + of_events + key·k + product·(q * k) is the first layer before its activation, whose slope is
     `slope_H`; `layers` follow, then `last`, weight [1, H] and bias [1].
@@ -116,9 +126,14 @@ def unit_weights(
         widths.append(len(parts[-1]))
     flat = torch.cat([part.flatten() for part in (*parts, _fill(last[0], 1), last[1])])
     e = None if of_events_TH is None else _fill(of_events_TH, 1)
-    given = (_fill(q_NK, 1), _fill(k_TK, 1), e, _fill(of_candidates_NH, 1), flat, widths, spans, pairs)
+    given = (_fill(q_NK, 1), _fill(k_TK, 1), e, _fill(of_candidates_NH, 1), flat, widths, spans, pairs, bf16)
     out: Tensor = _Unit.apply(*given)  # type: ignore[no-untyped-call]
     return out
+
+
+def has_bf16() -> bool:
+    """Whether the compiled loops were built for a processor with the products in bf16 that they use (avx512_bf16)."""
+    return library() is not None and bool(call("unit_has_bf16"))
 
 
 def attend(weights_P: Tensor, k_TK: Tensor, spans: Spans) -> Tensor:

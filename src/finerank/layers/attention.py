@@ -22,11 +22,12 @@ from torch.nn import functional as F
 from finerank.data.batch import Pairs
 from finerank.errors import UserError
 from finerank.kernels.rows import fits
-from finerank.kernels.unit import Layer, Spans
+from finerank.kernels.unit import Layer, Spans, has_bf16
 from finerank.kernels.unit import attend as compiled_attend
 from finerank.kernels.unit import unit_weights as compiled_weights
 from finerank.layers.activation import Activation, PReLU
 from finerank.layers.mlp import Hidden, linear
+from finerank.layers.precision import lowered
 from finerank.layers.segments import gather, segment_softmax, spread, weighted_sum
 
 UnitInput = Literal["query", "key", "difference", "product", "inner", "outer"]
@@ -187,6 +188,7 @@ class ActivationUnit(nn.Module):
             (last.weight, last.bias),
             spans,
             pairs,
+            bf16=lowered() and k_TK.dtype == torch.float32 and has_bf16(),
         )
 
     def _compiled_layers(self) -> list[Layer]:

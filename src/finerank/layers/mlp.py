@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from finerank.errors import UserError
 from finerank.layers.activation import Activation, activation
-from finerank.layers.segments import spread
+from finerank.layers.precision import leave, product
+from finerank.layers.segments import one_each, spread
 
 
 def check_layers(hidden: Sequence[int], dropout: float = 0.0) -> None:
@@ -41,6 +42,11 @@ class Hidden(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, H] -> [n, H]."""
+        if x.dtype == torch.bfloat16 and not (self.norm is None and isinstance(self.act, nn.ReLU)):
+            return self._follow(x.float()).to(x.dtype)  # statistics and slopes are float32
+        return self._follow(x)
+
+    def _follow(self, x: Tensor) -> Tensor:
         if self.norm is not None:
             x = self.norm(x)
         x = self.act(x)
@@ -86,8 +92,12 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, inputs] -> [n, outputs]."""
-        out: Tensor = self.layers(x)
-        return out
+        layers = list(self.layers)
+        last = layers.pop() if len(layers) % 2 else None
+        for layer in layers:
+            x = product(x, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer(x)
+        x = leave(x)
+        return x if last is None else last(x)
 
 
 class SplitLinear(nn.Module):
@@ -102,13 +112,16 @@ class SplitLinear(nn.Module):
         self.weight, self.bias = joined.weight, joined.bias
         self.request = request
 
-    def forward(self, x_R: Tensor, x_N: Tensor, request_of_N: Tensor) -> Tensor:
-        """[R, request], [N, candidate], [N] -> [N, outputs]."""
+    def forward(self, x_R: Tensor, x_N: Tensor, request_of_N: Tensor, inside: bool = False) -> Tensor:
+        """[R, request], [N, candidate], [N] -> [N, outputs]. inside: of a tower, which goes on in bf16 where that is so."""
         if not self.request:
-            return torch.nn.functional.linear(x_N, self.weight, self.bias)
-        weight_R, weight_N = self.weight[:, : self.request], self.weight[:, self.request :]
-        per_request = torch.nn.functional.linear(x_R, weight_R, self.bias)
-        return spread(per_request, request_of_N) + torch.nn.functional.linear(x_N, weight_N)
+            out = product(x_N, self.weight, self.bias)
+        elif one_each(request_of_N, x_R.shape[0]):
+            out = product(torch.cat([x_R, x_N], dim=1), self.weight, self.bias)
+        else:
+            per_request = product(x_R, self.weight[:, : self.request], self.bias)
+            out = spread(per_request, request_of_N) + product(x_N, self.weight[:, self.request :])
+        return out if inside else leave(out)
 
 
 class SplitMLP(nn.Module):
@@ -134,5 +147,5 @@ class SplitMLP(nn.Module):
 
     def forward(self, x_R: Tensor, x_N: Tensor, request_of_N: Tensor) -> Tensor:
         """[R, request], [N, candidate], [N] -> [N, outputs]."""
-        out: Tensor = self.rest(self.first(x_R, x_N, request_of_N))
+        out: Tensor = self.rest(self.first(x_R, x_N, request_of_N, inside=not isinstance(self.rest, nn.Identity)))
         return out

@@ -107,12 +107,19 @@ def weighted_sum(
     return out
 
 
+def one_each(segments_P: Tensor, count: int) -> bool:
+    """Whether each of so many segments has exactly one value, as far as can be told: never while exporting."""
+    if torch.compiler.is_exporting():
+        return False
+    return len(segments_P) == count and torch.equal(segments_P, torch.arange(count, device=segments_P.device))
+
+
 def spread(rows_ND: Tensor, segments_P: Tensor) -> Tensor:
     """[N, D] -> [P, D]: every segment's row for each of its values; segments ascend."""
     if torch.compiler.is_exporting():
         return rows_ND.index_select(0, segments_P)
-    if len(rows_ND) == len(segments_P) and torch.equal(segments_P, torch.arange(len(rows_ND), device=rows_ND.device)):
-        return rows_ND  # one value per segment
+    if one_each(segments_P, len(rows_ND)):
+        return rows_ND
     out: Tensor = _Spread.apply(rows_ND, segments_P)  # type: ignore[no-untyped-call]
     return out
 

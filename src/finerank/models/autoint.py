@@ -6,9 +6,10 @@ Per layer: e_m <- relu([e~_m of all heads] + W_res e_m);  logit = w · [e_1, ...
 A field looks at itself too. AutoInt+ puts a network on the embeddings beside it. Public code often divides the products by
 sqrt(d'): `scaled`.
 
-Differs from the textbook: the first layer's four projections of the request's fields are made once per request. Embeddings
-begin wider than elsewhere (0.05): from 0.01 all products are near 0 and attention stays uniform for long.
-R requests · N candidates · F fields and numbers (a number is value · vector) · D width · H heads · d' width of a head
+Differs from the textbook: embeddings begin wider than elsewhere (0.05): from 0.01 all products are near 0 and attention stays
+uniform for long. Nothing is shared within a request: projecting its fields once and repeating the four wide results was
+measured to cost more than projecting them for every candidate.
+N candidates · F fields and numbers (a number is value · vector) · D width · H heads · d' width of a head
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from torch import Tensor, nn
 
 from finerank.errors import UserError
 from finerank.layers.mlp import check_layers, linear
-from finerank.layers.products import whole_rows
 from finerank.models.base import Tower
 from finerank.models.composition import Features, Interaction, Widths
 from finerank.models.plain import EmbeddingOptions, Plain, TaskHeads
@@ -67,29 +67,17 @@ class AutoInt(Interaction):
         super().__init__()
         self.vectors = FieldVectors(widths, options.std, "interaction 'autoint'")
         dims = [widths.dim] + [options.heads * options.width] * options.layers
-        self.layers = nn.ModuleList(Interacting(dim, options) for dim in dims[:-1])
+        self.layers = nn.Sequential(*(Interacting(dim, options) for dim in dims[:-1]))
         self.last = linear(self.vectors.fields * dims[-1], outputs, bias=False)
 
     def forward(self, features: Features) -> Tensor:
         """[N, outputs]."""
-        v_RFD, v_NFD = self.vectors.sides(features)
-        of = features.batch.request_of
-        if not self.layers:
-            x = whole_rows(v_RFD, v_NFD, of)
-        for k, layer in enumerate(self.layers):
-            assert isinstance(layer, Interacting)
-            if k:
-                projected = layer.project(x)
-            else:
-                sides = zip(layer.project(v_RFD), layer.project(v_NFD), strict=True)
-                projected = [whole_rows(x_RFE, x_NFE, of) for x_RFE, x_NFE in sides]
-            x = layer(*projected)
-        out: Tensor = self.last(x.flatten(1))
+        out: Tensor = self.last(self.layers(self.vectors.rows(features)).flatten(1))
         return out
 
 
 class Interacting(nn.Module):
-    """One layer: `project` makes queries, keys, values and residuals of vectors, `forward` lets them meet. E = H d'."""
+    """One layer: [N, F, D] -> [N, F, H d']."""
 
     def __init__(self, inputs: int, options: AutoInt.Options) -> None:
         super().__init__()
@@ -98,30 +86,26 @@ class Interacting(nn.Module):
         self.scale = options.width**-0.5 if options.scaled else 1.0
         self.dropout = nn.Dropout(options.dropout) if options.dropout else None
 
-    def project(self, x_nFD: Tensor) -> list[Tensor]:
-        """[n, F, D] -> four times [n, F, E]."""
-        return [layer(x_nFD) for layer in (self.query, self.key, self.value, self.residual)]
-
-    def weights(self, query_NFE: Tensor, key_NFE: Tensor) -> Tensor:
+    def weights(self, x_NFD: Tensor) -> Tensor:
         """[N, H, F, F]: how much field m (third axis) looks at field k (fourth)."""
-        q, k = self._heads(query_NFE), self._heads(key_NFE)
+        q, k = self._by_head(self.query(x_NFD)), self._by_head(self.key(x_NFD))
         return torch.softmax(self.scale * (q @ k.transpose(2, 3)), dim=3)
 
-    def _heads(self, x_NFE: Tensor) -> Tensor:
+    def _by_head(self, x_NFE: Tensor) -> Tensor:
         n, fields, width = x_NFE.shape
         return x_NFE.view(n, fields, self.heads, width // self.heads).transpose(1, 2)
 
-    def forward(self, query_NFE: Tensor, key_NFE: Tensor, value_NFE: Tensor, residual_NFE: Tensor) -> Tensor:
-        """[N, F, E]."""
-        value = self._heads(value_NFE)
+    def forward(self, x_NFD: Tensor) -> Tensor:
+        """[N, F, H d']."""
+        v = self._by_head(self.value(x_NFD))
         if self.dropout is not None:
-            met = self.dropout(self.weights(query_NFE, key_NFE)) @ value
+            met = self.dropout(self.weights(x_NFD)) @ v
         elif torch.compiler.is_exporting():
-            met = self.weights(query_NFE, key_NFE) @ value
+            met = self.weights(x_NFD) @ v
         else:  # the same without the weights ever standing in memory
-            q, k = self._heads(query_NFE), self._heads(key_NFE)
-            met = nn.functional.scaled_dot_product_attention(q, k, value, scale=self.scale)
-        return torch.relu(met.transpose(1, 2).flatten(2) + residual_NFE)
+            q, k = self._by_head(self.query(x_NFD)), self._by_head(self.key(x_NFD))
+            met = nn.functional.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return torch.relu(met.transpose(1, 2).flatten(2) + self.residual(x_NFD))
 
 
 AUTOINT = named(

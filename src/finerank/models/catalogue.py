@@ -57,10 +57,13 @@ def item_of(fitted: FittedSchema, history: str = "") -> Item:
         for past, (field, table) in enumerate(columns.ids):
             if table in own:
                 return Item(name, field, past, own.index(table), table, fitted.tables[table].rows)
-    where = f"history {history!r} has" if history else "no history has"
+    names = ", ".join(fitted.histories) or "none"
+    if history and history not in fitted.histories:
+        raise UserError(f"history = {history!r} is not declared; accepted: {names}")
     raise UserError(
-        f"{where} a field of one id that shares its table with the candidate: there is no catalogue to learn; accepted: a "
-        f"history with the candidate's item among its fields (histories here: {', '.join(fitted.histories) or 'none'})"
+        f"no field of {f'history {history!r}' if history else 'any history'} is a single id that shares its table with the "
+        f"candidate, so there is no catalogue to learn; accepted: a history with the candidate's item among its fields "
+        f"(histories here: {names})"
     )
 
 

@@ -23,9 +23,11 @@ from torch.nn import functional as F
 from finerank.data.batch import Batch
 from finerank.data.drawing import Drawing
 from finerank.data.masking import Masking
+from finerank.errors import UserError
 from finerank.layers.embedding import Embedding, Tables
 from finerank.layers.segments import spread
 from finerank.models.narrow import Narrowing
+from finerank.runtime.noise import Noise
 from finerank.schema import FittedSchema, Task
 
 
@@ -38,6 +40,7 @@ class Needs:
     masked       histories of which it wants events hidden (`data.masking`)
     drawn        histories of whose items it wants some drawn for each request (`data.drawing`)
     example_age  whether it wants to know how old a training example is
+    noise        normals that its scores depend on, in evaluation and in the graph (`runtime.noise`)
     """
 
     pairs: frozenset[str] = frozenset()
@@ -45,26 +48,35 @@ class Needs:
     masked: Mapping[str, Masking] = field(default_factory=dict)
     drawn: Mapping[str, Drawing] = field(default_factory=dict)
     example_age: bool = False
+    noise: Noise | None = None
 
     def __or__(self, other: Needs) -> Needs:
+        if self.noise is not None and other.noise is not None:
+            raise UserError("two parts of the model draw noise; accepted: one that does (predict = 'ts')")
         return Needs(
             self.pairs | other.pairs,
             self.negatives | other.negatives,
             {**self.masked, **other.masked},
             {**self.drawn, **other.drawn},
             self.example_age or other.example_age,
+            self.noise or other.noise,
         )
 
 
 @dataclass(frozen=True)
 class Widths:
-    """The shape of `Features`: fields of equal width D on either side, numbers on either side, further vectors."""
+    """The shape of `Features`: fields of equal width D on either side, numbers on either side, further vectors.
+
+    names_R, names_N  of the first fields of either side; those that a representation makes itself come behind them
+    """
 
     dim: int
     request_fields: int
     candidate_fields: int
     request_numbers: int
     candidate_numbers: int
+    names_R: tuple[str, ...] = ()
+    names_N: tuple[str, ...] = ()
 
     @property
     def request(self) -> int:
@@ -118,9 +130,13 @@ def _join(fields: Tensor, numbers: Tensor) -> Tensor:
 
 
 class Part(nn.Module, ABC):
-    """A representation, interaction or heads. `Options` is its frozen dataclass; `kind` its name in a recipe."""
+    """A representation, interaction or heads. `Options` is its frozen dataclass; `kind` its name in a recipe.
+
+    stage  the kind of the stage without which it says nothing (`models.stages`); "": none
+    """
 
     Options: ClassVar[type[Any]]
+    stage: ClassVar[str] = ""
 
     def penalties(self, features: Features) -> Mapping[str, Tensor]:
         """Terms that the part adds to the loss in training, by name, weighted as they are to be added.
@@ -152,7 +168,12 @@ class Representation(Part):
 
 
 class Interaction(Part):
-    """Features -> logits [N, outputs], without a bias: that is the heads'. Built with (fitted, widths, outputs, options)."""
+    """Features -> logits [N, outputs], without a bias: that is the heads'. Built with (fitted, widths, outputs, options).
+
+    needs  what it asks of the batch builder, beside what the representation does
+    """
+
+    needs: Needs = Needs()
 
     @abstractmethod
     def forward(self, features: Features) -> Tensor:
@@ -256,10 +277,12 @@ class Model(nn.Module):
     """A composition: see the module's docstring. Built by `registry.build`.
 
     calibration  applied to the logits in evaluation mode, and so wherever scores are given: served graphs included
+    table        the [model] table that it was built from, so that a bundle can say what it is
     balance      weighs the terms of the loss; None: all 1
     """
 
     calibration: Calibration | None
+    table: Mapping[str, Any]
     balance: Balance | None
 
     def __init__(
@@ -279,6 +302,9 @@ class Model(nn.Module):
         self.head = heads
         self.heads = heads.heads
         self.needs, self.attends = representation.needs, dict(representation.attends)
+        for interaction in interactions:
+            self.needs = self.needs | interaction.needs
+        self.table = {}
         self.calibration = self.balance = None
 
     def forward(self, batch: Batch) -> Output:

@@ -145,6 +145,8 @@ def plain_widths(fitted: FittedSchema, embed: FieldEmbedding) -> Widths:
         len(embed.columns("candidate")),
         len(fitted.request.numbers),
         len(fitted.candidate.numbers),
+        embed.columns("request"),
+        embed.columns("candidate"),
     )
 
 

@@ -18,13 +18,16 @@ from finerank.errors import UserError, nearest
 from finerank.models import separate
 from finerank.models.composition import Heads, Interaction, Model, Part, Representation
 from finerank.models.narrow import Narrowing
+from finerank.models.stages import Stage
 from finerank.schema import FittedSchema
 from finerank.typed import build as build_typed
 from finerank.typed import plain
 
 P = TypeVar("P", bound=type[Part])
+S = TypeVar("S", bound=type[Stage])
 
 _parts: dict[type[Part], dict[str, type[Part]]] = {Representation: {}, Interaction: {}, Heads: {}}
+_stages: dict[str, type[Stage]] = {}
 _named: dict[str, Composition] = {}
 
 
@@ -37,6 +40,7 @@ class Composition:
     requires    what a schema must have: "history", "two tasks" (one within the other), "several tasks", "train-only ids",
                 "delay" (a number within a task)
     without     fields and histories of the schema that the model is not to see (`narrow.names_of`)
+    stages      options of what is trained before it, in order (`models.stages`)
     separate    every output has a representation and interactions of its own: nothing is shared, embeddings included
                 (`models.separate`)
     """
@@ -49,6 +53,7 @@ class Composition:
     requires: tuple[str, ...] = ()
     exemptions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     without: tuple[str, ...] = ()
+    stages: tuple[Any, ...] = ()
     separate: bool = False
 
     @property
@@ -64,6 +69,8 @@ class Composition:
             "interactions": [plain(o) for o in self.interactions],
             "heads": plain(self.heads),
         }
+        if self.stages or (self.name in _named and _named[self.name].stages):
+            out["stages"] = [plain(o) for o in self.stages]
         out |= {"without": list(self.without)} if self.without else {}
         return out | {"separate": True} if self.separate else out
 
@@ -75,6 +82,14 @@ def part(cls: P) -> P:
     if kind in _parts[base]:
         raise ValueError(f"{base.__name__} {kind!r} is registered twice")
     _parts[base][kind] = cls
+    return cls
+
+
+def stage(cls: S) -> S:
+    """Registers a stage under its options' `kind`."""
+    if cls.Options.kind in _stages:
+        raise ValueError(f"stage {cls.Options.kind!r} is registered twice")
+    _stages[cls.Options.kind] = cls
     return cls
 
 
@@ -108,8 +123,23 @@ def composition(name: str, where: str = "model") -> Composition:
 
 def options_of(base: type[Part]) -> Any:
     """The union of the options of all parts of a sort: what a recipe accepts in that place."""
+    return Union[_classes(base)]  # noqa: UP007 - built at run time
+
+
+def _classes(base: type[Part]) -> tuple[Any, ...]:
     _discover()
-    return Union[tuple(cls.Options for cls in _parts[base].values())]  # noqa: UP007 - built at run time
+    return tuple(cls.Options for cls in _parts[base].values())
+
+
+def stages() -> list[type[Stage]]:
+    """All stages, by kind."""
+    _discover()
+    return [_stages[kind] for kind in sorted(_stages)]
+
+
+def stage_of(options: Any) -> Stage:
+    """The stage that these options describe."""
+    return _stages[options.kind](options)
 
 
 def part_class(base: type[Part], options: Any) -> type[Part]:
@@ -123,10 +153,11 @@ def parse(table: Mapping[str, Any], where: str = "model") -> Composition:
     `name` starts from a named composition; `representation`, `interactions`, `heads` replace or amend its parts. A part
     given without `kind` amends the options of the part the composition has; with another `kind` it replaces it. `without`
     names what of the schema is left out; names are checked against the data, by `build`. `separate = true` gives every
-    output parts of its own.
+    output parts of its own. `stages` is a list of what is trained before ([]: nothing), or a table that amends options by the
+    stage's kind.
     """
     table = dict(table)
-    known = ("name", "representation", "interactions", "heads", "without", "separate")
+    known = ("name", "representation", "interactions", "heads", "without", "separate", "stages")
     for key in table:
         if key not in known:
             raise UserError(f"{where}.{key}: unknown key; {nearest(key, known)}")
@@ -136,24 +167,48 @@ def parse(table: Mapping[str, Any], where: str = "model") -> Composition:
         raise UserError(f"{where}: give a name ({', '.join(names())}), or a representation and interactions")
     base = composition(table["name"], where) if "name" in table else composition("lr")
     changes: dict[str, Any] = (
-        {} if "name" in table else {"name": "custom", "paper": "", "exemptions": {}, "requires": ()}
+        {} if "name" in table else {"name": "custom", "paper": "", "exemptions": {}, "requires": (), "stages": ()}
     )
     if "representation" in table:
         before = base.representation if "name" in table else None
-        changes["representation"] = _amend(before, table["representation"], Representation, f"{where}.representation")
+        changes["representation"] = _amend(
+            before, table["representation"], _classes(Representation), f"{where}.representation"
+        )
     if "heads" in table:
-        changes["heads"] = _amend(base.heads, table["heads"], Heads, f"{where}.heads")
+        changes["heads"] = _amend(base.heads, table["heads"], _classes(Heads), f"{where}.heads")
     if "interactions" in table:
         given = table["interactions"]
         if not isinstance(given, list | tuple) or not given:
             raise UserError(f"{where}.interactions: got {given!r}; accepted: a list of at least one interaction")
         known_kinds = {o.kind: o for o in base.interactions}
         changes["interactions"] = tuple(
-            _amend(known_kinds.get(_kind(g)), g, Interaction, f"{where}.interactions[{i}]") for i, g in enumerate(given)
+            _amend(known_kinds.get(_kind(g)), g, _classes(Interaction), f"{where}.interactions[{i}]")
+            for i, g in enumerate(given)
         )
+    if "stages" in table:
+        changes["stages"] = _amended_stages(base.stages if "name" in table else (), table["stages"], f"{where}.stages")
     whole = build_typed(_Whole, {key: table[key] for key in ("without", "separate") if key in table}, where)
     changes |= {key: getattr(whole, key) for key in ("without", "separate") if key in table}
     return replace(base, **changes)
+
+
+def _amended_stages(before: tuple[Any, ...], given: Any, where: str) -> tuple[Any, ...]:
+    """Options of the stages from a recipe: a list names all of them, a table amends those there are."""
+    known = {o.kind: o for o in before}
+    if isinstance(given, Mapping):
+        for kind in given:
+            if kind not in known:
+                raise UserError(f"{where}.{kind}: the model has no such stage; {nearest(kind, known)}")
+        return tuple(_amend(o, given[k], (type(o),), f"{where}.{k}") if k in given else o for k, o in known.items())
+    if not isinstance(given, list | tuple):
+        raise UserError(
+            f"{where}: got {given!r}; accepted: a list of stages ([]: none), or a table of options by stage"
+        )
+    all_kinds = tuple(cls.Options for cls in stages())
+    out = tuple(_amend(known.get(_kind(g)), g, all_kinds, f"{where}[{i}]") for i, g in enumerate(given))
+    if twice := {o.kind for o in out if [p.kind for p in out].count(o.kind) > 1}:
+        raise UserError(f"{where}: {min(twice)!r} is given twice; accepted: each stage once")
+    return out
 
 
 @dataclass(frozen=True)
@@ -168,7 +223,7 @@ def _kind(given: Any) -> str:
     return str(given.get("kind", "")) if isinstance(given, Mapping) else ""
 
 
-def _amend(before: Any, given: Any, base: type[Part], where: str) -> Any:
+def _amend(before: Any, given: Any, accepted: tuple[Any, ...], where: str) -> Any:
     """Options from a recipe: a text is a kind with its defaults; a table amends `before` when the kind is the same."""
     if isinstance(given, str):
         given = {"kind": given}
@@ -177,7 +232,8 @@ def _amend(before: Any, given: Any, base: type[Part], where: str) -> Any:
     start: dict[str, Any] = {}
     if before is not None and given.get("kind", before.kind) == before.kind:
         start = plain(before)
-    return build_typed(options_of(base), _merge(start, given), where)
+    options: Any = Union[accepted]  # noqa: UP007 - built at run time
+    return build_typed(options, _merge(start, given), where)
 
 
 def _merge(start: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,7 +263,9 @@ def build(model: Composition, fitted: FittedSchema) -> Model:
         representation, interactions = separate.side_by_side(fitted, nets)
     else:
         representation, interactions = _net(model, fitted, heads.inputs)
-    return Model(model.name, fitted, representation, interactions, heads, narrow)
+    built = Model(model.name, fitted, representation, interactions, heads, narrow)
+    built.table = model.table()
+    return built
 
 
 def _net(model: Composition, fitted: FittedSchema, outputs: int) -> tuple[Representation, list[Interaction]]:

@@ -51,9 +51,7 @@ class SeparateRepresentations(Representation):
         of = tuple(part(batch) for part in self.of)
         losses = {f"{n}.{key}": t for n, f in zip(self.names, of, strict=True) for key, t in f.losses.items()}
         attention = {f"{n}.{key}": t for n, f in zip(self.names, of, strict=True) for key, t in f.attention.items()}
-        first = of[0]
-        sides = (first.fields_R, first.fields_N, first.numbers_R, first.numbers_N)
-        return SeparateFeatures(batch, *sides, losses, attention, of)
+        return SeparateFeatures(**vars(of[0]) | {"batch": batch, "losses": losses, "attention": attention, "of": of})
 
     def penalties(self, features: Features) -> Mapping[str, Tensor]:
         """Those of every output."""
@@ -72,6 +70,7 @@ class SeparateInteractions(Interaction):
     def __init__(self, names: Sequence[str], parts: Sequence[Interaction]) -> None:
         super().__init__()
         self.names, self.of = names, nn.ModuleList(parts)
+        self.needs = reduce(or_, (part.needs for part in parts))
 
     def forward(self, features: Features) -> Tensor:
         """[N, K]."""

@@ -8,8 +8,8 @@ The sums run over all pairs i, j in both orders, a field with itself included. T
 Differs from the textbook: every coordinate d is a case of its own, so a layer is one bilinear form over N·D small vectors;
 its outer products exist for a slice of the rows at a time and are made again in the backward pass. Maps that only the sum
 reads (the last layer's; half of each layer under `split_half`) are, with identity activation, folded to one map per output
-before they meet a row: the same numbers, a share 1/H of the work. In the first layer a request's own pairs are worked out
-once per request.
+before they meet a row: the same numbers, a share 1/H of the work. In the first layer, where both sides are X^0, a pair is made
+in one order for both, and a request's own pairs once per request.
 R requests · N candidates · F fields and numbers (A and B: left and right) · D width · H maps · K outputs
 """
 
@@ -95,7 +95,7 @@ class CIN(Interaction):
             if folds:
                 logits = logits + _folded(x_NDH, x0_NDF, torch.einsum("kh,hab->kab", last, weight[on:]))
             if len(used):
-                maps = self._first(v_RFD, v_NFD, x0_NDF, used, of) if not k else bilinear(x_NDH, x0_NDF, used)
+                maps = self._first(v_RFD, x0_NDF, used, of) if not k else bilinear(x_NDH, x0_NDF, used)
                 if not self.folds:
                     maps = act(maps.flatten(0, 1)).view_as(maps)
                 if not folds:
@@ -103,16 +103,14 @@ class CIN(Interaction):
                 x_NDH = maps[:, :, :on]
         return logits
 
-    def _first(self, v_RFD: Tensor, v_NFD: Tensor, x0_NDF: Tensor, weight_HFF: Tensor, of: Tensor) -> Tensor:
-        """[N, D, H]: pairs within the request once per request; the others as (any field, field of the candidate)."""
-        r = self.vectors.request
+    def _first(self, v_RFD: Tensor, x0_NDF: Tensor, weight_HFF: Tensor, of: Tensor) -> Tensor:
+        """[N, D, H]: pairs within the request once per request."""
+        r, v_NDF = self.vectors.request, x0_NDF[:, :, self.vectors.request :]
         if not r:
-            return bilinear(x0_NDF, x0_NDF, weight_HFF)
-        v_RDF = v_RFD.transpose(1, 2)
-        own = bilinear(v_RDF, v_RDF, weight_HFF[:, :r, :r])
-        across = weight_HFF[:, :r, r:] + weight_HFF[:, r:, :r].transpose(1, 2)
-        others = bilinear(x0_NDF, x0_NDF[:, :, r:], torch.cat([across, weight_HFF[:, r:, r:]], dim=1))
-        return spread_fields(own, of) + others
+            return quadratic(x0_NDF, weight_HFF)
+        own = quadratic(v_RFD.transpose(1, 2), weight_HFF[:, :r, :r])
+        across = bilinear(x0_NDF[:, :, :r], v_NDF, _both_orders(weight_HFF, r))
+        return spread_fields(own, of) + across + quadratic(v_NDF, weight_HFF[:, r:, r:])
 
 
 def _folded(x_NDA: Tensor, y_NDB: Tensor, weight_KAB: Tensor) -> Tensor:
@@ -162,6 +160,21 @@ def bilinear(x_nDA: Tensor, y_nDB: Tensor, weight_HAB: Tensor) -> Tensor:
         return (_outer(x, y) @ weight_HAB.flatten(1).T).view(-1, x_nDA.shape[1], len(weight_HAB))
     out: Tensor = _Bilinear.apply(x, y, weight_HAB)  # type: ignore[no-untyped-call]
     return out.view(-1, x_nDA.shape[1], len(weight_HAB))
+
+
+def quadratic(x_nDA: Tensor, weight_HAA: Tensor) -> Tensor:
+    """[n, D, H]: x' W_h x. Pairs of one half with the other are made in one order only, and so on within the halves."""
+    half = x_nDA.shape[2] // 2
+    if half < 8:
+        return bilinear(x_nDA, x_nDA, weight_HAA)
+    left, right = x_nDA[:, :, :half], x_nDA[:, :, half:]
+    within = quadratic(left, weight_HAA[:, :half, :half]) + quadratic(right, weight_HAA[:, half:, half:])
+    return within + bilinear(left, right, _both_orders(weight_HAA, half))
+
+
+def _both_orders(weight_HAA: Tensor, at: int) -> Tensor:
+    """[H, at, A - at]: the weight of a pair across the line, for i before j and j before i together."""
+    return weight_HAA[:, :at, at:] + weight_HAA[:, at:, :at].transpose(1, 2)
 
 
 XDEEPFM = named(

@@ -87,7 +87,7 @@ def run_report(
         facts=_facts(run.dataset),
         fields=field_table(run.dataset),
         timings=_timings(measured),
-        recipe=(run.folder / "recipe.toml").read_text(encoding="utf-8"),
+        recipe=run.recipe.toml(),
         environment=list(run.document("environment.json").items()),
     )
 
@@ -193,7 +193,18 @@ def _timings(measured: dict[str, Any]) -> list[tuple[str, str]]:
         ("training and evaluation, seconds", number(measured["seconds"], 1)),
         ("epochs (best)", f"{measured['epochs']} ({measured['best_epoch']})"),
         ("parameters", number(int(measured["parameters"]))),
+        *((f"before: stage {name}", _stage(told)) for name, told in measured.get("stages", {}).items()),
     ]
+
+
+def _stage(told: dict[str, Any]) -> str:
+    """What a stage gave, on one line."""
+    out = [f"{key.replace('_', ' ')} {value}" for key, value in told.items() if isinstance(value, int | str)]
+    for head, found in told.get("validation", {}).items():
+        out += [
+            f"{head} {METRICS[m][0]} {value:.4f}" for m, value in found.items() if m in METRICS and value is not None
+        ]
+    return " · ".join(out)
 
 
 def read_curve(path: Path) -> list[dict[str, float]]:

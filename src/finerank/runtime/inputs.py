@@ -3,6 +3,7 @@
     request.ids [R, F_u] · request.numbers [R, C_u] · candidate.ids [N, F_i] · candidate.numbers [N, C_i] · request_of [N]
     per history h: h.ids [T, F] · h.numbers [T, C] · h.segments [T] · h.positions [T] · h.ages [T] (microseconds) ·
     h.lengths [R] · h.pair_candidate [P] · h.pair_event [P]
+    noise.request, noise.candidate   [R, ..], [N, ..] where the model draws its scores (`runtime.noise`)
     per list column c of a block b: b.c.index [n] · b.c.ids [M, 1 or 2] · b.c.weights [M] · b.c.segments [M] · b.c.lengths [L]
 
 The exporter and the scorer both read this, so that what is traced is what is fed. Train-only columns have no input.
@@ -17,6 +18,7 @@ from typing import Literal, TypeVar
 
 from finerank.errors import UserError
 from finerank.runtime.blocks import Block
+from finerank.runtime.noise import Noise
 from finerank.schema import Columns
 
 A = TypeVar("A")
@@ -31,7 +33,9 @@ class Input:
     axes: tuple[str | int, ...]
 
 
-def inputs_of(request: Columns, candidate: Columns, histories: Mapping[str, Columns]) -> tuple[Input, ...]:
+def inputs_of(
+    request: Columns, candidate: Columns, histories: Mapping[str, Columns], noise: Noise | None = None
+) -> tuple[Input, ...]:
     """All inputs that a graph over these columns may have, in the declared order. Columns of width 0 have none.
 
     Raises UserError where the schema's names would give two inputs one name.
@@ -40,11 +44,13 @@ def inputs_of(request: Columns, candidate: Columns, histories: Mapping[str, Colu
     out.append(Input(name="request_of", axes=("N",)))
     for name, columns in histories.items():
         out += history_inputs(name, columns)
+    for side, width in noise.widths().items() if noise is not None else ():
+        out.append(Input(name=f"noise.{side}", dtype="float32", axes=("R" if side == "request" else "N", width)))
     twice = [name for name, count in Counter(i.name for i in out).items() if count > 1]
     if twice:
         raise UserError(
             f"export: two inputs of the graph would be named {twice[0]!r}; give the history it begins with another name "
-            "('request' and 'candidate' are taken)"
+            "('request', 'candidate' and 'noise' are taken)"
         )
     return tuple(out)
 

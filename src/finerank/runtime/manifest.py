@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import xxhash
 
 from finerank.errors import UserError
 from finerank.runtime.inputs import Input
+from finerank.runtime.noise import Noise
 from finerank.runtime.symbols import read_json
 from finerank.schema import Schema
 from finerank.typed import build, plain
@@ -56,7 +57,13 @@ class FileFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a bundle is. inputs: those that the graph kept, in order; schema_hash: of the encoder's schema."""
+    """What a bundle is.
+
+    inputs       those that the graph kept, in order
+    schema_hash  of the encoder's schema
+    noise        what is drawn for each request, where scores are draws
+    composition  the [model] table of the recipe, with what stages decided
+    """
 
     format: str
     model: str
@@ -68,6 +75,8 @@ class Manifest:
     histories: Mapping[str, HistoryFacts]
     growing: tuple[str, ...]
     files: Mapping[str, FileFacts]
+    noise: Noise | None = None
+    composition: Mapping[str, Any] = field(default_factory=dict)
 
 
 def rows_file(i: int) -> str:

@@ -21,6 +21,7 @@ from finerank.runtime.fields import age_table, fields_of
 from finerank.runtime.history import concat_blocks, take_block
 from finerank.runtime.inputs import history_inputs, history_of, inputs_of, named_arrays
 from finerank.runtime.manifest import ENCODER, MODEL, Manifest, rows_file, schema_hash, verified
+from finerank.runtime.noise import SIDES, draws, request_key
 from finerank.runtime.profiles import Past
 from finerank.runtime.rows import RowMap
 from finerank.schema import Columns
@@ -35,11 +36,15 @@ class Query:
 
     A column that a candidate lacks is taken from the request: in a log both are one row. A history that is not given
     is empty; one that is declared as list columns is read from the request.
+
+    id  of the request, for models whose scores are draws: the same id gives the same draw. Offline it is the request's
+        position in the log (the recipe's keys.sequence)
     """
 
     request: Mapping[str, object]
     candidates: Sequence[Mapping[str, object]]
     histories: Mapping[str, Past] = field(default_factory=dict)
+    id: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class Scorer:
         encoder = Encoder.load(folder / ENCODER)
         columns = _columns(encoder)
         histories = {h.name: columns[h.name] for h in encoder.schema.histories}
-        possible = inputs_of(columns["request"], columns["candidate"], histories)
+        possible = inputs_of(columns["request"], columns["candidate"], histories, manifest.noise)
         if schema_hash(encoder.schema) != manifest.schema_hash or not set(manifest.inputs) <= set(possible):
             raise UserError(f"{folder}: the graph and the encoder are not of one schema; export the run again")
         row_maps = {}
@@ -100,9 +105,10 @@ class Scorer:
         request: Mapping[str, object],
         candidates: Sequence[Mapping[str, object]],
         histories: Mapping[str, Past] | None = None,
+        id: int | str | None = None,
     ) -> Scores:
         """Scores of one request's candidates; arguments as in `Query`. Raises UserError for a value of a wrong type."""
-        return self.score_many([Query(request, candidates, histories or {})])[0]
+        return self.score_many([Query(request, candidates, histories or {}, id)])[0]
 
     def score_many(self, queries: Sequence[Query]) -> list[Scores]:
         """Scores of several requests in one pass over the graph, in order."""
@@ -141,11 +147,13 @@ class Scorer:
         """Every array that an input may name."""
         requests = [self.encoder.request(q.request) for q in queries]
         candidates = [self.encoder.candidates(self._completed(q)) for q in queries]
-        feed = self._arrays("request", requests) | self._arrays("candidate", candidates)
+        blocks = {"request": self._rows("request", requests), "candidate": self._rows("candidate", candidates)}
+        feed = {key: array for name, block in blocks.items() for key, array in named_arrays(name, block).items()}
         feed["request_of"] = np.repeat(np.arange(len(sizes)), sizes)
+        feed |= self._noise(queries, blocks, feed["request_of"])
         first_row = np.cumsum([0, *sizes])
         for name, parts in pasts.items():
-            feed |= self._arrays(name, [p.events for p in parts])
+            feed |= named_arrays(name, self._rows(name, [p.events for p in parts]))
             lengths = [len(p.events) for p in parts]
             first = np.cumsum([0, *lengths])
             feed[f"{name}.segments"] = np.repeat(np.arange(len(parts)), lengths)
@@ -159,9 +167,23 @@ class Scorer:
             feed[f"{name}.pair_event"] = np.concatenate(of_event)
         return feed
 
-    def _arrays(self, name: str, blocks: list[Block[Array]]) -> dict[str, Array]:
+    def _rows(self, name: str, blocks: list[Block[Array]]) -> Block[Array]:
         block = blocks[0] if len(blocks) == 1 else concat_blocks(blocks)
-        return named_arrays(name, to_rows(self._columns[name], block, self._row_maps))
+        return to_rows(self._columns[name], block, self._row_maps)
+
+    def _noise(self, queries: Sequence[Query], blocks: Mapping[str, Block[Array]], of: Array) -> dict[str, Array]:
+        """The draw of each request, where scores are draws."""
+        noise = self.manifest.noise
+        if noise is None:
+            return {}
+        if any(q.id is None for q in queries):
+            raise UserError(
+                "this model's scores are draws, one per request: give the query an id (a number or a text); the same id "
+                "gives the same scores"
+            )
+        keys = np.array([request_key(q.id) for q in queries if q.id is not None], dtype=np.uint64)
+        of_rows = {"request": keys, "candidate": keys[of]}
+        return {f"noise.{side}": draws(noise, side, self._columns[side], blocks[side], of_rows[side]) for side in SIDES}
 
     def _completed(self, query: Query) -> Sequence[Mapping[str, object]]:
         common = {c: v for c, v in query.request.items() if c in self._candidate_columns}

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from finerank.errors import UserError, nearest
 from finerank.runtime.hashing import hash64, hash_integers
 from finerank.runtime.values import number
-from finerank.schema import FIRST, MISSING, OOV, Vocabulary
+from finerank.schema import FIRST, MISSING, OOV
 
 Int64s: TypeAlias = NDArray[np.int64]
 
@@ -103,7 +103,7 @@ class VocabularyTable(_Loadable):
 
     def __init__(self, table: str, texts: Iterable[str]) -> None:
         super().__init__(table)
-        self._texts: Sequence[str] = texts if isinstance(texts, _Texts) else list(texts)
+        self._texts: Sequence[str] = texts if isinstance(texts, Texts) else list(texts)
         if isinstance(self._texts, list) and len(self._symbols) < len(self._texts):
             raise UserError(f"table {table!r}: a value is listed twice; each may have one symbol only")
 
@@ -111,12 +111,6 @@ class VocabularyTable(_Loadable):
     def _symbols(self) -> dict[str, int]:
         """Made at the first lookup: training never asks, so opening a data set stays cheap."""
         return {text: FIRST + i for i, text in enumerate(self._texts)}
-
-    @classmethod
-    def fit(cls, table: str, counts: Mapping[str, int], encoding: Vocabulary) -> VocabularyTable:
-        """The values seen at least `encoding.min_count` times, most frequent first, ties by text, `max_size` at most."""
-        kept = sorted((text for text, n in counts.items() if n >= encoding.min_count), key=lambda t: (-counts[t], t))
-        return cls(table, kept if encoding.max_size is None else kept[: encoding.max_size])
 
     @property
     def size(self) -> int:
@@ -131,11 +125,11 @@ class VocabularyTable(_Loadable):
         return self._texts[symbol - FIRST]
 
     def _state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-        return {}, _Texts.pack(self._texts)
+        return {}, Texts.pack(self._texts)
 
     @classmethod
     def _from_state(cls, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> SymbolTable:
-        return cls(facts["table"], _Texts(arrays["text"], arrays["offsets"]))
+        return cls(facts["table"], Texts(arrays["text"], arrays["offsets"]))
 
 
 class GrowingTable(VocabularyTable):
@@ -156,6 +150,12 @@ class GrowingTable(VocabularyTable):
                 self._symbols[text] = symbol
             found.append(symbol)
         return np.array(found, dtype=np.int64)
+
+    def append(self, texts: Texts) -> None:
+        """Add values of which none is in the table, and none twice: `extend` in bulk."""
+        old = self._texts if isinstance(self._texts, Texts) else Texts.of(self._texts)
+        self._texts = old.joined(texts)
+        self.__dict__.pop("_symbols", None)  # made anew at the next lookup
 
 
 class HashedTable(_Loadable):
@@ -196,11 +196,11 @@ class HashedTable(_Loadable):
         return " | ".join(self.values_in(symbol)) or f"<bucket {symbol - FIRST}>"
 
     def _state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-        return {"buckets": self.buckets}, _Texts.pack(self.seen)
+        return {"buckets": self.buckets}, Texts.pack(self.seen)
 
     @classmethod
     def _from_state(cls, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> SymbolTable:
-        return cls(facts["table"], facts["buckets"], _Texts(arrays["text"], arrays["offsets"]))
+        return cls(facts["table"], facts["buckets"], Texts(arrays["text"], arrays["offsets"]))
 
 
 class CutsTable(_Loadable):
@@ -251,7 +251,7 @@ class CutsTable(_Loadable):
 # ------------------------------------------------------------------------------------------------ files
 
 
-class _Texts(Sequence[str]):
+class Texts(Sequence[str]):
     """Many texts as one UTF-8 blob and the offset of each, decoded when asked for."""
 
     def __init__(self, blob: NDArray[np.uint8], offsets: Int64s) -> None:
@@ -260,9 +260,22 @@ class _Texts(Sequence[str]):
     @staticmethod
     def pack(texts: Iterable[str]) -> dict[str, NDArray[Any]]:
         """The two arrays that hold the texts."""
+        if isinstance(texts, Texts):
+            return {"text": texts._blob, "offsets": texts._offsets}
         encoded = [text.encode() for text in texts]
         offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
         return {"text": np.frombuffer(b"".join(encoded), dtype=np.uint8), "offsets": offsets}
+
+    @staticmethod
+    def of(texts: Iterable[str]) -> Texts:
+        """These texts."""
+        arrays = Texts.pack(texts)
+        return Texts(arrays["text"], arrays["offsets"])
+
+    def joined(self, others: Texts) -> Texts:
+        """These texts, then the others."""
+        offsets = np.concatenate([self._offsets, self._offsets[-1] + others._offsets[1:]])
+        return Texts(np.concatenate([self._blob, others._blob]), offsets)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1

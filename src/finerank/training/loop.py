@@ -23,6 +23,7 @@ from finerank.data.dataset import Dataset
 from finerank.data.order import Step
 from finerank.errors import UserError
 from finerank.kernels import build as loops
+from finerank.layers.precision import computing_in
 from finerank.models.composition import Calibration, Model
 from finerank.models.registry import Composition, build
 from finerank.runtime.hashing import mix
@@ -61,6 +62,9 @@ class Epoch:
 class Progress:
     """What a training tells while it runs; this one listens and says nothing."""
 
+    def stage(self, name: str) -> None:
+        """A stage of this name begins (`models.stages`); "": the model's own training."""
+
     def warm(self, taken: Taken) -> None:
         """The training begins with this of an older run."""
 
@@ -75,11 +79,12 @@ class Progress:
 
 
 class Trainer:
-    """One training of one model on one data set.
+    """One training of one model on one data set. For a model that trains in stages: its last (`stages.after_stages`).
 
-    folder  where checkpoints go: `checkpoints/` to go on from, `best/` the best weights. None: nothing is written
-    old     the run of `options.warm_start`; not asked for when a checkpoint is gone on with
-    at      called with the name of a point ("epoch", "step", and those of `Checkpoints`): for tests that kill there
+    folder    where checkpoints go: `checkpoints/` to go on from, `best/` the best weights. None: nothing is written
+    at        called with the name of a point ("epoch", "step", and those of `Checkpoints`): for tests that kill there
+    old       the run of `options.warm_start`; not asked for when a checkpoint is gone on with
+    requests  int64, the training requests that are used; None: all
     """
 
     def __init__(
@@ -91,6 +96,7 @@ class Trainer:
         progress: Progress | None = None,
         at: Callable[[str], None] = lambda point: None,
         old: OldRun | None = None,
+        requests: np.ndarray | None = None,
     ) -> None:
         if options.threads:
             torch.set_num_threads(options.threads)
@@ -117,6 +123,8 @@ class Trainer:
         self.best_checkpoints = Checkpoints(folder / "best", keep=1, at=at) if folder else None
         self.best_weights: dict[str, Tensor] = {}
         self.history: list[Epoch] = []
+        self.requests = dataset.requests_of("train") if requests is None else requests
+        self.stages: Mapping[str, Any] | None = None  # what each stage before gave, once they are done
         self.epoch = self.step = self.total_steps = 0
         self.loss_sum = self.seconds = 0.0
         self.rows_done = 0
@@ -135,12 +143,22 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------ the loop
 
-    def fit(self, resume: bool = False) -> list[Epoch]:
+    def fit(self, resume: bool = False, best: bool = True) -> list[Epoch]:
         """Train until the epochs are over or patience runs out; the model then holds the best weights.
 
         resume  go on from the newest checkpoint, if there is one
+        best    False: the model holds the weights of the last step (and is not calibrated)
         """
-        requests = self.dataset.requests_of("train")
+        if self.composition.stages and self.stages is None:
+            raise UserError(
+                f"model {self.composition.name!r} trains in stages ({', '.join(o.kind for o in self.composition.stages)}) "
+                "before this training: make the trainer with training.stages.after_stages, or give stages = []"
+            )
+        if self.options.precision == "bf16" and not loops.has_bf16(self.device):
+            raise UserError(
+                "training.precision = 'bf16', and this machine has no instructions for it (avx512_bf16 or amx_bf16 of a "
+                "processor, or a GPU that computes in bf16); accepted here: 'float32'"
+            )
         validation = self.dataset.requests_of("validation")
         if not len(validation):
             raise UserError("no validation requests: early stopping needs some; set data.split.validation above 0")
@@ -163,7 +181,9 @@ class Trainer:
         if not (resume and self._resume()):
             self.begin()
         with settled_objects():
-            self._epochs(requests, validation)
+            self._epochs(validation)
+        if not best:
+            return self.history
         self._restore_best()
         if self.model.calibration is not None:
             self._recalibrate(self.model.calibration, validation)
@@ -188,9 +208,9 @@ class Trainer:
             taken.write(self.folder / "warm_start.json")
         self.progress.warm(taken)
 
-    def _epochs(self, requests: np.ndarray, validation: np.ndarray) -> None:
+    def _epochs(self, validation: np.ndarray) -> None:
         while self.epoch < self.options.epochs and not self._patience_is_over():
-            steps = self.feed.steps(requests, self.options.batch, self.epoch)
+            steps = self.feed.steps(self.requests, self.options.batch, self.epoch)
             self.progress.epoch(self.epoch, sum(s.rows for s in steps))
             self.progress.advance(self.rows_done, math.nan)
             while self.step < len(steps):
@@ -217,7 +237,8 @@ class Trainer:
         total = 0.0
         for batch in self.feed.batches(step, self.epoch):
             batch = batch.to(self.device)
-            out, factors = self.model(batch), None
+            with computing_in(self.options.precision):
+                out, factors = self.model(batch), None
             if self.sampled is not None:
                 out, factors = self.sampled.seen(batch, out)
             terms = self.model.losses(batch, out, factors)

@@ -1,4 +1,4 @@
-"""The optimisers of one model: a row optimiser per embedding weight, one dense optimiser for everything else.
+"""The optimisers of one model: a row optimiser per embedding weight, GRDA for gates, one dense optimiser for the rest.
 
 V rows of a weight · U touched rows
 """
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from finerank.errors import UserError
 from finerank.layers.embedding import Tables
+from finerank.layers.gates import Gates
 from finerank.models.composition import Model
 from finerank.schema import FittedSchema, Growing
+from finerank.training.grda import GRDA
 from finerank.training.options import FTRL, L2, SGD, Adagrad, Adam, DenseOptions, RowOptions, TrainingOptions
 from finerank.training.options import MiniBatchAware as MiniBatchAwareOptions
 from finerank.training.regularise import CaughtUpL2, MiniBatchAware
@@ -70,7 +72,13 @@ class Optimisers:
             elif isinstance(options.regularise, L2):
                 self.decay[name] = CaughtUpL2(options.regularise.strength, tables.weight)
                 tables.before_gather = _catch_up(self.decay[name], tables.weight.data)
-        self.dense_parameters = {n: p for n, p in model.named_parameters() if n not in self.tables}
+        self.gates = {
+            f"{name}.weight": GRDA(m.weight, m.proximal)
+            for name, m in model.named_modules()
+            if isinstance(m, Gates) and m.proximal is not None
+        }
+        apart = self.tables.keys() | self.gates.keys()
+        self.dense_parameters = {n: p for n, p in model.named_parameters() if n not in apart}
         self.dense = dense_optimiser(options.dense, list(self.dense_parameters.values()))
         # which rows changed since the last checkpoint
         self.changed = {n: torch.zeros(len(t.weight), dtype=torch.bool) for n, t in self.tables.items()}
@@ -91,6 +99,8 @@ class Optimisers:
                 self.aware[name].add_to(grad, rows, tables.weight.data.index_select(0, rows))
             self.rows[name].step(rows, grad)
             self.changed[name][rows.to("cpu")] = True
+        for gates in self.gates.values():
+            gates.step()
         if self.options.clip is not None:
             nn.utils.clip_grad_norm_(self.dense_parameters.values(), self.options.clip)
         self.dense.step()
@@ -137,6 +147,8 @@ class Optimisers:
                         rows[f"{part}.{name}.{key}"] = (tensor, changed)
                     else:
                         tensors[f"{part}.{name}.{key}"] = tensor
+        for name, gates in self.gates.items():
+            tensors |= {f"gates.{name}.{key}": value for key, value in gates.state_dict().items()}
         for name, p in self.dense_parameters.items():
             for key, value in self.dense.state.get(p, {}).items():
                 tensors[f"dense.{name}.{key}"] = value
@@ -163,6 +175,8 @@ class Optimisers:
                 self.aware[name].load_state_dict(take(f"aware.{name}."))
             if name in self.decay:
                 self.decay[name].load_state_dict(take(f"decay.{name}."))
+        for name, gates in self.gates.items():
+            gates.load_state_dict(take(f"gates.{name}."))
         dense: dict[int, dict[str, Tensor]] = {}
         begun = left.pop("dense", torch.empty(0)).tolist()
         for i, (name, p) in enumerate(self.dense_parameters.items()):

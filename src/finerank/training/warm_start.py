@@ -20,6 +20,7 @@ Only the best weights, the encoder and the row maps of the old run are read; not
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ import xxhash
 from finerank.data.dataset import Dataset
 from finerank.errors import UserError
 from finerank.layers.embedding import Tables
+from finerank.layers.trees import Trees
 from finerank.models.composition import Model
 from finerank.models.registry import Composition, build
 from finerank.runtime.rows import RowMap
@@ -143,8 +145,10 @@ def take_over(old: OldRun, now: Learnt, optimisers: Optimisers, seed: int) -> Ta
     and where nothing at all would go over.
     """
     then = old.learnt()
-    pairs = _counterparts(then.model, now.model)
+    every = _counterparts(then.model, now.model)
+    pairs = [pair for pair in every if pair.table in now.dataset.fitted.tables]
     parameters, left, unused = _dense(then.model, now.model)
+    left += [(pair.weight, "is of a part's own values, which begin anew") for pair in every if pair not in pairs]
     if not parameters and not any(pair.theirs for pair in pairs):
         raise UserError("nothing of that run has a place in this model")
     for pair in pairs:
@@ -203,7 +207,7 @@ def _counterparts(then: Model, now: Model) -> list[_Pair]:
 
 def _place(weight: str) -> str:
     """A weight's place in the model, without its width: `representation.embed.embedding.tables.16.weight`."""
-    return weight.rpartition(".tables.")[0]
+    return re.sub(r"\.tables\.\d+\.weight$", "", weight)
 
 
 def _refuse_another_table(pair: _Pair, then: Learnt, now: Learnt) -> None:
@@ -303,8 +307,11 @@ def _dense(then: Model, now: Model) -> tuple[list[str], list[tuple[str, str]], l
         for m in (then, now)
     )
     taken, left = [], []
+    grown = tuple(f"{name}." for name, module in now.named_modules() if isinstance(module, Trees))
     for name, tensor in new.items():
-        if name not in old:
+        if grown and name.startswith(grown):
+            left.append((name, "is grown from the data"))
+        elif name not in old:
             left.append((name, "is new"))
         elif old[name].shape != tensor.shape or old[name].dtype != tensor.dtype:
             left.append((name, f"is {list(old[name].shape)} there and {list(tensor.shape)} here"))

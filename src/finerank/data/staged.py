@@ -1,0 +1,379 @@
+"""What fields read of a source, taken in block by block and kept as numbers: values as codes, numbers, entries of lists.
+
+A value is looked at once, when its block is read. Afterwards a column is an array of small integers beside its distinct
+values, so counting, looking up and encoding cost a few array operations a row, and a look at each distinct value.
+
+n rows · U distinct values · M entries of all lists
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from finerank.data.scratch import Array, Int64s, Pile, Scratch
+from finerank.errors import UserError, nearest
+from finerank.runtime.fields import is_weighted, source_columns
+from finerank.runtime.history import flatten
+from finerank.runtime.values import CROSS, canonical, list_weights, number
+from finerank.schema import Bucketed, Feature, ListFeature, Numeric
+
+Floats: TypeAlias = NDArray[np.float64]
+Columns: TypeAlias = pl.Series | Sequence[pl.Series]
+Rows: TypeAlias = slice | Int64s
+
+INT64 = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32)
+"""Integer types whose every value is an int64."""
+
+WIDEST = 1 << 24
+"""Integers that span less are their own codes; see `Ids`."""
+
+_NULL = np.iinfo(np.int64).min
+_LEAST = np.array([0] + [10**i for i in range(1, 19)], dtype=np.int64)  # of 1, 2, ... digits; "0" has one
+
+# ------------------------------------------------------------------------------------------------ columns
+
+
+class Ids:
+    """A column of values: codes 1...U for its canonical texts (`runtime.values`), 0 for missing.
+
+    Integers of a narrow span, and texts that write such integers, are coded by their distance from the least, without a
+    look at what is distinct; anything else by a dictionary that grows from block to block. Codes are therefore no
+    contract: symbols are, and come out the same.
+
+    size   codes run to `size`; not each need occur, see `used`
+    """
+
+    def __init__(self, scratch: Scratch, place: str) -> None:
+        self.scratch, self.place = scratch, place
+        self.size = 0
+        self._low, self._high = 0, -1
+        self._integers: Pile | None = Pile(scratch, np.int64)
+        self._codes = Pile(scratch, np.uint32)
+        self._texts: list[pl.Series] = []
+        # codes of a dictionary are kept for as long as some series of its type is there
+        self._dictionary = pl.Series([], dtype=pl.Categorical(pl.Categories.random()))
+        self._closed: Array = np.empty(0, dtype=np.uint32)
+
+    def add(self, columns: Sequence[pl.Series]) -> None:
+        """The next rows: of a cross all its columns."""
+        columns = [simple(column, self.place) for column in columns]
+        if self._integers is not None:
+            values = _integers(columns[0]) if len(columns) == 1 else None
+            if values is not None and self._narrow(values):
+                self._integers.append(values)
+                return
+            self._leave_integers()
+        texts = [canonical_series(column) for column in columns]
+        self._code(texts[0] if len(texts) == 1 else pl.select(pl.concat_str(texts, separator=CROSS)).to_series())
+
+    def close(self) -> None:
+        """After the last `add`."""
+        if self._integers is None:
+            self._closed = self._codes.close()
+        else:
+            self._closed = self._integers.close()
+            self.size = self._high - self._low + 1
+
+    def __len__(self) -> int:
+        return len(self._closed)
+
+    def codes(self, rows: Rows) -> Int64s:
+        """int64 [n]."""
+        found: Int64s = self._closed[rows].astype(np.int64)
+        if self._integers is None:
+            return found
+        missing = found == _NULL
+        found -= self._low - 1
+        found[missing] = 0
+        return found
+
+    def used(self) -> Int64s:
+        """The codes that occur, ascending, 0 left out."""
+        if self._integers is None:
+            return np.arange(1, self.size + 1)
+        seen = np.zeros(self.size + 1, dtype=bool)
+        for at in self.scratch.pieces(len(self._closed)):
+            seen[self.codes(at)] = True
+        return np.flatnonzero(seen[1:]) + 1
+
+    def texts(self, codes: Int64s) -> pl.Series:
+        """The values of these codes, none of them 0."""
+        if self._integers is not None:
+            return pl.Series(codes + (self._low - 1), dtype=pl.Int64).cast(pl.String)
+        whole = pl.concat(self._texts) if self._texts else pl.Series([], dtype=pl.String)
+        self._texts = [whole]
+        return whole.gather(codes - 1)
+
+    def _narrow(self, values: Int64s) -> bool:
+        """Whether these integers and those before span little enough."""
+        known = values[values != _NULL] if (values == _NULL).any() else values
+        if not len(known):
+            return True
+        low, high = int(known.min()), int(known.max())
+        if self._high >= self._low:
+            low, high = min(low, self._low), max(high, self._high)
+        rows = (self._integers.rows if self._integers is not None else 0) + len(values)
+        if high - low >= max(1 << 16, min(WIDEST, 8 * rows)):
+            return False
+        self._low, self._high = low, high
+        return True
+
+    def _leave_integers(self) -> None:
+        """Code the rows so far by dictionary after all."""
+        assert self._integers is not None
+        before, self._integers = self._integers.close(), None
+        for at in self.scratch.pieces(len(before)):
+            values = pl.Series(before[at])
+            self._code(pl.select(pl.when(values != _NULL).then(values)).to_series().cast(pl.String))
+
+    def _code(self, texts: pl.Series) -> None:
+        physical = texts.cast(self._dictionary.dtype).to_physical()
+        if physical.null_count():
+            physical = physical.fill_null(np.iinfo(np.uint32).max)  # one more is 0
+        codes = physical.to_numpy().astype(np.uint32, copy=False) + np.uint32(1)
+        new = np.flatnonzero(codes > self.size)
+        if len(new):
+            count = int(codes[new].max()) - self.size
+            first = np.empty(count, dtype=np.int64)
+            first[codes[new][::-1].astype(np.int64) - self.size - 1] = new[::-1]
+            self._texts.append(texts.gather(first))
+            self.size += count
+        self._codes.append(codes)
+
+
+class Numbers:
+    """A column of numbers: float64, NaN where missing. place: names a row in an error message."""
+
+    def __init__(self, scratch: Scratch, place: str) -> None:
+        self.place = place
+        self._pile = Pile(scratch, np.float64)
+        self._closed: Floats = np.empty(0)
+
+    def add(self, columns: Sequence[pl.Series]) -> None:
+        """The next rows."""
+        self._pile.append(floats(columns[0], self.place, self._pile.rows))
+
+    def close(self) -> None:
+        """After the last `add`."""
+        self._closed = self._pile.close()
+
+    def read(self, rows: Rows) -> Floats:
+        """float64 [n]."""
+        return self._closed[rows]
+
+
+class Entries:
+    """A column of lists: the codes of their entries, and the weights beside them if the feature has any.
+
+    ids   of the entries of all rows, one after the other
+    """
+
+    def __init__(self, feature: ListFeature, scratch: Scratch) -> None:
+        self.feature, self.scratch = feature, scratch
+        self.place = f"feature {feature.name!r}"
+        self.ids = Ids(scratch, self.place)
+        self._lengths = Pile(scratch, np.int64)
+        self._weights = Pile(scratch, np.float64)
+        self._ends: Int64s = np.empty(0, dtype=np.int64)
+        self._closed: Floats = np.empty(0)
+
+    def add(self, columns: Sequence[pl.Series]) -> None:
+        """The next rows: the lists, and their weights (which counting does not need)."""
+        flat, lengths = flat_entries(self.feature, columns[0])
+        start = self._lengths.rows
+        self.ids.add([flat])
+        self._lengths.append(lengths)
+        if not is_weighted(self.feature) or len(columns) == 1:
+            return
+        given, given_lengths = flat_weights(self.feature, columns[1])
+        uneven = np.flatnonzero(given_lengths != lengths)
+        if len(uneven):
+            i = int(uneven[0])
+            raise UserError(
+                f"{self.place}, row {start + i}: got {lengths[i]} values but {given_lengths[i]} weights; "
+                "give one weight per value"
+            )
+        self._weights.append(floats(given, self.place, 0))
+
+    def close(self) -> None:
+        """After the last `add`."""
+        lengths = self._lengths.close()
+        self._ends, so_far = self.scratch.empty(len(lengths)), 0
+        for at in self.scratch.pieces(len(lengths)):
+            self._ends[at] = so_far + np.cumsum(lengths[at])
+            so_far = int(self._ends[at.stop - 1])
+        self.ids.close()
+        self._closed = self._weights.close()
+
+    def lengths(self, rows: Rows) -> Int64s:
+        """int64 [n]."""
+        if isinstance(rows, slice):
+            return np.diff(self._ends[rows], prepend=self._ends[rows.start - 1] if rows.start else 0)
+        return self._ends[rows] - self._starts(rows)
+
+    def of(self, rows: Rows) -> tuple[Rows, Int64s]:
+        """Where the entries of these rows are [M], and the length of each row [n]."""
+        lengths = self.lengths(rows)
+        if isinstance(rows, slice):
+            start = int(self._ends[rows.start - 1]) if rows.start else 0
+            return slice(start, start + int(lengths.sum())), lengths
+        starts = self._starts(rows)
+        return flatten(starts, starts + lengths)[0], lengths
+
+    def weights(self, entries: Rows) -> NDArray[np.float32]:
+        """The weights of entries, float32 [M]. Raises UserError for one that is missing or vast."""
+        try:
+            return list_weights(self._closed[entries])
+        except UserError as error:
+            raise UserError(f"{self.place}: {error}") from None
+
+    def _starts(self, rows: Int64s) -> Int64s:
+        return np.where(rows > 0, self._ends[rows - 1], 0)
+
+
+Column: TypeAlias = Ids | Numbers | Entries
+
+
+def column_for(feature: Feature, scratch: Scratch) -> Column:
+    """An empty column of the kind that the feature reads."""
+    place = f"feature {feature.name!r}"
+    if isinstance(feature, Numeric | Bucketed):
+        return Numbers(scratch, place)
+    return Entries(feature, scratch) if isinstance(feature, ListFeature) else Ids(scratch, place)
+
+
+def staged(feature: Feature, columns: Sequence[pl.Series], scratch: Scratch) -> Column:
+    """A whole column in one go."""
+    column = column_for(feature, scratch)
+    column.add(columns)
+    column.close()
+    return column
+
+
+# ------------------------------------------------------------------------------------------------ series
+
+
+def canonical_series(series: pl.Series) -> pl.Series:
+    """The canonical text (`runtime.values`) of each row, as a String column; null is missing."""
+    series = simple(series, f"column {series.name!r}")
+    if series.dtype.is_integer():
+        return series.cast(pl.String)
+    if series.dtype == pl.String:
+        empty = series == ""
+        return series.set(empty, None) if empty.any() else series
+    values, _, inverse = distinct([series])
+    texts = pl.Series(series.name, [canonical(value) for (value,) in values.iter_rows()], dtype=pl.String)
+    return texts.gather(inverse)
+
+
+def distinct(columns: Sequence[pl.Series]) -> tuple[pl.DataFrame, Int64s, Int64s]:
+    """The distinct rows of some columns in order of first occurrence [U], the first row of each [U], and each row's [n]."""
+    frame = pl.DataFrame([column.alias(str(i)) for i, column in enumerate(columns)])
+    groups = frame.with_row_index("row").group_by(frame.columns, maintain_order=True).agg("row")
+    rows = groups["row"].explode().cast(pl.Int64).to_numpy()  # of one group after the other; no group is empty
+    sizes = groups["row"].list.len().cast(pl.Int64).to_numpy()
+    index = np.empty(len(rows), dtype=np.int64)
+    index[rows] = np.repeat(np.arange(len(sizes)), sizes)
+    return groups.select(frame.columns), rows[np.cumsum(sizes) - sizes], index
+
+
+def simple(series: pl.Series, place: str) -> pl.Series:
+    """A column of integers, floats, bools or text."""
+    dtype = series.dtype
+    if dtype in (pl.Categorical, pl.Enum, pl.Null):
+        return series.cast(pl.String)
+    if dtype.is_integer() or dtype.is_float() or dtype in (pl.String, pl.Boolean):
+        return series
+    raise UserError(
+        f"{place}: got a column of {dtype}; accepted: integers, floats, bool or text; cast it to one of these"
+    )
+
+
+def floats(series: pl.Series, place: str, start: int) -> Floats:
+    """Numbers as float64 [n], NaN where missing; the values that `number` takes. start: the number of the first row."""
+    series = simple(series, place)
+    if series.dtype == pl.String:
+        values, first, inverse = distinct([series])
+        found = []
+        for (value,), row in zip(values.iter_rows(), first.tolist(), strict=True):
+            try:
+                found.append(number(value))
+            except UserError as error:
+                raise UserError(f"{place}, row {start + row}: {error}") from None
+        return np.array([np.nan if x is None else x for x in found], dtype=np.float64)[inverse]
+    out: Floats = series.cast(pl.Float64).fill_null(np.nan).to_numpy()
+    infinite = np.flatnonzero(np.isinf(out))
+    if len(infinite):
+        i = int(infinite[0])
+        raise UserError(f"{place}, row {start + i}: got {out[i]}; accepted: finite numbers or null")
+    return out
+
+
+def flat_entries(feature: ListFeature, series: pl.Series) -> tuple[pl.Series, Int64s]:
+    """A list column as its entries one after the other, and the length of each row's list (null: 0)."""
+    if series.dtype in (pl.Categorical, pl.Enum):
+        series = series.cast(pl.String)
+    if series.dtype == pl.Null:
+        return pl.Series([], dtype=pl.String), np.zeros(len(series), dtype=np.int64)
+    if series.dtype == pl.String and feature.separator:
+        series = canonical_series(series).str.split(feature.separator)
+    if isinstance(series.dtype, pl.Array):
+        series = series.arr.to_list()
+    if not isinstance(series.dtype, pl.List):
+        remedy = "say how the text is joined: separator" if series.dtype == pl.String else "put the values into lists"
+        raise UserError(f"feature {feature.name!r}: got a column of {series.dtype}; accepted: lists; {remedy}")
+    lengths = series.list.len().fill_null(0).cast(pl.Int64)
+    return series.filter(lengths > 0).explode(), lengths.to_numpy()
+
+
+def flat_weights(feature: ListFeature, series: pl.Series) -> tuple[pl.Series, Int64s]:
+    """`flat_entries` of a column of weights, where one number is the weight of a list of one."""
+    if not (series.dtype.is_integer() or series.dtype.is_float()):
+        return flat_entries(feature, series)
+    known = series.is_not_null() & series.cast(pl.Float64).is_not_nan().fill_null(True)
+    return series.filter(known), known.cast(pl.Int64).to_numpy()
+
+
+def columns_of(feature: Feature, series: Columns) -> list[pl.Series]:
+    """The columns a feature reads, from one series, several, or a struct of them."""
+    if not isinstance(series, pl.Series):
+        return list(series)
+    if not isinstance(series.dtype, pl.Struct):
+        return [series]
+    parts: Mapping[str, pl.Series] = series.struct.unnest().to_dict()
+    for column in source_columns(feature):
+        if column not in parts:
+            raise UserError(f"feature {feature.name!r}: no {column!r} in the struct; {nearest(column, parts)}")
+    return [parts[column] for column in source_columns(feature)]
+
+
+def _integers(series: pl.Series) -> Int64s | None:
+    """int64 [n], `_NULL` where missing, if each value is an integer or the canonical text of one; else None."""
+    if series.dtype == pl.String:
+        head = series.head(100)
+        if head.cast(pl.Int64, strict=False).null_count() > ((head == "") | head.is_null()).sum():
+            return None  # no need to look at the rest
+        values = series.cast(pl.Int64, strict=False)
+        length = series.str.len_bytes()
+        missing = values.is_null() if values.null_count() else None
+        if missing is not None:
+            if (length.filter(missing).fill_null(0) > 0).any():
+                return None
+            values, length = values.set(missing, 0), length.set(missing, 1)
+        out: Int64s = values.to_numpy()
+        digits, size = length.to_numpy(), out
+        if out.min(initial=0) < 0:
+            digits, size = digits - (out < 0), np.abs(out)
+        # no plus sign, no zeros in front, no "-0": as many digits as the number needs
+        if digits.max(initial=1) > 19 or (size < _LEAST[digits - 1]).any():
+            return None
+        return out if missing is None else np.where(missing.to_numpy(), _NULL, out)
+    if series.dtype not in INT64:
+        return None
+    out = series.cast(pl.Int64).fill_null(_NULL).to_numpy()
+    return None if (out == _NULL).sum() > series.null_count() else out
