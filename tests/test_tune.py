@@ -21,7 +21,7 @@ from finerank.errors import UserError
 from finerank.models import registry
 from finerank.recipe import Recipe
 from finerank.run import prepared
-from finerank.search.space import Choices, Range, changed, default_space, parse_space, read_space
+from finerank.search.space import Choices, Range, changed, check, default_space, parse_space, read_space
 from finerank.search.tune import Tuned, tune
 from finerank.training.loop import Epoch, Progress, Trainer
 from finerank.typed import read_toml, to_toml
@@ -236,9 +236,8 @@ def test_every_model_has_a_usual_space_that_it_takes(tmp_path: Path) -> None:
         read = Recipe.parse(table)
         space = default_space(read)
         assert "training.tables.lr" in space
-        for key, entry in space.items():
-            for value in entry.ends:
-                changed(read, {key: value})
+        check(space, read)
+        changed(read, {key: entry.ends[-1] for key, entry in space.items()})  # and all at once
     table["model"] = {"name": "din"}
     table["training"] |= {"regularise": {"kind": "l2"}, "first_order": {"kind": "ftrl"}}
     found = default_space(Recipe.parse(table))

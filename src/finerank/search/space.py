@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from finerank.errors import UserError, nearest
+from finerank.models.registry import parse
 from finerank.recipe import Recipe
-from finerank.typed import read_toml, with_values
+from finerank.training.options import TrainingOptions
+from finerank.typed import build, read_toml, with_values
 
 RATES = {
     "adam": ("lr", 1e-4, 1e-1),
@@ -127,14 +129,17 @@ def _entry(value: Any, where: str) -> Range | Choices:
 
 def check(space: Space, recipe: Recipe, where: str = "tune") -> None:
     """Raises UserError for a key or an end of a range that the recipe does not take, one key at a time."""
+    resolved = recipe.resolved()
     for key, entry in space.items():
-        if key.split(".")[0] not in ("model", "training"):
+        part = key.split(".")[0]
+        if part not in ("model", "training"):
             raise UserError(
                 f'{where}."{key}": accepted: keys of model and training; all trials share one prepared data set'
             )
         for value in entry.ends:
             try:
-                changed(recipe, {key: value})
+                table = with_values({part: resolved[part]}, {key: value}, "tune")[part]
+                parse(table, "recipe.model") if part == "model" else build(TrainingOptions, table, "recipe.training")
             except UserError as error:
                 raise UserError(f'{where}."{key}" = {value!r}: {error}') from error
 
