@@ -165,6 +165,19 @@ def test_hopeless_trials_end_early(tmp_path: Path) -> None:
     assert all(t.state == "complete" for t in tune(path, tmp_path / "all", trials=7, prune=False).trials)
 
 
+def test_a_model_that_trains_in_stages_goes_through_them(tmp_path: Path) -> None:
+    """The curve, and what is judged, are those of the model's own training."""
+    test_run.logs(tmp_path)
+    table = test_run.table(epochs=2)
+    table["task"] = table["task"][:1]
+    table["model"] = {"name": "fnn"}
+    table["tune"] = {"training.dense.lr": {"choices": [0.01]}}
+    (tmp_path / "r.toml").write_text(to_toml(table), encoding="utf-8")
+    (trial,) = tune(tmp_path / "r.toml", tmp_path / "out", trials=1).trials
+    assert trial.state == "complete", trial.reason
+    assert pl.read_csv(tmp_path / "out" / "trials" / "0000" / "curve.csv").height == trial.epochs <= 2
+
+
 def test_minutes_are_a_budget(shop: Path, tmp_path: Path) -> None:
     assert len(tune(shop / "r.toml", tmp_path / "out", minutes=0.0).trials) <= 1
 

@@ -94,8 +94,13 @@ class Comparison:
         return read_json(Comparison, FORMAT, Path(path), "finerank compare")
 
 
-def compare(runs: Sequence[Run], split: str = "test", by: By = "user") -> Comparison:
-    """Compare runs with the first. Raises UserError unless all were judged on the same rows, labels and users."""
+def compare(
+    runs: Sequence[Run], split: str = "test", by: By = "user", sides_of: Sequence[str] | None = None
+) -> Comparison:
+    """Compare runs with the first. Raises UserError unless all were judged on the same rows, labels and users.
+
+    sides_of  the name of each run's side; None: runs of one recipe are a side, called after their folder
+    """
     folders = [run.folder.resolve() for run in runs]
     if len(set(folders)) < len(folders):
         twice = next(f for i, f in enumerate(folders) if f in folders[:i])
@@ -111,8 +116,12 @@ def compare(runs: Sequence[Run], split: str = "test", by: By = "user") -> Compar
     data = runs[0].dataset
     requests = data.requests_of(split)
     of_row = np.repeat(requests, data.first[requests + 1] - data.first[requests])
-    groups = _recipes(runs)
-    names = _names([[runs[i] for i in group] for group in groups])
+    if sides_of is None:
+        groups = _recipes(runs)
+        names = _names([[runs[i] for i in group] for group in groups])
+    else:
+        names = list(dict.fromkeys(sides_of))
+        groups = [[i for i, of in enumerate(sides_of) if of == name] for name in names]
 
     sides: list[Side] = []
     against: dict[tuple[str, str], dict[str, Difference]] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +73,7 @@ def standings(
     others  those without runs, and why
     """
     every = [run for of in runs.values() for run in of]
-    compared = _named(compare(every), runs) if len(runs) > 1 else None
+    compared = compare(every, sides_of=[name for name, of in runs.items() for _ in of]) if len(runs) > 1 else None
     head, metric, sign = _measure(every[0]) if every else ("", "auc", 1.0)
     done = [_standing(name, of, head, metric, compared) for name, of in runs.items()]
     done.sort(key=lambda s: -sign * s.validation)
@@ -98,25 +98,6 @@ def _measure(run: Run) -> tuple[str, str, float]:
     """(head, metric, 1 if larger is better): AUC of the first head, or its RMSE."""
     head = run.heads[0]
     return (head.name, "auc", 1.0) if head.link == "sigmoid" else (head.name, "rmse", -1.0)
-
-
-def _named(compared: Comparison, runs: Mapping[str, Sequence[Run]]) -> Comparison:
-    """The comparison with contestants' names for its sides."""
-    of_run = {str(run.folder): name for name, of in runs.items() for run in of}
-    names = {side.name: of_run[side.runs[0]] for side in compared.sides}
-    return replace(
-        compared,
-        sides=tuple(replace(s, name=names[s.name]) for s in compared.sides),
-        against=tuple(
-            replace(
-                a,
-                side=names[a.side],
-                first=names[a.first],
-                sentence=a.sentence.replace(a.side, names[a.side]).replace(a.first, names[a.first]),
-            )
-            for a in compared.against
-        ),
-    )
 
 
 def _standing(name: str, runs: Sequence[Run], head: str, metric: str, compared: Comparison | None) -> Standing:

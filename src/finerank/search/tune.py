@@ -28,7 +28,9 @@ from finerank.errors import UserError
 from finerank.recipe import Recipe
 from finerank.run import prepared
 from finerank.search.space import Choices, Range, Space, changed, current, read_space
-from finerank.training.loop import Epoch, Progress, Trainer
+from finerank.training.loop import Epoch, Progress
+from finerank.training.stages import after_stages
+from finerank.training.warm_start import Taken
 from finerank.typed import apply_overrides, plain, read_toml
 
 if TYPE_CHECKING:
@@ -87,6 +89,10 @@ def tune(
         trials = 20
     table = apply_overrides(read_toml(path), overrides)
     recipe = Recipe.parse(table, path.parent, str(path))
+    if recipe.training.warm_start is not None:
+        raise UserError(
+            "training.warm_start: a search begins every trial anew; leave it out, and give it to the best recipe"
+        )
     searched = read_space(table, recipe, space)
     folder.mkdir(parents=True, exist_ok=True)
     _same_search(folder, recipe, searched)
@@ -131,7 +137,7 @@ def _one(
         at.mkdir(parents=True, exist_ok=True)
         (at / "recipe.toml").write_text(mine.toml(), encoding="utf-8")
         judge = _Judge(trial, at / "curve.csv", progress(trial.number))
-        history = Trainer(mine.model, data, mine.training, progress=judge).fit()
+        history = after_stages(mine.model, data, mine.training, progress=judge).fit()
     except optuna.TrialPruned:
         trial.set_user_attr("seconds", time.perf_counter() - started)
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
@@ -148,7 +154,16 @@ class _Judge(Progress):
 
     def __init__(self, trial: optuna.Trial, curve: Path, listener: Progress) -> None:
         self.trial, self.curve, self.listener = trial, curve, listener
-        self.best = -math.inf
+        self.best, self.within = -math.inf, ""
+
+    def stage(self, name: str) -> None:
+        """See `Progress`."""
+        self.within = name
+        self.listener.stage(name)
+
+    def warm(self, taken: Taken) -> None:
+        """See `Progress`."""
+        self.listener.warm(taken)
 
     def epoch(self, epoch: int, rows: int) -> None:
         """See `Progress`."""
@@ -159,7 +174,10 @@ class _Judge(Progress):
         self.listener.advance(rows, loss)
 
     def validated(self, epoch: Epoch) -> None:
-        """Raises TrialPruned for what is not worth going on with."""
+        """Raises TrialPruned for what is not worth going on with. Stages before the model's own training are not judged."""
+        if self.within:
+            self.listener.validated(epoch)
+            return
         with self.curve.open("a" if epoch.epoch else "w", newline="", encoding="utf-8") as file:
             lines = csv.writer(file)
             if not epoch.epoch:
