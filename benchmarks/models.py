@@ -6,7 +6,6 @@ A fresh process per model; what is in the file is not measured again. The log: t
 proportions), for speed does not ask what is learnt. 10,000 users of 50 countries, 5,000 items of 100 categories, a number on
 either side, 20,000 requests of ten candidates, some 30 past clicks each. Models at their own defaults, batch 1,024, 2 threads.
 Latency: one request from raw values to scores in onnxruntime, one thread, 300 candidates, 50 past clicks, encoding included.
-docs/models.md shows the figures.
 """
 
 from __future__ import annotations
