@@ -88,7 +88,6 @@ def dataset(folder: Path, tasks: int) -> Any:
                 Numeric(name="price", level="candidate"),
                 Categorical(name="position", level="candidate", use="train_only"),
                 Numeric(name="elapsed", level="candidate", use="train_only", transform="none"),
-                Numeric(name="delay", level="candidate", use="train_only", transform="none"),
             ),
             histories=(History(name="clicks", fields=("item", "category"), max_length=50),),
             tasks=(

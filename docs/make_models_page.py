@@ -12,6 +12,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ from finerank.schema import (
 from finerank.typed import plain, to_toml
 
 PAGE = Path(__file__).with_name("models.md")
+MEASURED = Path(__file__).with_name("measured.json")
 MATRIX = Path(__file__).parents[1] / "tests" / "test_every_model.py"
 PLACES: tuple[tuple[type[Part], str], ...] = (
     (Representation, "representation"),
@@ -67,7 +69,11 @@ others keep their value. What the keys mean stands under [parts](#parts)."""
 SIZES = """\
 Parameters are counted on a reference schema: 10,000 users in 50 countries, 5,000 items in 100 categories, a number on
 either side, a history of items and categories with ages, and a position among ten that only training knows; one task, or as
-many as the model needs."""
+many as the model needs.
+
+rows/s: training, at a model's own defaults, batch 1,024, two cores. ms: the median of a served request of 300 candidates and
+50 past clicks, from raw values to scores, one thread. One reading each, on a log with tables of that size
+(`benchmarks/models.py`; the machine is named in measured.json); models that train in stages are measured without them."""
 
 STAGES = """\
 What is trained before a model (`model.stages`): `--set model.stages.<kind>.<key>=...`, or `stages = []` for none of it."""
@@ -116,13 +122,17 @@ def page() -> str:
 
 
 def _overview() -> Iterator[str]:
-    yield "| model | | paper | parameters: embeddings | first order | rest |"
-    yield "| --- | --- | --- | ---: | ---: | ---: |"
+    measured = json.loads(MEASURED.read_text(encoding="utf-8"))["models"]
+    yield "| model | | paper | parameters: embeddings | first order | rest | rows/s | ms |"
+    yield "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"
     for name in registry.names():
         c = registry.composition(name)
         embedded, first, rest = _sizes(registry.build(c, reference(c.least_tasks)))
         title = _escaped(_docstring(c).split("\n")[0].split(". ")[0].rstrip("."))
-        yield f"| [{name}](#{name}) | {title} | {_paper(c.paper)} | {embedded:,} | {first:,} | {rest:,} |"
+        sizes = f"{embedded:,} | {first:,} | {rest:,}"
+        took = measured.get(name)
+        speed = f"{took['rows_per_second']:,.0f} | {took['p50_ms']:.1f}" if took else "– | –"
+        yield f"| [{name}](#{name}) | {title} | {_paper(c.paper)} | {sizes} | {speed} |"
 
 
 def _sizes(model: Model) -> tuple[int, int, int]:
