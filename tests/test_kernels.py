@@ -97,6 +97,23 @@ def test_unit_equals_its_plain_twin(shape: str, width: int, options: UnitOptions
 
 
 @compiled
+@pytest.mark.parametrize("shape", SHAPES)
+def test_unit_equals_its_plain_twin_in_double_precision(shape: str) -> None:
+    """Where nothing is lost by rounding, every gradient is held to its own size, the last bias's too."""
+    torch.manual_seed(1)
+    q, k, pairs = world(*SHAPES[shape], 12, torch.float64)
+    given = torch.randn(len(k), 5, dtype=torch.float64, requires_grad=True)
+    module = unit(12, UnitOptions(hidden=(80, 40)), 5, torch.float64)
+    assert module._compiled_layers()
+    found = weigh(module, q, k, given, pairs)
+    with build.switched(False):
+        wanted = weigh(module, q, k, given, pairs)
+    for a, b in zip(found, wanted, strict=True):
+        scale = max(1.0, float(b.detach().abs().max())) if b.numel() else 1.0
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12 * scale)
+
+
+@compiled
 def test_gradients_of_unit_and_attention_in_double_precision() -> None:
     torch.manual_seed(2)
     q, k, pairs = world([2, 1, 3], [2, 4, 0], 5, torch.float64)
