@@ -307,6 +307,35 @@ def test_every_way_of_attending_makes_the_trip(
         assert scorer.manifest.outputs == ("logits", "clicks.item.attention", "clicks.tags+category.attention")
 
 
+# ------------------------------------------------------------------------------------------------ little worlds
+
+ITEM = (Categorical(name="item", level="candidate"), MultiValued(name="tags", level="candidate"))
+NUMBERS = (Numeric(name="price", level="candidate", transform="none"), Numeric(name="position", level="candidate"))
+CLICKS = (History(name="clicks", fields=("item",), max_length=5),)
+LITTLE: dict[str, tuple[str, tuple[Any, ...], tuple[History, ...]]] = {
+    "neither request nor past": ("deepfm", (*ITEM, NUMBERS[0]), ()),
+    "pairs of one side": ("fwfm", ITEM, ()),
+    "draws of one side": ("fpenn", ITEM, ()),
+    "one id": ("lr", ITEM[:1], ()),
+    "numbers alone": ("dcn", NUMBERS, ()),
+    "no request": ("din", ITEM, CLICKS),
+}
+
+
+@pytest.mark.parametrize("name", [n if "side" in n else pytest.param(n, marks=pytest.mark.slow) for n in LITTLE])
+def test_schemas_that_lack_a_level_make_the_trip(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Text
+) -> None:
+    """Nothing is given per request, and its number of rows has to come from elsewhere."""
+    model, features, histories = LITTLE[name]
+    samples, events = tiny.frames()
+    schema = Schema(features=features, histories=histories, tasks=(Task(name="click"),))
+    log = events.lazy() if histories else None
+    data = prepare(tmp_path / "data", schema, samples.lazy(), log, tiny.KEYS, Split(validation=0.2, test=0.2))
+    scorer = check_the_trip(trained(model, data), World(data, samples, events), tmp_path, monkeypatch, capfd)
+    assert not [i.name for i in scorer.manifest.inputs if i.name.startswith("request.")]
+
+
 # ------------------------------------------------------------------------------------------------ an odder world
 
 

@@ -269,7 +269,7 @@ class Embedding(nn.Module):
         if len({v.shape[1] for v in vectors_in_order}) == 1:
             return BlockVectors(order, torch.stack(vectors_in_order, dim=1), entries_of)
         if not vectors_in_order:
-            return BlockVectors(order, block.numbers.new_zeros((len(block), 0, self.width)))
+            return BlockVectors(order, block.numbers.new_zeros((block.ids.shape[0], 0, self.width)))
         return BlockVectors(order, vectors_in_order, entries_of)
 
 
