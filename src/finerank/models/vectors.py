@@ -56,14 +56,17 @@ class OwnVectors(nn.Module):
 
     width  of each vector, whatever the schema's features declare
     std    of the initial vectors
+    high   they are uniform from 0 to this instead; 0: normal
     """
 
-    def __init__(self, fitted: FittedSchema, widths: Widths, width: int, std: float) -> None:
+    def __init__(self, fitted: FittedSchema, widths: Widths, width: int, std: float, high: float = 0.0) -> None:
         super().__init__()
-        self.embedding = Embedding(fitted, width, std, ("request", "candidate"), forced=True, ages=False)
+        self.embedding = Embedding(fitted, width, std, ("request", "candidate"), forced=True, ages=False, high=high)
         self.request, self.candidate = (len(self.embedding.order[block]) for block in ("request", "candidate"))
-        self.numbers_R = nn.Parameter(torch.randn(widths.request_numbers, width) * std)
-        self.numbers_N = nn.Parameter(torch.randn(widths.candidate_numbers, width) * std)
+        self.numbers_R, self.numbers_N = (
+            nn.Parameter(torch.rand(count, width) * high if high else torch.randn(count, width) * std)
+            for count in (widths.request_numbers, widths.candidate_numbers)
+        )
 
     def fields(self, features: Features) -> tuple[Tensor, Tensor]:
         """([R, fields, width], [N, fields, width]): without numbers."""
