@@ -74,11 +74,11 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, World]:
 
 def trained(model: str | Mapping[str, Any], data: Dataset) -> Trainer:
     """A few steps with large strides, so that weights and moving statistics are nothing like the initial ones."""
-    table = {"name": model} if isinstance(model, str) else model
+    composition = tiny.composition(model) if isinstance(model, str) else registry.parse(model)
     options = TrainingOptions(
         epochs=2, batch=Budget(rows=32), tables=Adam(lr=0.05), dense=Adam(lr=0.01), keep_memory=False, threads=1
     )
-    trainer = after_stages(registry.parse(table), data, options)
+    trainer = after_stages(composition, data, options)
     trainer.fit()
     return trainer
 

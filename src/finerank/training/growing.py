@@ -34,8 +34,9 @@ def admit(
 ) -> dict[str, tuple[int, int]]:
     """Count the training occurrences of this data set, admit and evict; {table: (admitted, evicted)}.
 
-    A row given to a new id starts at the out-of-vocabulary row, plus how a fresh row of the table differs from the mean of its
-    law, so that equal rows part; its optimiser state and its running count start anew. What has no row counts for the out-of-vocabulary row.
+    A row given to a new id starts at the out-of-vocabulary row, plus how far a fresh row of the table is from the mean of its
+    law, so that equal rows part; its optimiser state and its running count start anew. What has no row counts for the
+    out-of-vocabulary row.
     """
     out = {}
     for name, row_map in maps.items():
