@@ -412,6 +412,14 @@ def test_growing_tables_lists_and_late_events_make_the_trip(odd: World, odd_trip
     check_raw_values_give_the_offline_logits(odd, trainer, scorer)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hstu", "sim"])
+def test_actions_and_two_pasts_make_the_trip(name: str, odd: World, tmp_path: Path) -> None:
+    """Events with a number that the candidate's pair has not: HSTU's items and actions take turns; SIM reads two histories."""
+    trainer = trained(name, odd.data)
+    check_raw_values_give_the_offline_logits(odd, trainer, bundle_of(trainer, tmp_path / "bundle"))
+
+
 def test_train_only_columns_do_not_reach_the_graph(odd: World, odd_trip: tuple[Trainer, Path]) -> None:
     scorer = Scorer.load(odd_trip[1])
     names = [i.name for i in scorer.manifest.inputs]

@@ -21,7 +21,7 @@ N candidates · H heads
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -80,7 +80,7 @@ class InversePropensity(TaskHeads):
         return loss * weight
 
 
-def _spaces(tasks: Sequence[Task]) -> list[int]:
+def _spaces(tasks: tuple[Task, ...]) -> list[int]:
     """The tasks that others lie within."""
     return sorted({j for i in range(len(tasks)) for j in chain_of(tasks, i)[:-1]})
 
