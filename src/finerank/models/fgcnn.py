@@ -7,7 +7,7 @@ From a table of vectors of its own, E1 [F, D]: layer by layer
 
 and the classifier, a product network (`pnn`), reads the fields of the representation and all R_i.
 
-**The order of fields matters**: a kernel sees neighbours. It is that of the schema within each side: the request's fields
+The order of fields matters: a kernel sees neighbours. It is that of the schema within each side: the request's fields
 and then numbers, the candidate's fields and then numbers. The defaults are the paper's for Avazu (section 4.1), a network of
 millions of weights; for small data give fewer maps and a narrower classifier.
 

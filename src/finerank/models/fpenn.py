@@ -1,6 +1,6 @@
 """Field-aware embeddings that are distributions, after FPENN (Field-aware Probabilistic Embedding; Liu et al., RecSys 2018).
 
-**The equations are ours, not the paper's**: only its abstract was at hand. From it come field-aware embeddings that are
+The equations are ours, NOT the paper's: only its abstract was at hand. From it come field-aware embeddings that are
 distributions, reparameterised in training, a linear, a quadratic and a deep head, and scores by Thompson sampling or an upper
 confidence bound. All else is our own definition, so no number of the paper can be expected from this model. Each value has, for
 every other field f, mu_f and s_f = softplus(rho_f); a score is of their mean, of an optimistic bound, or of a draw:
