@@ -17,16 +17,20 @@ import vl_convert
 
 from benchmarks.known_truth.conversions import conversions_section
 from benchmarks.known_truth.delays import delays_section
+from benchmarks.known_truth.interactions import interactions_section
 from benchmarks.known_truth.interests import interests_section
 from benchmarks.known_truth.positions import positions_section
 from benchmarks.known_truth.section import Section
+from benchmarks.known_truth.watches import watches_section
 
 DOCS = Path(__file__).parents[2] / "docs"
 SECTIONS: dict[str, Callable[[Path], Section]] = {
+    "interactions": interactions_section,
     "interests": interests_section,
     "positions": positions_section,
     "conversions": conversions_section,
     "delays": delays_section,
+    "watches": watches_section,
 }
 """In the page's order."""
 
