@@ -17,10 +17,12 @@ import vl_convert
 
 from benchmarks.known_truth.conversions import conversions_section
 from benchmarks.known_truth.delays import delays_section
+from benchmarks.known_truth.gates import gates_section, routes_section
 from benchmarks.known_truth.interactions import interactions_section
 from benchmarks.known_truth.interests import interests_section
 from benchmarks.known_truth.positions import positions_section
 from benchmarks.known_truth.section import Section
+from benchmarks.known_truth.sequences import sequences_section
 from benchmarks.known_truth.watches import watches_section
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -28,9 +30,12 @@ SECTIONS: dict[str, Callable[[Path], Section]] = {
     "interactions": interactions_section,
     "interests": interests_section,
     "positions": positions_section,
+    "sequences": sequences_section,
     "conversions": conversions_section,
     "delays": delays_section,
     "watches": watches_section,
+    "gates": gates_section,
+    "routes": routes_section,
 }
 """In the page's order."""
 

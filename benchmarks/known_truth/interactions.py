@@ -74,8 +74,8 @@ def interactions_section(folder: Path) -> Section:
         f"logits of {ROWS:,} random rows, the mean of each cell of the pair less what its fields say alone, the standard "
         "deviation of that; triples likewise. All machines of pairs find the pair, too weak (the triple that they cannot see "
         "is noise to them and flattens their logits), and put a little into the other 27. AutoFIS drops those: its search "
-        "keeps what is planted and nothing else (last column), and over pairs and triples it comes nearest to the law. CIN and the "
-        "cross network find the triple too; the tower of this DeepFM does not."
+        "keeps what is planted and nothing else (last column), and over pairs and triples it comes nearest to the law. CIN and "
+        "the cross network find the triple too; the tower of this DeepFM does not."
     )
     describe = "strength of every pair of fields in the logit, by model, beside the law"
     return Section("Interactions: the planted pair and triple", text, table, _maps(cells, describe), describe)

@@ -20,20 +20,22 @@ def curves(
     scale_y: Mapping[str, object] | None = None,
     law: Points = (),
     values: Sequence[float] = (),
+    columns: int = 4,
 ) -> dict[str, Any]:
     """Lines through the means of points (x, y, series) of several seeds, each seed a faint dot.
 
     law     a dashed line of (x, y): what is true
-    values  where the x axis has labels
+    values  where the x axis has labels; columns: of the legend
     """
-    axis = {"values": list(values)} if values else {}
+    axis = {"values": list(values)} if values else {"grid": (scale_x or {}).get("type") != "log"}
     at_x = {"field": "x", "type": "quantitative", "title": x, "scale": {"zero": False, **(scale_x or {})}, "axis": axis}
     at_y = {"field": "y", "type": "quantitative", "title": y, "scale": {"zero": False, **(scale_y or {})}}
+    at_y["axis"] = {"grid": (scale_y or {}).get("type") != "log"}  # whose lines stand too close
     color = {
         "field": "series",
         "type": "nominal",
         "sort": None,
-        "legend": {"title": None, "orient": "bottom", "columns": 4, "labelLimit": 300, "symbolOpacity": 1},
+        "legend": {"title": None, "orient": "bottom", "columns": columns, "labelLimit": 300, "symbolOpacity": 1},
     }
     data = {"values": list(points)}
     mean = {"x": at_x, "y": {**at_y, "aggregate": "mean"}, "color": color}
@@ -52,6 +54,7 @@ def curves(
     return {**head, "width": 280, "height": 220, "layer": layers}
 
 
-def beside(panels: Sequence[Mapping[str, Any]], describe: str) -> str:
-    """The panels in a row, one legend for all of them."""
-    return str(charts.svg({"hconcat": list(panels), "spacing": 40}, describe))
+def beside(panels: Sequence[Mapping[str, Any]], describe: str, *, apart: bool = False) -> str:
+    """The panels in a row. apart: colours mean something else in each; otherwise one legend is for all."""
+    resolve = {"resolve": {"scale": {"color": "independent"}, "legend": {"color": "independent"}}} if apart else {}
+    return str(charts.svg({"hconcat": list(panels), "spacing": 40, **resolve}, describe))

@@ -25,7 +25,7 @@ def watches_section(folder: Path) -> Section:
     table = [["watched", "mean odds", "mean E[T]", "mean E[T] / P(not watched)", "rank correlation with E[T]"]]
     panels = []
     for bias in BIASES:
-        world = watches(WatchOptions(bias=bias))
+        world = watches(WatchOptions(rows=200_000, users=100, items=100, bias=bias))
         rows, share = last_tenth(world), np.asarray(world.truth["watched"])
         fitted = trained(world, folder / f"{bias:g}", "youtube_ranking", SETTINGS)
         p = predicted(fitted, world.samples)["watch"][rows]
@@ -46,9 +46,9 @@ def watches_section(folder: Path) -> Section:
         )
     text = (
         "A row is watched with a known probability and for a known time on average; watched rows weigh as much as they were "
-        "watched. The odds exp(z) are what is served. They are E[T] / P(not watched) by construction, which is the expected "
-        "watch time (dashed) only where few rows are watched: with half of them watched, odds are more than twice too high. As "
-        "a score to rank by they stay good."
+        "watched. The odds exp(z), which are what is served, are found as E[T] / P(not watched). That is the expected watch "
+        "time (dashed) where few rows are watched; with half of them watched, odds are three times too high, and the "
+        "validation's rmse, which takes odds for minutes, stops such a run early. As a score to rank by they stay good."
     )
     describe = "predicted odds by true expected watch time, in ten shares of the rows"
     return Section("Watch time: odds and expected minutes", text, table, beside(panels, describe), describe)
