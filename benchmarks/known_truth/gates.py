@@ -79,10 +79,10 @@ def routes_section(folder: Path) -> Section:
     text = (
         "Two regressions of numbers whose directions have the cosine `relation`; one layer of eight sub-networks "
         f"below two towers, {SEEDS} seeds. With a stronger penalty (lambda; losses here are squared errors, so its "
-        "scale is not the paper's) each task keeps fewer sub-networks, at no loss. Tasks that are one keep the same "
-        "ones far more often than two draws of as many would (`by chance`); unrelated tasks keep others: what both "
-        "use falls to a tenth, no more than by chance. Tasks half related are treated like unrelated ones. Seeds "
-        "differ much: a closed gate hardly opens again."
+        "scale is not the paper's) each task keeps fewer sub-networks, and little is lost. Tasks that are one keep "
+        "the same ones more often than two draws of as many would (`by chance`); unrelated tasks keep others: what "
+        "both use falls to a tenth, no more than by chance. Tasks half related are treated like unrelated ones. Seeds"
+        " differ much."
     )
     log = {"type": "log", "nice": False}
     panels = [
@@ -121,7 +121,12 @@ def gates_section(folder: Path) -> Section:
                     for e, v in enumerate(gate.mean(0))
                 ]
         table.append([f"{relation:g}", *(spread(column) for column in zip(*found, strict=True))])
-    text = ""
+    text = (
+        "The same tasks below MMoE's eight experts. On a row, the distance of two gates is half the sum of their "
+        "differences: 0 for the same mixture, 1 for no expert in common. Gates of tasks that are one lie mostly close"
+        " together, those of tasks that differ do not, at .5 no less than at 0. Means over all rows, which `finerank "
+        "report` draws too, show less of it."
+    )
     describe = "mean gates of each task, one seed, by relation; and how far the two tasks' gates lie apart on a row"
     return Section("Gates: MMoE by relation", text, table, _gates(means, distances, describe), describe)
 
