@@ -3,7 +3,7 @@
     python -m benchmarks.known_truth FOLDER [--only interests]
 
 Trains what is not in FOLDER yet, and writes docs/known_truth.md with its pictures. Figures come from one seed each unless a
-section says otherwise. One core: some twenty minutes in all.
+section says otherwise. One quiet core: some fifteen minutes in all.
 """
 
 from __future__ import annotations
