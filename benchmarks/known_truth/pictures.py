@@ -27,7 +27,7 @@ def curves(
     law     a dashed line of (x, y): what is true
     values  where the x axis has labels; columns: of the legend
     """
-    axis = {"values": list(values)} if values else {"grid": (scale_x or {}).get("type") != "log"}
+    axis = {"values": list(values), "format": "~g"} if values else {"grid": (scale_x or {}).get("type") != "log"}
     at_x = {"field": "x", "type": "quantitative", "title": x, "scale": {"zero": False, **(scale_x or {})}, "axis": axis}
     at_y = {"field": "y", "type": "quantitative", "title": y, "scale": {"zero": False, **(scale_y or {})}}
     at_y["axis"] = {"grid": (scale_y or {}).get("type") != "log"}  # whose lines stand too close
