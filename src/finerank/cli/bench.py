@@ -34,6 +34,9 @@ def bench(
     variants: Annotated[
         Path | None, typer.Option("--variants", help="TOML: a table per contestant, [name] model = ..., training = ...")
     ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Of the variants only this one; may be repeated.")
+    ] = None,
     minutes: Annotated[float, typer.Option(help="Begin no training after so many minutes.")] = math.inf,
     isolate: Annotated[
         bool, typer.Option(help="Each training in a process of its own, for its memory to be measured.")
@@ -58,6 +61,7 @@ def bench(
         models=models or (),
         every=every,
         overrides=overrides or (),
+        only=only or (),
         minutes=minutes,
         isolate=isolate,
         tell=screen.console.print,
