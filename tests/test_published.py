@@ -5,6 +5,7 @@ Widths, layers and batches are those of the file; epochs alone are cut. The raw 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from by_adapter import converted
 from test_census_ali_ccp import write_ali_ccp
 from test_criteo_avazu import write_avazu, write_criteo
 
+from finerank.cli import app as cli
 from finerank.data.dataset import Dataset
 from finerank.datasets.adapter import published
 from finerank.recipe import Recipe, variants
 from finerank.run import prepared
 from finerank.training.evaluate import metrics, predict
+from finerank.training.options import L2
 from finerank.training.stages import after_stages
 from finerank.typed import read_toml
 
@@ -65,6 +68,12 @@ def test_every_set_has_its_models() -> None:
     assert len(NAMED) > 80
 
 
+def test_the_page_of_data_sets_names_each_once() -> None:
+    lines = (Path(__file__).parents[1] / "docs" / "datasets.md").read_text().splitlines()
+    cells = [tuple(cell.strip() for cell in line.split("|")[1:3]) for line in lines if line.startswith("| ")]
+    assert [c for c in cells if c[0] in SETS] == [n for name in SETS for n in NAMED if n[0] == name]
+
+
 @pytest.mark.parametrize(("name", "model"), NAMED, ids=["-".join(both) for both in NAMED])
 def test_it_is_read_built_and_trained(
     name: str, model: str, folders: dict[str, Path], data: dict[str, Dataset]
@@ -82,3 +91,29 @@ def test_it_is_read_built_and_trained(
     assert moved
     found = metrics(predict(trainer.model, trainer.builder, data[name].requests_of("test")))
     assert all(np.isfinite(head["logloss"]) for head in found.values() if "logloss" in head)
+
+
+def test_one_is_trained_and_two_are_compared_by_the_verbs(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["finerank", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        assert left.value.code == 0
+        return capsys.readouterr().out
+
+    made = folders["frappe"]
+    recipe, models = made / "recipe.toml", made / "models.toml"
+    short = ("--set", "training.epochs=1", "--set", "training.threads=1")
+    call("train", recipe, "--variants", models, "--only", "fm", "-o", tmp_path / "fm", *short)
+    ran = Recipe.read(tmp_path / "fm" / "recipe.toml")
+    assert (ran.model.name, ran.training.batch.rows, ran.training.plateau) == ("fm", 4096, 0.1)  # the recipe's stay
+    assert ran.training.regularise == L2(strength=5e-6)
+    words = ("--variants", models, "--only", "lr", "--only", "fm", "--seeds", 1, "--no-isolate", "-o", tmp_path / "b")
+    assert "dcn" not in call("bench", recipe, *words, *short)
+    assert {p.name for p in (tmp_path / "b" / "runs").iterdir()} == {"lr", "fm"}
+    (tmp_path / "raw").mkdir()
+    test_leaderboard.write("frappe", tmp_path / "raw")
+    out = call("data", "frappe", "--from", tmp_path / "raw", "-o", tmp_path / "again")
+    assert "lr, fm, ffm, fwfm" in " ".join(out.split())

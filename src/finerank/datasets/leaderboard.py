@@ -69,7 +69,7 @@ def _recipe(name: str, options: LeaderboardOptions) -> str:
     encoding = {"kind": "vocabulary", "min_count": options.min_count}
     columns = COLUMNS[name]
     return f"""\
-# {name}: each line is a request of its own. The leaderboard's settings (BARS) that all its models share; models.toml has theirs.
+# {name}: each line is a request of its own. Settings that the leaderboard's (BARS) models share; models.toml has theirs.
 
 [data]
 samples = "samples.parquet"

@@ -48,8 +48,8 @@ class Options:
     def __post_init__(self) -> None:
         if not (0 < self.validation < 1 and 0 < self.test < 1 and self.validation + self.test < 1) or self.longest < 1:
             raise UserError(
-                f"movielens: validation = {self.validation}, test = {self.test}, longest = {self.longest}; accepted: shares above "
-                "0 that leave some rows for training, and a length of at least 1"
+                f"movielens: validation = {self.validation}, test = {self.test}, longest = {self.longest}; accepted: "
+                "shares above 0 that leave some rows for training, and a length of at least 1"
             )
 
 
