@@ -72,7 +72,7 @@ def bench(
         table.add_column(column, justify="right")
     for one in found.standings:
         if not one.reason:
-            table.add_row(*cells(one))
+            table.add_row(*cells(one, found.base))
     screen.console.print(table)
     for one in found.standings:
         if one.reason:
