@@ -37,7 +37,7 @@ def bench(
     only: Annotated[
         list[str] | None, typer.Option("--only", help="Of the variants only this one; may be repeated.")
     ] = None,
-    minutes: Annotated[float, typer.Option(help="Begin no training after so many minutes.")] = math.inf,
+    minutes: Annotated[float, typer.Option(min=0, help="Begin no training after so many minutes.")] = math.inf,
     isolate: Annotated[
         bool, typer.Option(help="Each training in a process of its own, for its memory to be measured.")
     ] = True,

@@ -24,8 +24,8 @@ from finerank.evaluation.compare import Comparison
 from finerank.models.registry import build, names
 from finerank.recipe import Recipe
 from finerank.recipe import variants as recipe_variants
-from finerank.run import Run, prepared
-from finerank.search.runs import finished, trained
+from finerank.run import Run
+from finerank.search.runs import begin, finished, trained
 from finerank.search.standings import Bench, Standing, line, standings
 from finerank.typed import apply_overrides, read_toml
 
@@ -112,6 +112,8 @@ def bench(
     """
     started = time.monotonic()
     tables = contestants(paths, variants, models, every, overrides, only)
+    if not tables:
+        raise UserError(f"{variants}: names no contestant; accepted: [name] with model = ..., training = ...")
     if base and base not in tables:
         raise UserError(f"--base {base}: no such contestant; {nearest(base, tables)}")
     trainings = {name: _trainings(name, table.pop("seeds", seeds)) for name, table in tables.items()}
@@ -125,9 +127,7 @@ def bench(
     if not recipes:
         raise UserError(f"bench: no contestant can be read; {next(iter(left.values())).reason}")
     _alike(recipes)
-    data = prepared(next(iter(recipes.values())), folder / "data")
-    if not len(data.requests_of("test")):
-        raise UserError("bench: no test rows, and contestants are compared on them; set data.split.test above 0")
+    data = begin(next(iter(recipes.values())), folder, "bench")
     for name, recipe in list(recipes.items()):
         if reason := inapplicable(recipe, data):
             left[name] = Standing(name=name, model=recipe.model.name, reason=reason)
@@ -136,7 +136,7 @@ def bench(
     if base and base not in recipes:
         raise UserError(f"--base {base}: does not run on this data: {left[base].reason}")
     if not recipes:
-        raise UserError("bench: no contestant runs on this data; see the reasons above")
+        raise UserError(f"bench: no contestant runs on this data; {next(iter(left.values())).reason}")
     order = sorted(recipes, key=lambda name: name != base)  # the base first: all others are tested against it
     runs: dict[str, list[Run]] = {}
     for name in order:
@@ -163,6 +163,8 @@ def bench(
         found = standings(folder, paths[0].stem, runs, [*left.values(), *others])
         tell(line(next(s for s in found[0].standings if s.name == name)))
         written(*found)
+    if not runs and all(not reason.startswith("not run") for reason in (s.reason for s in left.values())):
+        raise UserError(f"bench: no contestant could be trained; {next(iter(left.values())).reason}")
     return found[0]
 
 
