@@ -132,7 +132,7 @@ CASES: dict[str, tuple[Composition, str, TrainingOptions]] = {
     "noise of gates": (composition("snr_trans"), "plain", quick(epochs=1)),
     "uncertain tasks": (composition("shared_bottom"), "plain", quick(tasks=Uncertainty(start=0.5))),
     "balanced gradients": (composition("mmoe"), "plain", quick(tasks=GradNorm(lr=0.2))),
-    "rates that fall": (small("base"), "plain", quick(epochs=5, plateau=0.5, tables=Adam(lr=0.3), dense=Adam(lr=0.3))),
+    "rates that fall": (small("base"), "plain", quick(epochs=5, plateau=0.5, tables=Adam(lr=0.1), dense=Adam(lr=0.1))),
     "patience ran out": (small("base"), "plain", quick(epochs=9, patience=0, tables=Adam(lr=0.3), dense=Adam(lr=0.3))),
 }
 
