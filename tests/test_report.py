@@ -267,3 +267,18 @@ def test_a_browser_opens_the_pages_without_network(shop: Path, page: str, ablati
             assert len(shot) > 10_000
             tab.close()
         chromium.close()
+
+
+def test_a_legend_is_no_wider_than_its_picture() -> None:
+    """Seven runs, or one of a very long name, stand below one another."""
+
+    def width(*names: str) -> float:
+        drawn = charts.lines([{"x": x, "y": x, "series": n} for n in names for x in (1, 2)], "x", "y", "a picture")
+        found = re.search(r'width="([\d.]+)"', drawn)
+        assert found
+        return float(found[1])
+
+    alone = width("one")
+    assert width(*(f"model_{i}/seed1" for i in range(7))) <= alone + 1
+    assert width("a" * 200, "b") <= alone + 24  # the symbol; the name is cut off
+    assert width("a", "b", "c", "d") <= alone + 1

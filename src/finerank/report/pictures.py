@@ -88,10 +88,11 @@ def learning(epochs: Sequence[Mapping[str, float]], best: int) -> list[Picture]:
             if e[f"{head}.{metric}"] == e[f"{head}.{metric}"]  # not NaN
         ]
         if values:
+            title = _title(metric)
             drawn = charts.lines(
-                values, "epoch", f"validation {metric}", f"validation {metric} by epoch", whole=True, legend="head"
+                values, "epoch", f"validation {title}", f"validation {title} by epoch", whole=True, legend="head"
             )
-            out.append(Picture(drawn, f"Validation {metric}; the weights of epoch {best} were kept."))
+            out.append(Picture(drawn, f"Validation {title}; the weights of epoch {best} were kept."))
     return out
 
 
@@ -132,7 +133,7 @@ def differences(found: Comparison, head: str, metric: str) -> Picture | None:
     ]
     if not named:
         return None
-    title = METRICS[metric][0] if metric in METRICS else metric
+    title = _title(metric)
     drawn = charts.intervals(named, f"{title}, difference", f"{title} of each less {found.sides[0].name}", line=0.0)
     return Picture(
         drawn, f"{title}: difference to {found.sides[0].name}, paired on the same rows, with its 95 % interval."
@@ -149,8 +150,16 @@ def curves_together(epochs: Mapping[str, Sequence[Mapping[str, float]]], column:
     ]
     if not values:
         return None
-    drawn = charts.lines(values, "epoch", f"validation {column}", f"validation {column}", whole=True, legend="run")
-    return Picture(drawn, f"Validation {column} while training.")
+    head, _, metric = column.rpartition(".")
+    title = _title(metric)
+    drawn = charts.lines(
+        values, "epoch", f"validation {title}", f"validation {title} of {head}", whole=True, legend="run"
+    )
+    return Picture(drawn, f"Validation {title} of {head!r} while training.")
+
+
+def _title(metric: str) -> str:
+    return METRICS[metric][0] if metric in METRICS else metric
 
 
 def importance_chart(found: Sequence[Importance]) -> Markup:

@@ -222,6 +222,7 @@ class Trainer:
 
     def _epochs(self, validation: np.ndarray) -> None:
         while self.epoch < self.options.epochs and not self._patience_is_over():
+            self.optimisers.slow_down(self.options.plateau ** sum(not e.best for e in self.history))
             steps = self.feed.steps(self.requests, self.options.batch, self.epoch)
             self.progress.epoch(self.epoch, sum(s.rows for s in steps))
             self.progress.advance(self.rows_done, math.nan)
