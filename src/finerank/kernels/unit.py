@@ -51,6 +51,7 @@ class _Unit(Function):
         widths: list[int],
         spans: Spans,
         pairs: int,
+        bent: bool,
         bf16: bool,
     ) -> Tensor:
         q, k, c, e = q.contiguous(), k.contiguous(), c.contiguous(), None if e is None else e.contiguous()
@@ -65,9 +66,10 @@ class _Unit(Function):
         before = [q.new_empty((room if keep else 0, width), dtype=kept) for width in widths]
         out = q.new_empty(pairs)
         kept_at = _pointers(before) if keep else None
-        call(f"unit_forward_{name}", len(q), q.shape[1], len(widths), hidden, *places, q, k, e, c, flat, kept_at, out)
+        shape = (len(q), q.shape[1], len(widths), hidden, int(bent))
+        call(f"unit_forward_{name}", *shape, *places, q, k, e, c, flat, kept_at, out)
         ctx.save_for_backward(q, k, flat, hidden, *places, *before)
-        ctx.extra, ctx.name, ctx.layers = e is not None, name, len(widths)
+        ctx.extra, ctx.name, ctx.layers, ctx.bent = e is not None, name, len(widths), int(bent)
         return out
 
     @staticmethod
@@ -77,10 +79,10 @@ class _Unit(Function):
         dq, dk, dflat = torch.zeros_like(q), torch.zeros_like(k), torch.empty_like(flat)
         dc = q.new_zeros((len(q), before[0].shape[1]))
         de = q.new_zeros((len(k), before[0].shape[1])) if ctx.extra else None
-        shape = (len(q), q.shape[1], len(before), hidden, *places)
+        shape = (len(q), q.shape[1], len(before), hidden, ctx.bent, *places)
         given = (q, k, flat, _pointers(before), grads[0].contiguous())
         call(f"unit_backward_{ctx.name}", *shape, *given, dq, dk, de, dc, dflat, len(flat))
-        return dq, dk, de, dc, dflat, None, None, None, None
+        return dq, dk, de, dc, dflat, None, None, None, None, None
 
 
 class _Attend(Function):
@@ -112,9 +114,12 @@ def unit_weights(
     last: tuple[Tensor, Tensor],
     spans: Spans,
     pairs: int,
+    bent: bool = True,
     bf16: bool = False,
 ) -> Tensor:
     """[P]: the unit's output for every pair. bf16: with the products in it (for float32, where `has_bf16`).
+
+    bent  False: all slopes are 0 and stay so, which is cheaper
 
     Z = of_candidates + of_events + key·k + product·(q * k) is the first layer before its activation, whose slope is
     `slope_H`; `layers` follow, then `last`, weight [1, H] and bias [1].
@@ -126,7 +131,7 @@ def unit_weights(
         widths.append(len(parts[-1]))
     flat = torch.cat([part.flatten() for part in (*parts, _fill(last[0], 1), last[1])])
     e = None if of_events_TH is None else _fill(of_events_TH, 1)
-    given = (_fill(q_NK, 1), _fill(k_TK, 1), e, _fill(of_candidates_NH, 1), flat, widths, spans, pairs, bf16)
+    given = (_fill(q_NK, 1), _fill(k_TK, 1), e, _fill(of_candidates_NH, 1), flat, widths, spans, pairs, bent, bf16)
     out: Tensor = _Unit.apply(*given)  # type: ignore[no-untyped-call]
     return out
 

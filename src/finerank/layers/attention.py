@@ -188,6 +188,7 @@ class ActivationUnit(nn.Module):
             (last.weight, last.bias),
             spans,
             pairs,
+            bent=self.options.activation != "relu",
             bf16=lowered() and k_TK.dtype == torch.float32 and has_bf16(),
         )
 
