@@ -42,8 +42,8 @@ struct Left {
 // A·B for R rows and C vectors, in R·C registers, over D terms. B [D, N] is contiguous. begin(r, h): what the sum of row r,
 // columns h.. starts from. end(r, h, sums): takes those of R rows from r on, so that what follows happens in registers.
 template <int R, int C, class E, class Begin, class End>
-INLINE void tile(std::int64_t row, std::int64_t column, std::int64_t N, std::int64_t D, Left<E> a, const E* b, Begin& begin,
-                 End& end) {
+INLINE void tile(std::int64_t row, std::int64_t column, std::int64_t N, std::int64_t D, Left<E> a, const E* b, Begin begin,
+                 End end) {
     using P = Terms<E>;
     typename P::Sum sum[C][R];
     a.at += row * a.by_row, b += column;

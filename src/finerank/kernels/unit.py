@@ -65,7 +65,7 @@ class _Unit(Function):
         keep = any(ctx.needs_input_grad)
         before = [q.new_empty((room if keep else 0, width), dtype=kept) for width in widths]
         out = q.new_empty(pairs)
-        kept_at = _pointers(before) if keep else None
+        kept_at = pointers(before) if keep else None
         shape = (len(q), q.shape[1], len(widths), hidden, int(bent))
         call(f"unit_forward_{name}", *shape, *places, q, k, e, c, flat, kept_at, out)
         ctx.save_for_backward(q, k, flat, hidden, *places, *before)
@@ -80,7 +80,7 @@ class _Unit(Function):
         dc = q.new_zeros((len(q), before[0].shape[1]))
         de = q.new_zeros((len(k), before[0].shape[1])) if ctx.extra else None
         shape = (len(q), q.shape[1], len(before), hidden, ctx.bent, *places)
-        given = (q, k, flat, _pointers(before), grads[0].contiguous())
+        given = (q, k, flat, pointers(before), grads[0].contiguous())
         call(f"unit_backward_{ctx.name}", *shape, *given, dq, dk, de, dc, dflat, len(flat))
         return dq, dk, de, dc, dflat, None, None, None, None, None
 
@@ -124,14 +124,14 @@ def unit_weights(
     Z = of_candidates + of_events + key·k + product·(q * k) is the first layer before its activation, whose slope is
     `slope_H`; `layers` follow, then `last`, weight [1, H] and bias [1].
     """
-    parts = [_fill(_fill(w, 0), 1) for w in (key_HK, product_HK)] + [_fill(slope_H, 0)]
+    parts = [filled(filled(w, 0), 1) for w in (key_HK, product_HK)] + [filled(slope_H, 0)]
     widths = [len(parts[2])]
     for layer in layers:
-        parts += [_fill(_fill(layer.weight, 0), 1), _fill(layer.bias, 0), _fill(layer.slope, 0)]
+        parts += [filled(filled(layer.weight, 0), 1), filled(layer.bias, 0), filled(layer.slope, 0)]
         widths.append(len(parts[-1]))
-    flat = torch.cat([part.flatten() for part in (*parts, _fill(last[0], 1), last[1])])
-    e = None if of_events_TH is None else _fill(of_events_TH, 1)
-    given = (_fill(q_NK, 1), _fill(k_TK, 1), e, _fill(of_candidates_NH, 1), flat, widths, spans, pairs, bent, bf16)
+    flat = torch.cat([part.flatten() for part in (*parts, filled(last[0], 1), last[1])])
+    e = None if of_events_TH is None else filled(of_events_TH, 1)
+    given = (filled(q_NK, 1), filled(k_TK, 1), e, filled(of_candidates_NH, 1), flat, widths, spans, pairs, bent, bf16)
     out: Tensor = _Unit.apply(*given)  # type: ignore[no-untyped-call]
     return out
 
@@ -147,11 +147,11 @@ def attend(weights_P: Tensor, k_TK: Tensor, spans: Spans) -> Tensor:
     return out
 
 
-def _fill(x: Tensor, dim: int) -> Tensor:
+def filled(x: Tensor, dim: int) -> Tensor:
     """Zeros behind `dim` up to a multiple of STEP: they change no result."""
     missing = -x.shape[dim] % STEP
     return F.pad(x, [0] * (2 * (x.dim() - 1 - dim) + 1) + [missing]) if missing else x
 
 
-def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[Any]:
+def pointers(tensors: Sequence[Tensor]) -> ctypes.Array[Any]:
     return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))

@@ -1,20 +1,15 @@
 // DIN's activation unit with its products in bf16, summed in float: unit.cpp says what is computed and how.
 //
 // Differences: every candidate has an even number of rows in what is kept (`room`: where they begin), since products over
-// pairs take two at a time; the last one is not a pair where it has an odd number of them, and no gradient reaches it. What
-// is kept is a rounded Z, woven by rows, as the gradient of the next layer's weights takes it (twice the room where there is
-// a slope, for the activation is not Z then and is made again). Gradients are summed, and handed over, in float.
+// pairs take two at a time; where it has an odd number of pairs the last row is none, and its gradient is zero. What is kept
+// is as layers_bf16.h says. Gradients are summed, and handed over, in float.
 
-#include "bf16.h"
+#include "layers_bf16.h"
 #include "unit.h"
 
 #ifdef __AVX512BF16__
 
 namespace {
-
-inline i64 even(i64 t) { return t + (t & 1); }
-
-const two* twos(const half* at) { return reinterpret_cast<const two*>(at); }
 
 // The keys of one candidate as they were last asked for: candidates of one request share them.
 struct Keys {
@@ -66,28 +61,17 @@ void forward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* cou
         Keys held{k, first, count, K};
         const Range mine = share(N, first, count, omp_get_thread_num(), threads);
         in_blocks(mine, [&](i64 n) { return even(count[n]); }, [&](i64 low, i64 high, i64 rows) {
-            // what follows the product of layer l, from row r of the block on
-            auto keep = [&](i64 l, i64 r) {
-                return [=, width = H[l], slope = p.s[l], w = l + 1 == L ? p.w : nullptr,
-                        z = Z ? Z[l] + (room[low] + r) / 2 * H[l] : nullptr, a = act[l % 2].data() + r * H[l],
-                        score = partial.data() + r * 16](i64 i, i64 h, auto& sums) INLINED {
-                    const Activation<float, bent> of{load(slope + h)};
-                    constexpr int R = sizeof(sums) / sizeof(sums[0]);
-#pragma GCC unroll 4
-                    for (int r = 0; r < R; r += 2) {
-                        const __m512 a0 = of(sums[r]), a1 = of(sums[r + 1]);
-                        const __m512i active = rounded(a0, a1);
-                        if (z) put(z + (i + r) / 2 * width + h, woven(bent ? rounded(sums[r], sums[r + 1]) : active));
-                        if (w) {
-                            const V<float> wh = load(w + h), none = {};
-                            float* to = score + (i + r) * 16;
-                            store(to, (h ? load(to) : none) + wh * a0);
-                            store(to + 16, (h ? load(to + 16) : none) + wh * a1);
-                        } else {
-                            put_rows(a + (i + r) * width + h, width, active);
-                        }
-                    }
-                };
+            auto forth = [&](i64 l, i64 row) {  // what follows the product of layer l, from a row of the block on
+                return Forth<bent, false>{H[l], p.s[l], Z ? Z[l] + (room[low] + row) / 2 * H[l] : nullptr,
+                                          act[l % 2].data() + row * H[l], p.w, partial.data() + row * 16};
+            };
+            // a product whose result follows, as the last layer's or another's
+            auto layer = [&](i64 l, i64 row, i64 rows, i64 in, Left<two> left, const two* right, auto begin) {
+                const auto to = forth(l, row);
+                if (l + 1 < L)
+                    multiply<true>(rows, H[l], in / 2, left, right, begin, to);
+                else
+                    multiply<true>(rows, H[l], in / 2, left, right, begin, Forth<bent, true>{to.width, to.slope, to.z, to.act, to.w, to.score});
             };
             i64 row = 0;
             for (i64 n = low; n < high; row += even(count[n++])) {
@@ -99,20 +83,18 @@ void forward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* cou
                 const float *cn = c + n * H[0], *en = e ? e + first[n] * H[0] : nullptr;
                 const Left<two> left{twos(keys.data()), K / 2, 1};
                 if (e)
-                    multiply<true>(even(t), H[0], K / 2, left, M.data(), [=, width = H[0]](i64 i, i64 h) INLINED {
+                    layer(0, row, even(t), K, left, M.data(), [=, width = H[0]](i64 i, i64 h) INLINED {
                         return __m512(load(cn + h) + load(en + std::min(i, t - 1) * width + h));
-                    }, keep(0, row));
+                    });
                 else
-                    multiply<true>(even(t), H[0], K / 2, left, M.data(), [=](i64, i64 h) INLINED { return __m512(load(cn + h)); },
-                                   keep(0, row));
+                    layer(0, row, even(t), K, left, M.data(), [=](i64, i64 h) INLINED { return __m512(load(cn + h)); });
             }
             for (i64 l = 1; l < L; l++)
-                multiply<true>(rows, H[l], H[l - 1] / 2, Left<two>{twos(act[(l - 1) % 2].data()), H[l - 1] / 2, 1}, W[l].data(),
-                               [b = p.b[l]](i64, i64 h) INLINED { return __m512(load(b + h)); }, keep(l, 0));
+                layer(l, 0, rows, H[l - 1], Left<two>{twos(act[(l - 1) % 2].data()), H[l - 1] / 2, 1}, W[l].data(),
+                      [b = p.b[l]](i64, i64 h) INLINED { return __m512(load(b + h)); });
             row = 0;
             for (i64 n = low; n < high; row += even(count[n++]))
-                for (i64 i = 0; i < count[n]; i++)
-                    out[start[n] + i] = _mm512_reduce_add_ps(load(partial.data() + (row + i) * 16)) + *p.bias;
+                add_up(count[n], partial.data() + row * 16, *p.bias, out + start[n]);
         });
     }
 }
@@ -151,58 +133,22 @@ void backward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* co
                 if (l) return f(i64{0}, rows, d.b[l]);
                 for (i64 n = low, at = 0; n < high; at += even(count[n++])) f(at, even(count[n]), dc + n * H[0]);
             };
-            const i64 last = H[L - 1];
+            auto back = [&](i64 l, i64 row, float* sum, Gradient to) {
+                return Back<bent, Columns>{H[l], p.s[l], d.s[l], Z[l] + (room[low] + row) / 2 * H[l], to.from(row, H[l]), {sum}};
+            };
             each(L - 1, [&](i64 row, i64 many, float* sum) {
-                const two* z = Z[L - 1] + (room[low] + row) / 2 * last;
-                const float* gr = g.data() + row;
-                for (i64 h = 0; h < last; h += 16) {
-                    const Activation<float, bent> of{load(p.s[L - 1] + h)};
-                    const V<float> w = load(p.w + h);
-                    V<float> ds = load(d.s[L - 1] + h), total = load(sum + h), dw = load(d.w + h);
-                    for (i64 i = 0; i < many; i += 2) {
-                        const __m512i both = load_twos(z + i / 2 * last + h);
-                        const V<float> z0 = even_row(both), z1 = odd_row(both);
-                        V<float> g0 = gr[i] * w, g1 = gr[i + 1] * w;
-                        dw += gr[i] * of(z0) + gr[i + 1] * of(z1);
-                        of.back(z0, g0, ds), of.back(z1, g1, ds);
-                        total += g0 + g1;
-                        const __m512i r = rounded(g0, g1);
-                        put_rows(here.data() + (row + i) * last + h, last, r);
-                        put(here_woven.data() + (row + i) / 2 * last + h, woven(r));
-                    }
-                    store<float>(d.s[L - 1] + h, ds), store<float>(sum + h, total), store<float>(d.w + h, dw);
-                }
+                const Gradient to{here.data(), here_woven.data(), act.data()};
+                scores_back(many, g.data() + row, p.w, d.w, back(L - 1, row, sum, to));
             });
             for (i64 l = L - 1; l > 0; l--) {
                 const i64 width = H[l], in = H[l - 1];
                 each(l - 1, [&](i64 row, i64 many, float* sum) {
-                    multiply<true>(
-                        many, in, width / 2, Left<two>{twos(here.data()) + row * width / 2, width / 2, 1}, W[l].data(),
-                        [](i64, i64) INLINED { return _mm512_setzero_ps(); },
-                        [=, z = Z[l - 1] + (room[low] + row) / 2 * in, slope = p.s[l - 1], dslope = d.s[l - 1],
-                         to = next.data() + row * in, to_woven = next_woven.data() + row / 2 * in,
-                         a = act.data() + row / 2 * in](i64 i, i64 h, auto& sums) INLINED {
-                            const Activation<float, bent> of{load(slope + h)};
-                            V<float> ds = load(dslope + h), total = load(sum + h);
-                            constexpr int R = sizeof(sums) / sizeof(sums[0]);
-#pragma GCC unroll 4
-                            for (int r = 0; r < R; r += 2) {
-                                const i64 at = (i + r) / 2 * in + h;
-                                const __m512i both = load_twos(z + at);
-                                const V<float> z0 = even_row(both), z1 = odd_row(both);
-                                V<float> g0 = sums[r], g1 = sums[r + 1];
-                                if (bent) put(a + at, woven(rounded(of(z0), of(z1))));
-                                of.back(z0, g0, ds), of.back(z1, g1, ds);
-                                total += g0 + g1;
-                                const __m512i rows = rounded(g0, g1);
-                                put_rows(to + (i + r) * in + h, in, rows);
-                                put(to_woven + at, woven(rows));
-                            }
-                            if (bent) store<float>(dslope + h, ds);
-                            store<float>(sum + h, total);
-                        });
+                    const Left<two> left{twos(here.data()) + row * width / 2, width / 2, 1};
+                    const Gradient to{next.data(), next_woven.data(), act.data()};
+                    multiply<true>(many, in, width / 2, left, W[l].data(), Nothing{}, back(l - 1, row, sum, to));
                 });
-                accumulate(width, in, rows / 2, Left<two>{here_woven.data(), 1, width}, bent ? act.data() : Z[l - 1] + room[low] / 2 * in, d.W[l]);
+                accumulate(width, in, rows / 2, Left<two>{here_woven.data(), 1, width},
+                           bent ? act.data() : Z[l - 1] + room[low] / 2 * in, d.W[l]);
                 std::swap(here, next);
                 std::swap(here_woven, next_woven);
             }
