@@ -6,6 +6,7 @@ V rows of a table · D its width · n lookups · U distinct rows
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -84,3 +85,26 @@ def adam(
     name = f"adam_{NAMES[weight.dtype]}"
     given = (rows, grad.contiguous(), weight, m, v, *map(float, betas), float(eps), float(size), float(root), mine)
     call(name, len(rows), weight.shape[1], *given)
+
+
+def dense_adam(
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    steps: Sequence[int],
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
+    """One step of Adam for all tensors (contiguous, of one type), in place. steps: of each, this one included."""
+    grads = [g.contiguous() for g in grads]
+    sizes, steps_ = torch.tensor([w.numel() for w in weights]), torch.tensor(steps)
+    tensors = (pointers(weights), pointers(grads), pointers(first), pointers(second))
+    name = f"dense_adam_{NAMES[weights[0].dtype]}"
+    call(name, len(weights), sizes, steps_, *tensors, float(lr), *map(float, betas), float(eps))
+
+
+def pointers(tensors: Sequence[Tensor]) -> ctypes.Array[Any]:
+    """Where they lie, for `call`."""
+    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))

@@ -21,22 +21,23 @@ constexpr i64 BLOCK = 96, PANEL = 64;
 
 inline i64 filled(i64 width) { return (width + 15) / 16 * 16; }
 
+// Lanes of a vector that are among so many numbers.
+INLINE __mmask16 within(i64 left) { return left >= 16 ? 0xffff : (1 << left) - 1; }
+
 // B of a product, woven and in panels: [terms, up to 64 columns] each, one after the other.
 struct Panels {
     i64 terms, columns;
     std::vector<two> at;
 
-    // element(term, column) of a matrix of so many terms (even when filled) and columns, zero beyond
+    // vector(term, column, mask): of a matrix of so many terms (even when filled) and columns, zero beyond
     template <class F>
-    Panels(i64 deep, i64 wide, F element) : terms(filled(deep) / 2), columns(filled(wide)), at(terms * columns) {
-        std::vector<float> row(2 * columns);
-        for (i64 d = 0; d < terms; d++) {
-            std::fill(row.begin(), row.end(), 0.0f);
-            for (i64 j = 0; j < 2; j++)
-                for (i64 h = 0; h < wide && 2 * d + j < deep; h++) row[j * columns + h] = element(2 * d + j, h);
-            for (i64 h = 0; h < columns; h += 16) {
-                const i64 panel = h / PANEL * PANEL, width = std::min(PANEL, columns - panel);
-                put(at.data() + panel * terms + d * width + h - panel, woven(rounded(load(&row[h]), load(&row[columns + h]))));
+    Panels(i64 deep, i64 wide, F vector) : terms(filled(deep) / 2), columns(filled(wide)), at(terms * columns) {
+        for (i64 h = 0; h < columns; h += 16) {
+            const i64 panel = h / PANEL * PANEL, width = std::min(PANEL, columns - panel);
+            two* to = at.data() + panel * terms + h - panel;
+            for (i64 d = 0; d < terms; d++) {
+                const auto row = [&](i64 term) { return vector(term, h, term < deep ? within(wide - h) : __mmask16{}); };
+                put(to + d * width, woven(rounded(row(2 * d), row(2 * d + 1))));
             }
         }
     }
@@ -89,13 +90,22 @@ void round_rows(i64 rows, i64 I, const float* x, half* halves, two* twos_) {
     const i64 width = filled(I);
     for (i64 i = 0; i < rows; i += 2)
         for (i64 h = 0; h < width; h += 16) {
-            const __mmask16 mask = I - h >= 16 ? 0xffff : (1 << (I - h)) - 1;
+            const __mmask16 mask = within(I - h);
             const float* at = x + i * I + h;
             const __m512i both = rounded(_mm512_maskz_loadu_ps(mask, at), _mm512_maskz_loadu_ps(i + 1 < rows ? mask : 0, at + I));
             if (halves) put_rows(halves + i * width + h, width, both);
             if (twos_) put(twos_ + i / 2 * width + h, woven(both));
         }
 }
+
+// What is added to rows: the rows of a matrix that `of` says, or (null) its first.
+struct Added {
+    const float* from;
+    const i64* of;
+    i64 rows, width;
+
+    INLINE __m512 operator()(i64 r, i64 h) const { return load(from + (of ? of[std::min(r, rows - 1)] * width : 0) + h); }
+};
 
 template <bool bent>
 void forward(i64 n, i64 L, i64 I, const i64* H, const float* x, const float* add, const i64* of, Weights p, two* const* Z,
@@ -104,7 +114,11 @@ void forward(i64 n, i64 L, i64 I, const i64* H, const float* x, const float* add
     std::vector<Panels> right;
     i64 widest = filled(I);
     for (i64 l = 0; l < L; l++) {
-        right.emplace_back(l ? H[l - 1] : I, H[l], [&](i64 i, i64 h) { return p.W[l][h * p.stride[l] + i]; });
+        const __m512i lanes = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+                                                 _mm512_set1_epi32(static_cast<int>(p.stride[l])));
+        right.emplace_back(l ? H[l - 1] : I, H[l], [&](i64 i, i64 h, __mmask16 mask) {
+            return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, lanes, p.W[l] + h * p.stride[l] + i, 4);
+        });
         widest = std::max(widest, all[l].out);
     }
     const std::vector<float> w = fill(p.w, H[L - 1]);
@@ -123,25 +137,18 @@ void forward(i64 n, i64 L, i64 I, const i64* H, const float* x, const float* add
                 two* z = Z ? Z[l] + low / 2 * width : nullptr;
                 const Forth<bent, false> to{width, layer.slope.data(), z, act[l % 2].data(), nullptr, nullptr};
                 const Forth<bent, true> score{width, layer.slope.data(), z, nullptr, w.data(), scores.data()};
-                auto apply = [&](auto begin) {
-                    if (l + 1 < L)
-                        right[l].multiply_by(even(rows), left, begin, to);
-                    else
-                        right[l].multiply_by(even(rows), left, begin, score);
-                };
-                if (l)
-                    apply([b = layer.bias.data()](i64, i64 h) INLINED { return __m512(load(b + h)); });
-                else if (of)
-                    apply([=, at = of + low](i64 r, i64 h) INLINED { return __m512(load(add + at[std::min(r, rows - 1)] * width + h)); });
+                const Added begin{l ? layer.bias.data() : add, l || !of ? nullptr : of + low, rows, width};
+                if (l + 1 < L)
+                    right[l].multiply_by(even(rows), left, begin, to);
                 else
-                    apply([=](i64, i64 h) INLINED { return __m512(load(add + h)); });
+                    right[l].multiply_by(even(rows), left, begin, score);
             }
             add_up(rows, scores.data(), 0, out + low);
         }
     }
 }
 
-// Sums of rows by request; those of the first request of a thread, which another may share, into `edge`.
+// Sums of rows by request; those of the first request of a thread, which another may share, into `edge`. of null: all there.
 struct Requests {
     const i64* of;
     i64 rows, first, width;
@@ -149,6 +156,7 @@ struct Requests {
 
     template <int R>
     INLINE void operator()(i64 i, i64 h, __m512 (&g)[R]) const {
+        if (!of) return Columns{edge}(i, h, g);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
             const i64 request = of[std::min(i + r, rows - 1)];
@@ -171,7 +179,9 @@ void backward(i64 n, i64 L, i64 I, const i64* H, const float* x, const i64* of, 
     std::vector<Panels> right;
     i64 widest = filled(I);
     for (i64 l = 0; l < L; l++) {
-        right.emplace_back(H[l], l ? H[l - 1] : I, [&](i64 h, i64 i) { return p.W[l][h * p.stride[l] + i]; });
+        right.emplace_back(H[l], l ? H[l - 1] : I, [&](i64 h, i64 i, __mmask16 mask) {
+            return _mm512_maskz_loadu_ps(mask, p.W[l] + h * p.stride[l] + i);
+        });
         widest = std::max(widest, all[l].out);
     }
     const std::vector<float> w = fill(p.w, H[L - 1]);
@@ -196,26 +206,21 @@ void backward(i64 n, i64 L, i64 I, const i64* H, const float* x, const i64* of, 
             const i64 rows = std::min(BLOCK, mine.high - low);
             std::memcpy(g.data(), grad + low, rows * sizeof(float));
             g[rows] = 0;
-            // f(the way back through the activation of layer l)
-            auto back = [&](i64 l, half* halves, two* woven, auto f) {
+            auto back = [&](i64 l, half* halves, two* woven) {
                 const Layer& layer = all[l];
-                const two* z = Z[l] + low / 2 * layer.out;
-                const Gradient to{halves, woven, act.data()};
-                if (l || !of)
-                    f(Back<bent, Columns>{layer.out, layer.slope.data(), d.s[l].data(), z, to, {l ? d.b[l].data() : d.edge.data()}});
-                else
-                    f(Back<bent, Requests>{layer.out, layer.slope.data(), d.s[l].data(), z, to,
-                                           {of + low, rows, of[mine.low], first, dadd, d.edge.data()}});
+                const Requests sum{l || !of ? nullptr : of + low, rows, of ? of[mine.low] : 0, first, dadd, l ? d.b[l].data() : d.edge.data()};
+                return Back<bent, Requests>{layer.out, layer.slope.data(), d.s[l].data(), Z[l] + low / 2 * layer.out,
+                                            {halves, woven, act.data()}, sum};
             };
-            back(L - 1, here.data(), here_woven.data(), [&](const auto& to) { scores_back(even(rows), g.data(), w.data(), d.w.data(), to); });
+            scores_back(even(rows), g.data(), w.data(), d.w.data(), back(L - 1, here.data(), here_woven.data()));
             for (i64 l = L - 1; l >= 0; l--) {
                 const Layer& layer = all[l];
                 const Left<two> left{twos(here.data()), layer.out / 2, 1};
                 if (l) {
-                    back(l - 1, next.data(), next_woven.data(), [&](const auto& to) { right[l].multiply_by(even(rows), left, Nothing{}, to); });
+                    right[l].multiply_by(even(rows), left, Nothing{}, back(l - 1, next.data(), next_woven.data()));
                 } else {
                     if (dx) right[l].multiply_by(even(rows), left, Nothing{}, [=, to = dx + low * I](i64 i, i64 h, auto& g) INLINED {
-                        const __mmask16 mask = I - h >= 16 ? 0xffff : (1 << (I - h)) - 1;
+                        const __mmask16 mask = within(I - h);
                         constexpr int R = sizeof(g) / sizeof(g[0]);
 #pragma GCC unroll 8
                         for (int r = 0; r < R; r++)

@@ -5,7 +5,6 @@ n rows · I inputs · H hidden · A rows that are added to the first layer's pro
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from finerank.kernels.rows import call
-from finerank.kernels.unit import STEP, Layer, filled, pointers
+from finerank.kernels.rows import call, pointers
+from finerank.kernels.unit import STEP, Layer, filled
 
 
 class _Tower(Function):
@@ -49,8 +48,9 @@ class _Tower(Function):
         factors = (pointers(weights), strides, pointers(slopes), last, pointers(kept))
         out = (dx, ctx.added[0], dadd, pointers(dw), pointers(db), pointers(ds), dlast)
         call("tower_backward", *shape, x, of, *factors, grads[0].contiguous(), *out)
-        each = [g if needed else None for l in zip(dw, ds, db, strict=True) for g, needed in zip(l, (1, ctx.bent, 1))]
-        each[2] = None  # the first layer's bias is part of what is added
+        each: list[Tensor | None] = []
+        for i in range(layers):  # the first layer's bias is part of what is added
+            each += [dw[i], ds[i] if ctx.bent else None, db[i] if i else None]
         return dx, dadd, None, None, dlast, *each
 
 

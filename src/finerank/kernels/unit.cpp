@@ -96,10 +96,9 @@ void forward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* cou
                 const T *cn = c + n * H[0], *en = e ? e + first[n] * H[0] : nullptr;
                 const Left<T> keys{k + first[n] * K, K, 1};
                 const auto end = keep(0, start[n] - start[low]);
-                if (e)
-                    multiply(count[n], H[0], K, keys, M.data(), [=, width = H[0]](i64 i, i64 h) INLINED { return load(cn + h) + load(en + i * width + h); }, end);
-                else
-                    multiply(count[n], H[0], K, keys, M.data(), [=](i64, i64 h) INLINED { return load(cn + h); }, end);
+                multiply(count[n], H[0], K, keys, M.data(), [=, width = H[0]](i64 i, i64 h) INLINED {
+                    return en ? load(cn + h) + load(en + i * width + h) : load(cn + h);
+                }, end);
             }
             for (i64 l = 1; l < L; l++)
                 multiply(rows, H[l], H[l - 1], Left<T>{active(l - 1, 0), H[l - 1], 1}, Wt[l].data(), [b = p.b[l]](i64, i64 h) INLINED { return load(b + h); }, keep(l, 0));
@@ -177,17 +176,25 @@ void backward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* co
         for (i64 i = 0; i < size; i++) dflat[i] += sums[size * thread + i];
 }
 
+// f(low, high): candidates of a range that follow each other and have the same history, so that what they need of its keys is
+// one product
+template <class F>
+void in_runs(Range mine, const i64* first, const i64* count, F f) {
+    for (i64 low = mine.low, n = low; n < mine.high; low = n) {
+        while (n < mine.high && first[n] == first[low] && count[n] == count[low]) n++;
+        f(low, n);
+    }
+}
+
 // out_n = sum over a candidate's pairs of weight * key
 template <class T>
 void attend(i64 N, i64 K, const i64* first, const i64* count, const i64* start, const T* w, const T* k, T* out, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (i64 n = 0; n < N; n++) {
-        T* to = out + n * K;
-        for (i64 i = 0; i < K; i++) to[i] = 0;
-        for (i64 t = 0; t < count[n]; t++)
-#pragma omp simd
-            for (i64 i = 0; i < K; i++) to[i] += w[start[n] + t] * k[(first[n] + t) * K + i];
-    }
+#pragma omp parallel num_threads(threads)
+    in_runs(share(N, first, count, omp_get_thread_num(), threads), first, count, [&](i64 low, i64 high) {
+        const i64 t = count[low];
+        std::fill(out + low * K, out + high * K, T{});
+        accumulate(high - low, K, t, Left<T>{w + start[low], t, 1}, k + first[low] * K, out + low * K);
+    });
 }
 
 template <class T>
@@ -195,18 +202,28 @@ void attend_backward(i64 N, i64 K, const i64* first, const i64* count, const i64
                      T* dw, T* dk, int threads) {
 #pragma omp parallel num_threads(threads)
     {
-        const Range mine = share(N, first, count, omp_get_thread_num(), threads);
-        for (i64 n = mine.low; n < mine.high; n++)
-            for (i64 t = 0; t < count[n]; t++) {
-                const T* at = k + (first[n] + t) * K;
-                T* to = dk + (first[n] + t) * K;
-                const T* g = grad + n * K;
-                const T weight = w[start[n] + t];
-                T sum = 0;
-#pragma omp simd reduction(+ : sum)
-                for (i64 i = 0; i < K; i++) sum += g[i] * at[i], to[i] += weight * g[i];
-                dw[start[n] + t] = sum;
+        std::vector<T> turned, products;
+        in_runs(share(N, first, count, omp_get_thread_num(), threads), first, count, [&](i64 low, i64 high) {
+            const i64 t = count[low], many = high - low, width = (many + 15) / 16 * 16;
+            const T *keys = k + first[low] * K, *g = grad + low * K;
+            accumulate(t, K, many, Left<T>{w + start[low], 1, t}, g, dk + first[low] * K);
+            if (many == 1) {
+                for (i64 i = 0; i < t; i++) {
+                    V<T> sum = {};
+                    for (i64 h = 0; h < K; h += LENGTH<T>) sum += load(g + h) * load(keys + i * K + h);
+                    T total = 0;
+                    for (i64 j = 0; j < LENGTH<T>; j++) total += sum[j];
+                    dw[start[low] + i] = total;
+                }
+                return;
             }
+            turned.assign(K * width, 0), products.assign(t * width, 0);
+            for (i64 n = 0; n < many; n++)
+                for (i64 h = 0; h < K; h++) turned[h * width + n] = g[n * K + h];
+            accumulate(t, width, K, Left<T>{keys, K, 1}, turned.data(), products.data());
+            for (i64 n = 0; n < many; n++)
+                for (i64 i = 0; i < t; i++) dw[start[low] + n * t + i] = products[i * width + n];
+        });
     }
 }
 
@@ -216,12 +233,12 @@ void attend_backward(i64 N, i64 K, const i64* first, const i64* count, const i64
     extern "C" void unit_forward_##name(i64 N, i64 K, i64 L, const i64* H, i64 bent, const i64* first, const i64* count,   \
                                         const i64* start, const T* q, const T* k, const T* e, const T* c, const T* flat,   \
                                         T* const* Z, T* out, int threads) {                                                \
-        (bent ? forward<T, true> : forward<T, false>)(N, K, L, H, first, count, start, q, k, e, c, flat, Z, out, threads); \
+        (bent || sizeof(T) == 8 ? forward<T, true> : forward<T, sizeof(T) == 8>)(N, K, L, H, first, count, start, q, k, e, c, flat, Z, out, threads); \
     }                                                                                                                      \
     extern "C" void unit_backward_##name(i64 N, i64 K, i64 L, const i64* H, i64 bent, const i64* first, const i64* count,  \
                                          const i64* start, const T* q, const T* k, const T* flat, T* const* Z,             \
                                          const T* grad, T* dq, T* dk, T* de, T* dc, T* dflat, i64 size, int threads) {     \
-        (bent ? backward<T, true> : backward<T, false>)(N, K, L, H, first, count, start, q, k, flat, Z, grad, dq, dk, de,  \
+        (bent || sizeof(T) == 8 ? backward<T, true> : backward<T, sizeof(T) == 8>)(N, K, L, H, first, count, start, q, k, flat, Z, grad, dq, dk, de,  \
                                                         dc, dflat, size, threads);                                         \
     }                                                                                                                      \
     extern "C" void attend_forward_##name(i64 N, i64 K, const i64* first, const i64* count, const i64* start, const T* w,  \

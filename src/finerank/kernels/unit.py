@@ -5,7 +5,6 @@ N candidates · T events · P pairs · K width of an item · H hidden
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from finerank.kernels.build import library
-from finerank.kernels.rows import NAMES, call
+from finerank.kernels.rows import NAMES, call, pointers
 
 STEP = 16  # the loops take widths that are multiples of this: whole vector registers
 
@@ -143,15 +142,11 @@ def has_bf16() -> bool:
 
 def attend(weights_P: Tensor, k_TK: Tensor, spans: Spans) -> Tensor:
     """[P], [T, K] -> [N, K]: sum over a candidate's pairs of weight * key."""
-    out: Tensor = _Attend.apply(weights_P, k_TK, spans)  # type: ignore[no-untyped-call]
-    return out
+    out: Tensor = _Attend.apply(weights_P, filled(k_TK, 1), spans)  # type: ignore[no-untyped-call]
+    return out if out.shape[1] == k_TK.shape[1] else out[:, : k_TK.shape[1]]
 
 
 def filled(x: Tensor, dim: int) -> Tensor:
     """Zeros behind `dim` up to a multiple of STEP: they change no result."""
     missing = -x.shape[dim] % STEP
     return F.pad(x, [0] * (2 * (x.dim() - 1 - dim) + 1) + [missing]) if missing else x
-
-
-def pointers(tensors: Sequence[Tensor]) -> ctypes.Array[Any]:
-    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))

@@ -82,12 +82,9 @@ void forward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* cou
                              [=, qn = q + n * K](i64 i, i64) INLINED { return V<float>{} + qn[i]; });
                 const float *cn = c + n * H[0], *en = e ? e + first[n] * H[0] : nullptr;
                 const Left<two> left{twos(keys.data()), K / 2, 1};
-                if (e)
-                    layer(0, row, even(t), K, left, M.data(), [=, width = H[0]](i64 i, i64 h) INLINED {
-                        return __m512(load(cn + h) + load(en + std::min(i, t - 1) * width + h));
-                    });
-                else
-                    layer(0, row, even(t), K, left, M.data(), [=](i64, i64 h) INLINED { return __m512(load(cn + h)); });
+                layer(0, row, even(t), K, left, M.data(), [=, width = H[0]](i64 i, i64 h) INLINED {
+                    return __m512(en ? load(cn + h) + load(en + std::min(i, t - 1) * width + h) : load(cn + h));
+                });
             }
             for (i64 l = 1; l < L; l++)
                 layer(l, 0, rows, H[l - 1], Left<two>{twos(act[(l - 1) % 2].data()), H[l - 1] / 2, 1}, W[l].data(),
