@@ -68,25 +68,6 @@ void adam(i64 U, i64 D, const i64* rows, const T* grad, T* weight, T* first, T* 
     }
 }
 
-// The step of dense Adam for `many` tensors; steps [many]: how many each has made, this one included.
-template <class T>
-void dense_adam(i64 many, const i64* sizes, const i64* steps, T* const* weights, const T* const* grads, T* const* firsts,
-                T* const* seconds, double lr, double b1, double b2, double eps, int threads) {
-    const T a = static_cast<T>(1 - b1), b = static_cast<T>(1 - b2), keep = static_cast<T>(b2), e = static_cast<T>(eps);
-    for (i64 i = 0; i < many; i++) {
-        T *w = weights[i], *m = firsts[i], *v = seconds[i];
-        const T* g = grads[i];
-        const T size = static_cast<T>(lr / (1 - std::pow(b1, steps[i])));
-        const T root = static_cast<T>(1 / std::sqrt(1 - std::pow(b2, steps[i])));
-#pragma omp parallel for simd num_threads(threads) schedule(static) if (sizes[i] > 32768)
-        for (i64 j = 0; j < sizes[i]; j++) {
-            m[j] += a * (g[j] - m[j]);
-            v[j] = keep * v[j] + b * g[j] * g[j];
-            w[j] -= size * m[j] / (std::sqrt(v[j]) * root + e);
-        }
-    }
-}
-
 }  // namespace
 
 #define EXPORT(T, name)                                                                                                     \
@@ -96,11 +77,6 @@ void dense_adam(i64 many, const i64* sizes, const i64* steps, T* const* weights,
     extern "C" void adam_##name(i64 U, i64 D, const i64* rows, const T* grad, T* weight, T* first, T* second, double b1,    \
                                 double b2, double eps, double size, double root, const T* mine, int threads) {              \
         adam<T>(U, D, rows, grad, weight, first, second, b1, b2, eps, size, root, mine, threads);                           \
-    }                                                                                                                       \
-    extern "C" void dense_adam_##name(i64 many, const i64* sizes, const i64* steps, T* const* weights,                      \
-                                      const T* const* grads, T* const* firsts, T* const* seconds, double lr, double b1,     \
-                                      double b2, double eps, int threads) {                                                 \
-        dense_adam<T>(many, sizes, steps, weights, grads, firsts, seconds, lr, b1, b2, eps, threads);                       \
     }
 EXPORT(float, f32)
 EXPORT(double, f64)

@@ -87,24 +87,6 @@ def adam(
     call(name, len(rows), weight.shape[1], *given)
 
 
-def dense_adam(
-    weights: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    first: Sequence[Tensor],
-    second: Sequence[Tensor],
-    steps: Sequence[int],
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-) -> None:
-    """One step of Adam for all tensors (contiguous, of one type), in place. steps: of each, this one included."""
-    grads = [g.contiguous() for g in grads]
-    sizes, steps_ = torch.tensor([w.numel() for w in weights]), torch.tensor(steps)
-    tensors = (pointers(weights), pointers(grads), pointers(first), pointers(second))
-    name = f"dense_adam_{NAMES[weights[0].dtype]}"
-    call(name, len(weights), sizes, steps_, *tensors, float(lr), *map(float, betas), float(eps))
-
-
 def pointers(tensors: Sequence[Tensor]) -> ctypes.Array[Any]:
     """Where they lie, for `call`."""
     return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from finerank.errors import UserError
-from finerank.kernels import rows as loops
 from finerank.layers.embedding import Tables
 from finerank.layers.gates import Gates
 from finerank.models.composition import Model
 from finerank.schema import FittedSchema, Growing
-from finerank.training.dense_adam import DenseAdam
 from finerank.training.grda import GRDA
 from finerank.training.options import FTRL, L2, SGD, Adagrad, Adam, DenseOptions, RowOptions, TrainingOptions
 from finerank.training.options import MiniBatchAware as MiniBatchAwareOptions
@@ -41,8 +39,6 @@ def dense_optimiser(options: DenseOptions, parameters: list[nn.Parameter]) -> to
     """The optimiser of all parameters that are no tables."""
     match options:
         case Adam():
-            if loops.fits(*parameters) and len({p.dtype for p in parameters}) == 1:
-                return DenseAdam(parameters, options.lr, options.betas, options.eps, fused=True)
             return torch.optim.Adam(parameters, options.lr, options.betas, options.eps, fused=True)
         case Adagrad():
             start = options.initial_accumulator
