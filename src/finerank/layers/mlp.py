@@ -185,6 +185,7 @@ class SplitMLP(nn.Module):
         if not isinstance(self.rest, nn.Sequential):
             return None
         after, mlp = self.rest
+        assert isinstance(mlp, MLP)
         *others, last = mlp.layers
         linears, hiddens = [self.first, *others[0::2]], [after, *others[1::2]]
         layers = []
