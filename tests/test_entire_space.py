@@ -20,14 +20,17 @@ from test_multitask import TASKS, refused
 from finerank.data.builder import BatchBuilder
 from finerank.data.prepare import prepare
 from finerank.datasets.worlds import ConversionOptions, conversions
+from finerank.errors import UserError
 from finerank.models import registry
 from finerank.models.composition import Model
 from finerank.models.whole_chain import HIGHEST, ratio_logit
 from finerank.recipe import Recipe
 from finerank.schema import Task
+from finerank.training.checkpoint import Checkpoints
 from finerank.training.evaluate import predict
 from finerank.training.loop import Trainer
 from finerank.training.options import Adam, Sampling, TrainingOptions
+from finerank.training.stages import after_stages
 from finerank.typed import to_toml
 
 LABELS = [[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [1.0, 1.0], [0.0, 0.0]]
@@ -214,6 +217,39 @@ def test_unbias_with_a_constant_click_rate_is_base() -> None:
     base.load_state_dict(state)
     ours, theirs = (m.losses(batch(), m(batch())) for m in (model, base))
     assert float(ours["conversion"].detach()) == pytest.approx(float(theirs["conversion"].detach()), rel=1e-12)
+
+
+def test_the_click_network_of_unbias_is_trained_first_and_alone(tmp_path: Path) -> None:
+    data = tiny.dataset(tmp_path / "data", tasks=2)
+    options = TrainingOptions(epochs=2, tables=Adam(lr=0.05), keep_memory=False, threads=1)
+    small = {"representation": SMALL, "interactions": [tower("relu")]}
+    trainer = after_stages(registry.parse({"name": "unbias"} | small), data, options, tmp_path / "run")
+    kept = Checkpoints(tmp_path / "run/stages/propensities/best").load()
+    assert kept is not None
+    torch.manual_seed(options.seed)
+    fresh = registry.build(registry.parse({"name": "unbias"} | small), data.fitted).state_dict()
+    moved = 0
+    for name, mine in trainer.model.state_dict().items():
+        learnt = kept.tensors[f"model.{name}"]
+        if ".of.1." in name:  # of conversions: neither trained nor handed over
+            assert torch.equal(learnt, fresh[name]), name
+            assert torch.equal(mine, fresh[name]), name
+        elif ".of.0." in name:
+            assert torch.equal(mine, learnt), name
+            moved += not torch.equal(mine, fresh[name])
+    assert moved > 4
+    bias = trainer.model.head.bias.tolist()  # type: ignore[union-attr, operator]
+    assert bias == [float(kept.tensors["model.head.bias"][0]), float(fresh["head.bias"][1])]
+    trainer.fit()
+    assert not torch.equal(trainer.model.state_dict()["head.bias"], torch.tensor(bias))
+
+
+def test_unbias_without_networks_of_its_own_has_no_first_stage(tmp_path: Path) -> None:
+    data = tiny.dataset(tmp_path / "data", tasks=2)
+    shared = {"name": "unbias", "separate": False}
+    with pytest.raises(UserError, match=r"'propensities' trains networks of their own .* separate = false; drop it"):
+        after_stages(registry.parse(shared), data)
+    assert after_stages(registry.parse(shared | {"stages": []}), data).stages == {}
 
 
 def test_unbias_of_a_third_step_weighs_by_the_product_of_the_steps_before() -> None:

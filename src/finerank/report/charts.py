@@ -319,6 +319,38 @@ def lit(values: Values, describe: str, events: int, unit: str) -> Markup:
     )
 
 
+def matrix(values: Values, describe: str, unit: str) -> Markup:
+    """A cell per (row, column), as strong as its value. values: {row, column, strength}, in the order of both axes."""
+    axis = {"labelLimit": 210, "labelOverlap": False}
+    return svg(
+        {
+            "padding": ROOM | {"bottom": 40},
+            "width": {"step": 26},
+            "height": {"step": 26},
+            "data": {"values": list(values)},
+            "mark": {"type": "rect", "stroke": "white", "strokeWidth": 1, "cornerRadius": 2},
+            "encoding": {
+                "x": {
+                    "field": "column",
+                    "type": "nominal",
+                    "sort": None,
+                    "title": None,
+                    "axis": axis | {"labelAngle": -60},
+                },
+                "y": {"field": "row", "type": "nominal", "sort": None, "title": None, "axis": axis},
+                "color": {
+                    "field": "strength",
+                    "type": "quantitative",
+                    "title": unit,
+                    "scale": {"scheme": "redblue", "domainMid": 0},
+                    "legend": {"gradientLength": 160, "gradientThickness": 10, "orient": "right"},
+                },
+            },
+        },
+        describe,
+    )
+
+
 def plane(values: Values, describe: str, title: str) -> Markup:
     """Dots on a plane, coloured by score, as large as they are frequent. values: {x, y, score, count, name}."""
     bare = {"axis": None}

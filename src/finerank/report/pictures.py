@@ -208,6 +208,32 @@ def _strips(candidates: Sequence[Explained], history: str, kind: str, found: Exp
     return Picture(charts.lit(values, f"{unit} of past {history} by candidate", len(names), unit), caption)
 
 
+def between(found: Explanation) -> list[Picture]:
+    """A matrix of fields for each thing that weighs them: the mean over the candidates that are shown."""
+    best = strongest_first(found)[:MOST_CANDIDATES]
+    out = []
+    for one in found.between:
+        mean = one.weights[best].mean(0)
+        values = [
+            {"row": row, "column": column, "strength": float(mean[i, j])}
+            for i, row in enumerate(one.rows)
+            for j, column in enumerate(one.columns)
+            if math.isfinite(mean[i, j])
+        ]
+        if not values:
+            continue
+        caption = f"{one.what[:1].upper()}{one.what[1:]}: mean over {len(best)} candidates."
+        if "layer" in one.what:
+            caption += " A row says what its field looks at, itself included."
+        out.append(Picture(charts.matrix(values, f"{one.what} between fields", "weight"), caption))
+    return out
+
+
+def strongest_first(found: Explanation) -> list[int]:
+    """Where the candidates stand, highest score first."""
+    return sorted(range(len(found.candidates)), key=lambda c: -found.candidates[c].score)
+
+
 def item_map(found: EmbeddingMap, of: str) -> Picture:
     """The plane of a field's values, the highest scores by name."""
     named = {s.name for s in sorted(found.spots, key=lambda s: -s.score)[:12]}
