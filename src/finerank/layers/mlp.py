@@ -185,13 +185,15 @@ class SplitMLP(nn.Module):
         if not isinstance(self.rest, nn.Sequential):
             return None
         after, mlp = self.rest
+        assert isinstance(after, Hidden)
         assert isinstance(mlp, MLP)
-        *others, last = mlp.layers
-        linears, hiddens = [self.first, *others[0::2]], [after, *others[1::2]]
+        hiddens = [after, *(m for m in mlp.layers if isinstance(m, Hidden))]
+        *others, last = (m for m in mlp.layers if isinstance(m, nn.Linear))
+        linears: list[SplitLinear | nn.Linear] = [self.first, *others]
         layers = []
         for layer, hidden in zip(linears, hiddens, strict=True):
-            slope = hidden.slope()
-            if slope is None:
+            slope, bias = hidden.slope(), layer.bias
+            if slope is None or bias is None:
                 return None
-            layers.append(Layer(layer.weight, layer.bias, slope))
+            layers.append(Layer(layer.weight, bias, slope))
         return None if last.out_features != 1 else (layers, last.weight, isinstance(after.act, PReLU))
