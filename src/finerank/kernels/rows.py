@@ -6,6 +6,7 @@ V rows of a table · D its width · n lookups · U distinct rows
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -84,3 +85,8 @@ def adam(
     name = f"adam_{NAMES[weight.dtype]}"
     given = (rows, grad.contiguous(), weight, m, v, *map(float, betas), float(eps), float(size), float(root), mine)
     call(name, len(rows), weight.shape[1], *given)
+
+
+def pointers(tensors: Sequence[Tensor]) -> ctypes.Array[Any]:
+    """Where they lie, for `call`."""
+    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from finerank.errors import UserError
-from finerank.layers.activation import Activation, activation
-from finerank.layers.precision import leave, product
+from finerank.kernels.tower import tower
+from finerank.kernels.unit import Layer, has_bf16
+from finerank.layers.activation import Activation, PReLU, activation
+from finerank.layers.precision import leave, lowered, product
 from finerank.layers.segments import one_each, spread
 
 
@@ -45,6 +47,18 @@ class Hidden(nn.Module):
         if x.dtype == torch.bfloat16 and not (self.norm is None and isinstance(self.act, nn.ReLU)):
             return self._follow(x.float()).to(x.dtype)  # statistics and slopes are float32
         return self._follow(x)
+
+    def slope(self) -> Tensor | None:
+        """[H]: the slope below zero where all that follows is ReLU (0) or PReLU, as the compiled loops take it; else None."""
+        if self.norm is not None or self.dropout is not None:
+            return None
+        match self.act:
+            case PReLU():
+                return self.act.slope
+            case nn.ReLU():
+                return torch.zeros(self.width)
+            case _:
+                return None
 
     def _follow(self, x: Tensor) -> Tensor:
         if self.norm is not None:
@@ -147,5 +161,39 @@ class SplitMLP(nn.Module):
 
     def forward(self, x_R: Tensor, x_N: Tensor, request_of_N: Tensor) -> Tensor:
         """[R, request], [N, candidate], [N] -> [N, outputs]."""
+        if lowered() and x_N.dtype == torch.float32 and has_bf16() and (layers := self._compiled_layers()):
+            return self._compiled(x_R, x_N, request_of_N, *layers)
         out: Tensor = self.rest(self.first(x_R, x_N, request_of_N, inside=not isinstance(self.rest, nn.Identity)))
         return out
+
+    def _compiled(
+        self, x_R: Tensor, x_N: Tensor, request_of_N: Tensor, layers: list[Layer], last: Tensor, bent: bool
+    ) -> Tensor:
+        """[N, 1] by the compiled loops: the twin of what `forward` does otherwise."""
+        weight, bias, request = self.first.weight, self.first.bias, self.first.request
+        assert bias is not None
+        add, of = bias.unsqueeze(0), None
+        if request and one_each(request_of_N, x_R.shape[0]):
+            x_N = torch.cat([x_R, x_N], dim=1)
+        elif request:
+            add, of = nn.functional.linear(x_R, weight[:, :request], bias), request_of_N
+            layers[0] = Layer(weight[:, request:], bias, layers[0].slope)
+        return tower(x_N, add, of, layers, last, bent)
+
+    def _compiled_layers(self) -> tuple[list[Layer], Tensor, bool] | None:
+        """(layers, last weight, whether an activation has a slope) where the compiled loops can: one output, ReLU or PReLU."""
+        if not isinstance(self.rest, nn.Sequential):
+            return None
+        after, mlp = self.rest
+        assert isinstance(after, Hidden)
+        assert isinstance(mlp, MLP)
+        hiddens = [after, *(m for m in mlp.layers if isinstance(m, Hidden))]
+        *others, last = (m for m in mlp.layers if isinstance(m, nn.Linear))
+        linears: list[SplitLinear | nn.Linear] = [self.first, *others]
+        layers = []
+        for layer, hidden in zip(linears, hiddens, strict=True):
+            slope, bias = hidden.slope(), layer.bias
+            if slope is None or bias is None:
+                return None
+            layers.append(Layer(layer.weight, bias, slope))
+        return None if last.out_features != 1 else (layers, last.weight, isinstance(after.act, PReLU))
