@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from finerank.data.batch import Batch, TensorBlock, TensorLists
 from finerank.kernels import rows as loops
+from finerank.layers.pages import in_huge_pages
 from finerank.layers.segments import segment_max, segment_mean, segment_sum
 from finerank.schema import FIRST, Columns, FittedSchema, ListColumn, field_names
 from finerank.widths import scaled_width
@@ -55,7 +56,7 @@ class Tables(nn.Module):
         self.width, self.std, self.own, self.sparse = width, std, own, sparse
         starts = np.concatenate([[0], np.cumsum(list(sizes.values()))])
         self.start = {name: int(start) for name, start in zip(sizes, starts, strict=False)}
-        self.weight = nn.Parameter(torch.empty(int(starts[-1]), width))
+        self.weight = nn.Parameter(in_huge_pages(torch.empty(int(starts[-1]), width)))
         with torch.no_grad():
             self.weight.normal_(0.0, std) if std else self.weight.zero_()
             for name, start in self.start.items():
@@ -82,19 +83,20 @@ class Tables(nn.Module):
         rows, local = self._distinct(ids)
         if self.before_gather is not None:
             self.before_gather(rows)
-        values = self.weight.detach().index_select(0, rows).requires_grad_()
+        weight, fits = self.weight.detach(), loops.fits(self.weight)
+        values = (loops.gather(weight, rows) if fits else weight.index_select(0, rows)).requires_grad_()
         self.touched.append(Touched(rows, values))
-        return loops.lookup(values, local) if loops.fits(values) else F.embedding(local, values)
+        return loops.lookup(values, local) if fits else F.embedding(local, values)
 
     def _distinct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """(rows, local): the distinct ids and, for each id, where it stands among them. Linear time: no sort."""
         if ids.device.type != "cpu":
             rows, local = torch.unique(ids, return_inverse=True)
             return rows, local
+        if loops.fits(self.weight):
+            return loops.distinct(ids, len(self.weight))
         if self._mark is None or len(self._mark) != len(self.weight):
             self._mark = np.zeros(len(self.weight), dtype=np.int32)
-        if loops.fits(self.weight):
-            return loops.distinct(ids, torch.from_numpy(self._mark))
         mark, index = self._mark, ids.numpy()
         count = np.arange(len(index))
         mark[index] = count  # of equal ids the last one stays

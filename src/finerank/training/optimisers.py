@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from finerank.errors import UserError
 from finerank.layers.embedding import Tables
 from finerank.layers.gates import Gates
+from finerank.layers.pages import in_huge_pages
 from finerank.models.composition import Model
 from finerank.schema import FittedSchema, Growing
 from finerank.training.grda import GRDA
@@ -81,7 +82,7 @@ class Optimisers:
         self.dense_parameters = {n: p for n, p in model.named_parameters() if n not in apart}
         self.dense = dense_optimiser(options.dense, list(self.dense_parameters.values()))
         # which rows changed since the last checkpoint
-        self.changed = {n: torch.zeros(len(t.weight), dtype=torch.bool) for n, t in self.tables.items()}
+        self.changed = {n: in_huge_pages(torch.empty(len(t.weight), dtype=torch.bool)).zero_() for n, t in self.tables.items()}
 
     def begin(self) -> None:
         """An optimiser step begins: before its first forward pass."""

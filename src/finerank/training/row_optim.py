@@ -25,6 +25,7 @@ from torch import Tensor
 
 from finerank.errors import UserError, nearest
 from finerank.kernels import rows as loops
+from finerank.layers.pages import in_huge_pages
 
 
 def take(table: Tensor, rows: Tensor) -> Tensor:
@@ -170,7 +171,7 @@ class LazyAdam(RowOptimizer):
         super().__init__(weight, lr)
 
     def _fresh(self, weight: Tensor) -> dict[str, Tensor]:
-        state = {"m": torch.zeros_like(weight), "v": torch.zeros_like(weight)}
+        state = {"m": in_huge_pages(torch.empty_like(weight)).zero_(), "v": in_huge_pages(torch.empty_like(weight)).zero_()}
         if self.correction == "row":
             state["visits"] = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
         return state
