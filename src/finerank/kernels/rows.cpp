@@ -13,7 +13,7 @@ using i64 = std::int64_t;
 namespace {
 
 // Rows of a large table lie in no cache: a loop asks for each this many rows before it comes to it.
-constexpr i64 AHEAD = 16;
+constexpr i64 AHEAD = 8;
 
 template <class T>
 inline void ask_for(const T* row, i64 D) {
@@ -23,8 +23,8 @@ inline void ask_for(const T* row, i64 D) {
 }  // namespace
 
 // The distinct ids in the order of their first occurrence, and for each id where it stands among them: a hash table with
-// room for all of them, so that nothing depends on V. Returns U, or -1 if an id is not in [0, V).
-extern "C" i64 distinct(i64 n, i64 V, const i64* ids, i64* rows, i64* local, int) {
+// room for all of them, so that nothing depends on V. Returns U.
+extern "C" i64 distinct(i64 n, const i64* ids, i64* rows, i64* local, int) {
     int bits = 4;
     while ((i64{1} << bits) < 2 * n) bits++;
     static thread_local std::vector<std::int32_t> slots;  // where among the rows, or -1
@@ -33,7 +33,6 @@ extern "C" i64 distinct(i64 n, i64 V, const i64* ids, i64* rows, i64* local, int
     i64 U = 0;
     for (i64 i = 0; i < n; i++) {
         const i64 id = ids[i];
-        if (id < 0 || id >= V) return -1;
         std::size_t slot = static_cast<std::uint64_t>(id) * 0x9E3779B97F4A7C15u >> (64 - bits);
         while (slots[slot] >= 0 && rows[slots[slot]] != id) slot = (slot + 1) & last;
         if (slots[slot] < 0) {
@@ -47,17 +46,23 @@ extern "C" i64 distinct(i64 n, i64 V, const i64* ids, i64* rows, i64* local, int
 
 namespace {
 
-// The given rows of a weight [V, D] side by side: out [U, D].
+// The given rows of a weight [V, D] side by side: out [n, D]. Returns how many of them there are not.
 template <class T>
-void gather(i64 U, i64 D, const i64* rows, const T* weight, T* out, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (i64 u = 0; u < U; u++) {
-        if (u + AHEAD < U) ask_for(weight + rows[u + AHEAD] * D, D);
-        const T* from = weight + rows[u] * D;
-        T* to = out + u * D;
+i64 gather(i64 n, i64 V, i64 D, const i64* rows, const T* weight, T* out, int threads) {
+    i64 missing = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : missing)
+    for (i64 i = 0; i < n; i++) {
+        if (i + AHEAD < n) ask_for(weight + rows[i + AHEAD] * D, D);
+        if (rows[i] < 0 || rows[i] >= V) {
+            missing++;
+            continue;
+        }
+        const T* from = weight + rows[i] * D;
+        T* to = out + i * D;
 #pragma omp simd
         for (i64 d = 0; d < D; d++) to[d] = from[d];
     }
+    return missing;
 }
 
 // grad [n, D] summed into out [U, D], row by row in the order of the lookups. A thread owns a range of the rows, so the
@@ -112,8 +117,8 @@ void adam(i64 U, i64 D, const i64* rows, const T* grad, T* weight, T* first, T* 
     extern "C" void sum_rows_##name(i64 n, i64 U, i64 D, const i64* local, const T* grad, T* out, int threads) {            \
         sum_rows<T>(n, U, D, local, grad, out, threads);                                                                    \
     }                                                                                                                       \
-    extern "C" void gather_##name(i64 U, i64 D, const i64* rows, const T* weight, T* out, int threads) {                    \
-        gather<T>(U, D, rows, weight, out, threads);                                                                        \
+    extern "C" i64 gather_##name(i64 n, i64 V, i64 D, const i64* rows, const T* weight, T* out, int threads) {              \
+        return gather<T>(n, V, D, rows, weight, out, threads);                                                              \
     }                                                                                                                       \
     extern "C" void adam_##name(i64 U, i64 D, const i64* rows, const T* grad, T* weight, T* first, T* second, double b1,    \
                                 double b2, double eps, double size, double root, const T* mine, int threads) {              \

@@ -40,19 +40,18 @@ def call(name: str, *arguments: Tensor | int | float | ctypes.Array[Any] | None)
     return int(function(*given, ctypes.c_int(torch.get_num_threads())))
 
 
-def distinct(ids: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """(rows [U], local [n]): the distinct ids in [0, size) and, for each id, where it stands among them."""
+def distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows [U], local [n]): the distinct ids and, for each id, where it stands among them."""
     rows, local = torch.empty_like(ids), torch.empty_like(ids)
-    count = call("distinct", len(ids), size, ids, rows, local)
-    if count < 0:
-        raise IndexError(f"ids from {int(ids.min())} to {int(ids.max())} into a table of {size} rows")
+    count = call("distinct", len(ids), ids, rows, local)
     return rows[:count], local
 
 
 def gather(weight: Tensor, rows: Tensor) -> Tensor:
-    """[V, D], [U] -> [U, D]: weight[rows], which no gradient passes. rows: of `distinct`, so in [0, V)."""
+    """[V, D], int64 [n] -> [n, D]: weight[rows], through which no gradient goes. Raises IndexError outside of [0, V)."""
     out = weight.new_empty((len(rows), weight.shape[1]))
-    call(f"gather_{NAMES[weight.dtype]}", len(rows), weight.shape[1], rows, weight, out)
+    if call(f"gather_{NAMES[weight.dtype]}", len(rows), *weight.shape, rows, weight, out):
+        raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a table that has {len(weight)}")
     return out
 
 

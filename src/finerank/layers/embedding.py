@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from finerank.data.batch import Batch, TensorBlock, TensorLists
 from finerank.kernels import rows as loops
-from finerank.layers.pages import in_huge_pages
+from finerank.kernels.pages import in_huge_pages
 from finerank.layers.segments import segment_max, segment_mean, segment_sum
 from finerank.schema import FIRST, Columns, FittedSchema, ListColumn, field_names
 from finerank.widths import scaled_width
@@ -65,7 +65,7 @@ class Tables(nn.Module):
                 self.weight[start] = 0.0
         self.touched: list[Touched] = []
         self.before_gather: Callable[[Tensor], None] | None = None  # told the distinct rows (a decay to catch up)
-        self._mark: np.ndarray | None = None  # scratch, [rows]
+        self._mark: np.ndarray | None = None  # scratch of the plain twin, [rows]
 
     def std_of(self, name: str) -> float:
         """The standard deviation of the initial values of one table."""
@@ -78,15 +78,18 @@ class Tables(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """int64 [n] positions in the weight -> [n, D]."""
+        compiled = loops.fits(self.weight) and not torch.compiler.is_exporting()
+        if not torch.is_grad_enabled() and compiled:
+            return loops.gather(self.weight, ids.contiguous())
         if not (self.sparse and self.training and torch.is_grad_enabled()):
             return F.embedding(ids, self.weight)
         rows, local = self._distinct(ids)
         if self.before_gather is not None:
             self.before_gather(rows)
-        weight, fits = self.weight.detach(), loops.fits(self.weight)
-        values = (loops.gather(weight, rows) if fits else weight.index_select(0, rows)).requires_grad_()
+        weight = self.weight.detach()
+        values = (loops.gather(weight, rows) if compiled else weight.index_select(0, rows)).requires_grad_()
         self.touched.append(Touched(rows, values))
-        return loops.lookup(values, local) if fits else F.embedding(local, values)
+        return loops.lookup(values, local) if compiled else F.embedding(local, values)
 
     def _distinct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """(rows, local): the distinct ids and, for each id, where it stands among them. Linear time: no sort."""
@@ -94,7 +97,7 @@ class Tables(nn.Module):
             rows, local = torch.unique(ids, return_inverse=True)
             return rows, local
         if loops.fits(self.weight):
-            return loops.distinct(ids, len(self.weight))
+            return loops.distinct(ids)
         if self._mark is None or len(self._mark) != len(self.weight):
             self._mark = np.zeros(len(self.weight), dtype=np.int32)
         mark, index = self._mark, ids.numpy()

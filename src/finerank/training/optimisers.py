@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from finerank.errors import UserError
+from finerank.kernels.pages import in_huge_pages
 from finerank.layers.embedding import Tables
 from finerank.layers.gates import Gates
-from finerank.layers.pages import in_huge_pages
 from finerank.models.composition import Model
 from finerank.schema import FittedSchema, Growing
 from finerank.training.grda import GRDA
@@ -82,7 +82,9 @@ class Optimisers:
         self.dense_parameters = {n: p for n, p in model.named_parameters() if n not in apart}
         self.dense = dense_optimiser(options.dense, list(self.dense_parameters.values()))
         # which rows changed since the last checkpoint
-        self.changed = {n: in_huge_pages(torch.empty(len(t.weight), dtype=torch.bool)).zero_() for n, t in self.tables.items()}
+        self.changed = {
+            n: in_huge_pages(torch.empty(len(t.weight), dtype=torch.bool)).zero_() for n, t in self.tables.items()
+        }
 
     def begin(self) -> None:
         """An optimiser step begins: before its first forward pass."""
@@ -99,7 +101,7 @@ class Optimisers:
             if name in self.aware:
                 self.aware[name].add_to(grad, rows, tables.weight.data.index_select(0, rows))
             self.rows[name].step(rows, grad)
-            self.changed[name][rows.to("cpu")] = True
+            self.changed[name].index_fill_(0, rows.to("cpu"), True)
         for gates in self.gates.values():
             gates.step()
         if self.options.clip is not None:

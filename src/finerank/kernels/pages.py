@@ -39,6 +39,6 @@ def _madvise() -> Callable[..., Any] | None:
     if sys.platform != "linux":
         return None
     try:
-        return ctypes.CDLL(None).madvise  # type: ignore[no-any-return]
+        return ctypes.CDLL(None).madvise
     except (OSError, AttributeError):
         return None
