@@ -81,10 +81,18 @@ class Optimisers:
         apart = self.tables.keys() | self.gates.keys()
         self.dense_parameters = {n: p for n, p in model.named_parameters() if n not in apart}
         self.dense = dense_optimiser(options.dense, list(self.dense_parameters.values()))
+        self.rates = {n: row.lr for n, row in self.rows.items() if row.scheduled}
         # which rows changed since the last checkpoint
         self.changed = {
             n: in_huge_pages(torch.empty(len(t.weight), dtype=torch.bool)).zero_() for n, t in self.tables.items()
         }
+
+    def slow_down(self, factor: float) -> None:
+        """From now on all rates are `factor` times those of the options; FTRL's and the gates' are left alone."""
+        for name, rate in self.rates.items():
+            self.rows[name].lr = factor * rate
+        for group in self.dense.param_groups:
+            group["lr"] = factor * self.options.dense.lr
 
     def begin(self) -> None:
         """An optimiser step begins: before its first forward pass."""

@@ -246,13 +246,13 @@ def _shared(then: SymbolTable, now: SymbolTable) -> tuple[Int64s, Int64s]:
 
 
 def _take_reserved_rows(pair: _Pair, now: Learnt) -> None:
-    """Padding, out of vocabulary, missing. Values of a fixed table start at the second, beside the draw that is there
+    """Padding, out of vocabulary, missing. Values of a fixed table start about the second, as far off as the draw that is there
     (those of a growing table: when `admit` gives them a row)."""
     if pair.theirs is not None:
         old, new = pair.theirs.table(pair.table)[:FIRST], pair.mine.table(pair.table)
         new[:FIRST] = old.to(new.device)
         if pair.table not in now.maps:
-            new[FIRST:] += new[OOV].clone()
+            new[FIRST:] += new[OOV] - pair.mine.mean_of(pair.table)
 
 
 def _keep_rows(then: Learnt, now: Learnt) -> None:
