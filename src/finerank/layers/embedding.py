@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from finerank.data.batch import Batch, TensorBlock, TensorLists
 from finerank.kernels import rows as loops
+from finerank.kernels.pages import in_huge_pages
 from finerank.layers.segments import segment_max, segment_mean, segment_sum
 from finerank.schema import FIRST, Columns, FittedSchema, ListColumn, field_names
 from finerank.widths import scaled_width
@@ -57,7 +58,7 @@ class Tables(nn.Module):
         self.width, self.std, self.own, self.high, self.sparse = width, std, own, high, sparse
         starts = np.concatenate([[0], np.cumsum(list(sizes.values()))])
         self.start = {name: int(start) for name, start in zip(sizes, starts, strict=False)}
-        self.weight = nn.Parameter(torch.empty(int(starts[-1]), width))
+        self.weight = nn.Parameter(in_huge_pages(torch.empty(int(starts[-1]), width)))
         with torch.no_grad():
             _drawn(self.weight, std, high)
             for name, start in self.start.items():
@@ -66,7 +67,7 @@ class Tables(nn.Module):
                 self.weight[start] = 0.0
         self.touched: list[Touched] = []
         self.before_gather: Callable[[Tensor], None] | None = None  # told the distinct rows (a decay to catch up)
-        self._mark: np.ndarray | None = None  # scratch, [rows]
+        self._mark: np.ndarray | None = None  # scratch of the plain twin, [rows]
 
     def mean_of(self, name: str) -> float:
         """The mean of the law of one table's initial values."""
@@ -84,24 +85,28 @@ class Tables(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """int64 [n] positions in the weight -> [n, D]."""
+        compiled = loops.fits(self.weight) and not torch.compiler.is_exporting()
+        if not torch.is_grad_enabled() and compiled:
+            return loops.gather(self.weight, ids.contiguous())
         if not (self.sparse and self.training and torch.is_grad_enabled()):
             return F.embedding(ids, self.weight)
         rows, local = self._distinct(ids)
         if self.before_gather is not None:
             self.before_gather(rows)
-        values = self.weight.detach().index_select(0, rows).requires_grad_()
+        weight = self.weight.detach()
+        values = (loops.gather(weight, rows) if compiled else weight.index_select(0, rows)).requires_grad_()
         self.touched.append(Touched(rows, values))
-        return loops.lookup(values, local) if loops.fits(values) else F.embedding(local, values)
+        return loops.lookup(values, local) if compiled else F.embedding(local, values)
 
     def _distinct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """(rows, local): the distinct ids and, for each id, where it stands among them. Linear time: no sort."""
         if ids.device.type != "cpu":
             rows, local = torch.unique(ids, return_inverse=True)
             return rows, local
+        if loops.fits(self.weight):
+            return loops.distinct(ids)
         if self._mark is None or len(self._mark) != len(self.weight):
             self._mark = np.zeros(len(self.weight), dtype=np.int32)
-        if loops.fits(self.weight):
-            return loops.distinct(ids, torch.from_numpy(self._mark))
         mark, index = self._mark, ids.numpy()
         count = np.arange(len(index))
         mark[index] = count  # of equal ids the last one stays
