@@ -189,6 +189,7 @@ def steps(task, world, seed):
         seed_everything(seed)
         feature_map = FeatureMap("B", str(root))
         feature_map.load(str(root / "feature_map.json"), parameters | {"use_features": CATEGORIES})
+        feature_map.num_fields = len(CATEGORIES)  # the file's count includes the numbers
         first = pq.ParquetFile(root / "train.parquet").iter_batches(rows_of(task))
         pq.write_table(pa.Table.from_batches([next(first)]), f"{scratch}/train.parquet")
         files = dict(train_data=f"{scratch}/train.parquet", valid_data=f"{scratch}/train.parquet")
