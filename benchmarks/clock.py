@@ -167,9 +167,9 @@ class StepClock:
 
 
 def steps_of(task: str) -> int:
-    """How many steps of a model of the family are counted: BENCH_STEPS (60), a third of recurrent ones, which take long."""
+    """How many steps of a model of the family are counted: BENCH_STEPS (60), a third of those that take long."""
     steps = int(os.environ.get("BENCH_STEPS", "60"))
-    return steps // 3 if task.startswith("dien") else steps
+    return steps // 3 if task in ("dien", "dien_aux", "bst", "fgcnn", "xdeepfm") else steps
 
 
 def rows_of(task: str) -> int:
