@@ -13,10 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 EMBEDDING, TOWER, UNIT, BATCH, RATE, HISTORY = 16, [256, 128, 64], [64, 32], 1024, 1e-3, 50
+CROSSES, MAPS, HEADS, FACTOR, RANK, FFM_WIDTH = 3, [100, 100], 2, 16, 32, 4  # of the family: see `zoo.py`
+EXPERTS, EXPERT, TASK_TOWER = 4, [128, 64], [32]
+WARM = 8  # steps that are not counted where only some steps are measured
 NUMBERS = [f"I{i}" for i in range(1, 14)]
 CATEGORIES = [f"C{i}" for i in range(1, 27)]
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -112,34 +116,65 @@ class Memory:
         return (self.peak - self.base) / 2**20
 
 
+class Enough(Exception):  # noqa: N818  no error: it ends a training that has been measured
+    """Raised out of a training loop once as many steps as wanted are done."""
+
+
 class StepClock:
     """A clock on the optimiser steps of any trainer: a hook that torch calls after each step of a dense optimiser.
 
-    The rate counts the steps after the first, loading of batches included, start-up not; `first` is the time until then.
+    The rate counts the steps after the first `warm`, loading of batches included, start-up not; `first` is the time until
+    the first. `steps`: end the block (not the process) after so many counted steps; 0: whatever the block does.
     """
+
+    def __init__(self, warm: int = 1, steps: int = 0) -> None:
+        self.warm, self.limit = warm, warm + steps if steps else 0
 
     def __enter__(self) -> StepClock:
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
         self.times: list[float] = []
+        self.cpu: list[float] = []
         self.start = time.perf_counter()
-        self._hook = register_optimizer_step_post_hook(lambda *_: self.times.append(time.perf_counter()))
+        self._hook = register_optimizer_step_post_hook(self._tick)
         self._noise = Noise().__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def _tick(self, *_: object) -> None:
+        self.times.append(time.perf_counter())
+        self.cpu.append(time.process_time())
+        if len(self.times) == self.limit:
+            raise Enough
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
         self._noise.__exit__()
         self._hook.remove()
+        return kind is Enough
 
     def figures(self, rows_per_step: float = BATCH) -> dict[str, float]:
-        """rows_per_s: whole epoch; quiet_rows_per_s: of the median step, which a disturbance does not move."""
-        gaps = sorted(b - a for a, b in zip(self.times, self.times[1:], strict=False))
+        """rows_per_s: of all counted steps; median_rows_per_s: of the median one, which a disturbance does not move;
+        rows_per_cpu_s: the same rows over the CPU seconds of this process, without those of loaders in other processes.
+        """
+        times, cpu = self.times[self.warm - 1 :], self.cpu[self.warm - 1 :]
+        gaps = sorted(b - a for a, b in pairwise(times))
         return {
             "rows_per_s": rows_per_step * len(gaps) / sum(gaps),
             "median_rows_per_s": rows_per_step / gaps[len(gaps) // 2],
+            "rows_per_cpu_s": rows_per_step * len(gaps) / (cpu[-1] - cpu[0]),
             "first_s": self.times[0] - self.start,
             "other_cpu": self._noise.other,
         }
+
+
+def steps_of(task: str) -> int:
+    """How many steps of a model of the family are counted: BENCH_STEPS (60), a third of those that take long."""
+    steps = int(os.environ.get("BENCH_STEPS", "60"))
+    return steps // 3 if task in ("dien", "dien_aux", "bst", "fgcnn", "xdeepfm") else steps
+
+
+def rows_of(task: str) -> int:
+    """Training rows that they need, and some to spare."""
+    return (WARM + steps_of(task) + 4) * BATCH
 
 
 def settle(seed: int) -> None:

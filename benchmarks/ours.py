@@ -2,13 +2,16 @@
 
 python benchmarks/ours.py prepare A     encode the raw files once (not timed here)
 python benchmarks/ours.py train din A 1 [bf16]
+python benchmarks/ours.py steps afm F 1          some steps of a model of the family (`zoo.py`)
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,17 +19,28 @@ import torch  # before the memory's base is taken
 from clock import (
     BATCH,
     CATEGORIES,
+    CROSSES,
     EMBEDDING,
+    EXPERT,
+    EXPERTS,
+    FACTOR,
+    FFM_WIDTH,
+    HEADS,
     HISTORY,
+    MAPS,
     NUMBERS,
+    RANK,
+    TASK_TOWER,
     TOWER,
     UNIT,
+    WARM,
     Memory,
     StepClock,
     auc,
     emit,
     folder,
     settle,
+    steps_of,
     timed,
 )
 
@@ -67,12 +81,18 @@ CRITEO = Schema(
     ),
     tasks=(Task(name="label"),),
 )
+FIELDS = Schema(
+    features=tuple(Categorical(name=name, level="candidate") for name in CATEGORIES), tasks=(Task(name="label"),)
+)
+TASKS = replace(FIELDS, tasks=(Task(name="label"), Task(name="conversion", within="label")))
+SCHEMAS = {"A": CLICKS, "a": CLICKS, "R": CLICKS, "B": CRITEO, "F": FIELDS, "M": TASKS}
 
 
 def encode(world: str) -> None:
-    """A (flat rows with a history), R (ten candidates a request), B (columns only), a (a tenth of A)."""
+    """A (flat rows with a history), R (ten candidates a request), B (columns only), a (a tenth of A), F (the ids of B),
+    M (the ids of B, and a second label: the first where I1 is above its least value)."""
     data = folder()
-    name = world.upper()
+    name = "B" if world in "FM" else world.upper()
     train, test = (pl.scan_parquet(data / f"{name}_{part}.parquet") for part in ("train", "test"))
     if world == "a":
         train, test = train.head(36_000), test.head(4_000)
@@ -80,8 +100,10 @@ def encode(world: str) -> None:
     last = train.select(requests.max()).collect().item() - (100 if world == "R" else 1_000)
     train = train.with_columns(split=pl.when(requests <= last).then(pl.lit("train")).otherwise(pl.lit("validation")))
     samples = pl.concat([train, test.with_columns(split=pl.lit("test"))])
+    if world == "M":
+        samples = samples.with_columns(conversion=pl.col("label") * (pl.col("I1") > pl.col("I1").min()))
     keys = Keys(request="request") if world == "R" else Keys()
-    prepare(data / f"finerank_{world}", CRITEO if world == "B" else CLICKS, samples, None, keys, BY_COLUMN)
+    prepare(data / f"finerank_{world}", SCHEMAS[world], samples, None, keys, BY_COLUMN)
 
 
 def model(task: str) -> Composition:
@@ -104,6 +126,67 @@ def model(task: str) -> Composition:
         case _:
             parts = [{"kind": "cross", "layers": 3}, tower]
             return registry.parse({"name": "dcn", "representation": {"embedding": embedding}, "interactions": parts})
+
+
+DEEP = {"hidden": TOWER, "activation": "relu", "dropout": 0.0, "batch_norm": False}
+DEEP_TOWER = {"kind": "tower", **DEEP}
+LINEAR = {"kind": "linear"}
+EXPERT_PARTS = {"expert": EXPERT, "tower": TASK_TOWER}
+INTERACTIONS: dict[str, list[dict[str, Any]]] = {
+    "lr": [LINEAR],
+    "fm": [LINEAR, {"kind": "fm"}],
+    "ffm": [LINEAR, {"kind": "ffm", "dim": FFM_WIDTH, "normalise": False}],
+    "fwfm": [{"kind": "fwfm"}],
+    "wide_deep": [LINEAR, DEEP_TOWER],
+    "pnn": [{"kind": "pnn", **DEEP}],
+    "nfm": [LINEAR, {"kind": "bi_interaction", **DEEP}],
+    "afm": [LINEAR, {"kind": "attentional_pairs", "factor": FACTOR, "dropout": 0.0}],
+    "xdeepfm": [LINEAR, {"kind": "cin", "maps": MAPS}, DEEP_TOWER],
+    "autoint": [{"kind": "autoint", "layers": CROSSES, "heads": HEADS, "width": EMBEDDING // HEADS}, DEEP_TOWER],
+    "fibinet": [LINEAR, {"kind": "fibinet", **DEEP}],
+    "dcn_v2": [{"kind": "cross_v2", "layers": CROSSES, "hidden": []}, DEEP_TOWER],
+    "dcn_mix": [{"kind": "cross_v2", "layers": CROSSES, "rank": RANK, "experts": EXPERTS, "hidden": []}, DEEP_TOWER],
+    "fgcnn": [{"kind": "fgcnn", "classifier": DEEP}],
+    "deep_crossing": [{"kind": "residual_units", "hidden": TOWER, "post_relu": True}],
+    "dien": [DEEP_TOWER],
+    "dien_aux": [DEEP_TOWER],
+    "bst": [DEEP_TOWER],
+    "shared_bottom": [{"kind": "shared_bottom", "bottom": TOWER[:2], "tower": TASK_TOWER}],
+    "mmoe": [{"kind": "mmoe", "experts": EXPERTS, **EXPERT_PARTS}],
+    "ple": [{"kind": "ple", "levels": 2, "own": 2, "shared": 2, **EXPERT_PARTS}],
+    "esmm": [DEEP_TOWER],
+    "aitm": [{"kind": "aitm", "hidden": TOWER[:2], "tower": TASK_TOWER}],
+}
+REPRESENTATIONS: dict[str, dict[str, Any]] = {
+    "lr": {"kind": "none"},
+    "ffm": {"kind": "none"},
+    "dien": {"kind": "interest_evolution", "attention": "unit", "auxiliary": 0.0}
+    | {"unit": {"hidden": UNIT, "activation": "relu"}},
+    "dien_aux": {"kind": "interest_evolution"},
+    "bst": {"kind": "behaviour_transformer", "dropout": 0.0, "feed": 43},
+}
+SEVERAL_HEADS = {"esmm": {"kind": "entire_space"}, "aitm": {"kind": "whole_chain", "calibrator": 0.0}}
+
+
+def family(task: str) -> Composition:
+    """A model of `zoo.py`."""
+    representation = REPRESENTATIONS.get(task, {"kind": "plain"})
+    if representation["kind"] != "none":
+        representation = representation | {"embedding": {"width": EMBEDDING}}
+    table = {"representation": representation, "interactions": INTERACTIONS[task]}
+    return registry.parse(table | {"heads": SEVERAL_HEADS.get(task, {"kind": "tasks"})})
+
+
+def steps(task: str, world: str, seed: int) -> None:
+    """Some steps of a model of the family by the product's own training loop."""
+    settle(seed)
+    with Memory() as memory:
+        data = Dataset.open(folder() / f"finerank_{world}")
+        given = TrainingOptions(epochs=1, seed=seed, threads=torch.get_num_threads(), batch=Budget(rows=BATCH))
+        trainer = Trainer(family(task), data, given)
+        with StepClock(WARM, steps_of(task)) as clock:
+            trainer.fit()
+    emit(**clock.figures(), memory_mb=memory.megabytes, loops=loops.state().split(":")[0])
 
 
 def train(task: str, world: str, seed: int, precision: Precision = "float32") -> None:
@@ -162,5 +245,7 @@ if __name__ == "__main__":
         encode(rest[0])
     elif verb == "train":
         train(rest[0], rest[1], int(rest[2]), "bf16" if rest[3:] == ["bf16"] else "float32")
+    elif verb == "steps":
+        steps(rest[0], rest[1], int(rest[2]))
     else:
         vocabulary(int(rest[0]))

@@ -85,13 +85,24 @@ def test_equal_vectors_attend_uniformly() -> None:
     assert torch.allclose(weights, torch.full_like(weights, 0.2), rtol=1e-12)
 
 
-def test_attention_without_weights_in_memory_is_attention() -> None:
-    """The fused operator against the plain one, which graphs and dropout use."""
+def test_attention_by_slices_of_rows_is_attention_and_so_are_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the plain one, which dropout uses, whole."""
     layer = interacting(model_of(autoint(scaled=True)))
-    x = torch.randn(3, 5, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    fused = layer(x)
+
+    def run() -> list[torch.Tensor]:
+        x = torch.randn(3, 5, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        out = layer(x)
+        return [out, *torch.autograd.grad(out.square().sum(), [x, *layer.parameters()])]
+
+    sliced: list[int] = []
+    met = type(layer)._met
+    monkeypatch.setattr(type(layer), "_met", lambda self, q, k, v: sliced.append(len(q)) or met(self, q, k, v))
+    monkeypatch.setattr("finerank.layers.products.SLICE", 2 * (2 * 2 * 5 * 5))  # two rows, two heads, five fields
+    by_slices = run()
+    assert sliced == [2, 1, 1, 2]  # forward, and again in the backward pass, the last slice first
     layer.dropout = torch.nn.Identity()
-    assert torch.allclose(layer(x), fused, rtol=1e-12)
+    for a, b in zip(by_slices, run(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-12)
 
 
 def test_without_values_only_the_residual_is_left() -> None:

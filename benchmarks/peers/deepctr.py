@@ -1,4 +1,7 @@
-"""DeepCTR-Torch in the benchmark: `prepare WORLD` and `train TASK WORLD SEED`, as its examples do it (pandas, scikit-learn)."""
+"""DeepCTR-Torch in the benchmark, as its examples do it (pandas, scikit-learn).
+
+`prepare WORLD`, `train TASK WORLD SEED` (a whole epoch) and `steps TASK WORLD SEED` (some steps of a model of the family).
+"""
 
 import pickle
 import sys
@@ -10,19 +13,30 @@ import torch
 from clock import (
     BATCH,
     CATEGORIES,
+    CROSSES,
     EMBEDDING,
+    EXPERT,
+    EXPERTS,
+    FACTOR,
+    HEADS,
     HISTORY,
+    MAPS,
     NUMBERS,
+    RANK,
     RATE,
+    TASK_TOWER,
     TOWER,
     UNIT,
+    WARM,
     Memory,
     StepClock,
     auc,
     emit,
     folder,
     preparing,
+    rows_of,
     settle,
+    steps_of,
     timed,
 )
 
@@ -99,10 +113,82 @@ def train(task, world, seed):
     )
 
 
+def family(task, sizes):
+    from deepctr_torch import models
+    from deepctr_torch.inputs import SparseFeat, VarLenSparseFeat
+
+    plain = dict(l2_reg_embedding=0, device="cpu")
+    wide, deep = plain | dict(l2_reg_linear=0), dict(dnn_hidden_units=TOWER)
+    tasks = wide | dict(
+        task_types=["binary"] * 2, task_names=["label", "conversion"], tower_dnn_hidden_units=TASK_TOWER
+    )
+    experts = tasks | dict(expert_dnn_hidden_units=EXPERT, gate_dnn_hidden_units=())
+    if task.startswith("dien"):
+        names = ("item_id", "cate_id")
+        columns = [SparseFeat(n, sizes[n], embedding_dim=EMBEDDING) for n in ("user_id", *names)]
+        for n in names:
+            for history in ("hist_", "neg_hist_") if task == "dien_aux" else ("hist_",):
+                feature = SparseFeat(history + n, sizes[n], embedding_dim=EMBEDDING, embedding_name=n)
+                columns.append(VarLenSparseFeat(feature, HISTORY, length_name="seq_length"))
+        unit = dict(att_hidden_units=UNIT, att_activation="relu", gru_type="AUGRU", use_negsampling=task == "dien_aux")
+        return models.DIEN(columns, list(names), **unit, **plain, **deep)
+    f = [SparseFeat(c, sizes[c], embedding_dim=EMBEDDING) for c in CATEGORIES]
+    match task:
+        case "wide_deep":
+            return models.WDL(f, f, **wide, **deep)
+        case "pnn":
+            return models.PNN(f, **plain, **deep)
+        case "nfm":
+            return models.NFM(f, f, **wide, **deep)
+        case "afm":
+            return models.AFM(f, f, attention_factor=FACTOR, l2_reg_att=0, **wide)
+        case "xdeepfm":
+            cin = dict(cin_layer_size=MAPS, cin_split_half=False, cin_activation="linear")
+            return models.xDeepFM(f, f, **cin, **wide, **deep)
+        case "autoint":
+            return models.AutoInt(f, f, att_layer_num=CROSSES, att_head_num=HEADS, **plain, **deep)
+        case "fibinet":
+            return models.FiBiNET(f, f, **wide, **deep)
+        case "dcn_v2":
+            return models.DCN(f, f, CROSSES, "matrix", l2_reg_cross=0, **wide, **deep)
+        case "dcn_mix":
+            mixture = dict(cross_num=CROSSES, low_rank=RANK, num_experts=EXPERTS, l2_reg_cross=0)
+            return models.DCNMix(f, f, **mixture, **wide, **deep)
+        case "shared_bottom":
+            return models.SharedBottom(f, bottom_dnn_hidden_units=TOWER[:2], **tasks)
+        case "mmoe":
+            return models.MMOE(f, num_experts=EXPERTS, **experts)
+        case "ple":
+            return models.PLE(f, shared_expert_num=2, specific_expert_num=2, num_levels=2, **experts)
+        case "esmm":
+            return models.ESMM(f, **tasks | dict(tower_dnn_hidden_units=TOWER))
+
+
+def steps(task, world, seed):
+    settle(seed)
+    with Memory() as memory:
+        with (folder() / f"deepctr_{'B' if world in 'FM' else world}.pickle").open("rb") as file:
+            features, labels, sizes, _ = pickle.load(file)
+        features, labels = {k: v[: rows_of(task)] for k, v in features.items()}, labels[: rows_of(task)]
+        if world == "M":
+            labels = np.stack([labels, labels * (features["I1"] > 0)], axis=1)
+        if task == "dien_aux":
+            for n in ("item_id", "cate_id"):
+                features["neg_hist_" + n] = np.random.permutation(features["hist_" + n])
+        net = family(task, sizes)
+        loss = "binary_crossentropy" if world != "M" else ["binary_crossentropy"] * 2
+        net.compile(torch.optim.Adam(net.parameters(), lr=RATE), loss)
+        with StepClock(WARM, steps_of(task)) as clock:
+            net.fit(features, labels, batch_size=BATCH, epochs=1, verbose=0, shuffle=True)
+    emit(**clock.figures(), memory_mb=memory.megabytes)
+
+
 if __name__ == "__main__":
     verb, *rest = sys.argv[1:]
     if verb == "prepare":
         with preparing(), (folder() / f"deepctr_{rest[0]}.pickle").open("wb") as file:
             pickle.dump(prepared(rest[0]), file, protocol=5)
+    elif verb == "steps":
+        steps(rest[0], rest[1], int(rest[2]))
     else:
         train(rest[0], rest[1], int(rest[2]))

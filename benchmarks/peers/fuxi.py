@@ -1,5 +1,6 @@
-"""FuxiCTR in the benchmark: `prepare WORLD` and `train TASK WORLD SEED`.
+"""FuxiCTR in the benchmark.
 
+`prepare WORLD`, `train TASK WORLD SEED` (a whole epoch) and `steps TASK WORLD SEED` (some steps of a model of the family).
 Its models are not in its package: FUXICTR_SRC is a folder with `model_zoo` as in its repository. `fit` always evaluates, saves
 and reloads a checkpoint; that is left out of the training time. It embeds numbers, so its towers are wider on data B.
 """
@@ -9,6 +10,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -16,23 +18,65 @@ import torch  # noqa: F401  before the memory's base is taken
 from clock import (
     BATCH,
     CATEGORIES,
+    CROSSES,
     EMBEDDING,
+    EXPERTS,
+    FACTOR,
+    FFM_WIDTH,
+    HEADS,
     HISTORY,
+    MAPS,
     NUMBERS,
+    RANK,
     RATE,
     TOWER,
     UNIT,
+    WARM,
     Memory,
     StepClock,
     auc,
     emit,
     folder,
     preparing,
+    rows_of,
     settle,
+    steps_of,
     timed,
 )
 
-ZOO = {"din": "DIN/src/DIN.py", "deepfm": "DeepFM/DeepFM_torch/src/DeepFM.py", "dcn": "DCN/DCN_torch/src/DCN.py"}
+FAMILY = {  # file, and what its options are called there
+    "lr": ("LR/src/LR.py", {}),
+    "fm": ("FM/src/FM.py", {}),
+    "ffm": ("FFM/src/FFMv2.py", {"embedding_dim": FFM_WIDTH}),
+    "fwfm": ("FwFM/src/FwFM.py", {}),
+    "wide_deep": ("WideDeep/WideDeep_torch/src/WideDeep.py", {}),
+    "pnn": ("PNN/src/PNN.py", {}),
+    "nfm": ("NFM/src/NFM.py", {}),
+    "afm": ("AFM/src/AFM.py", {"attention_dim": FACTOR}),
+    "xdeepfm": ("xDeepFM/src/xDeepFM.py", {"cin_hidden_units": MAPS}),
+    "autoint": (
+        "AutoInt/src/AutoInt.py",
+        {"attention_layers": CROSSES, "num_heads": HEADS, "attention_dim": EMBEDDING},
+    ),
+    "fibinet": ("FiBiNET/src/FiBiNET.py", {}),
+    "dcn_v2": ("DCNv2/src/DCNv2.py", {"parallel_dnn_hidden_units": TOWER}),
+    "dcn_mix": (
+        "DCNv2/src/DCNv2.py",
+        {"parallel_dnn_hidden_units": TOWER, "use_low_rank_mixture": True, "low_rank": RANK, "num_experts": EXPERTS},
+    ),
+    "fgcnn": (
+        "FGCNN/src/FGCNN.py",
+        {
+            **{"channels": [14, 16], "kernel_heights": [7, 7], "pooling_sizes": [2, 2]},
+            "recombined_channels": [3, 3],
+        },
+    ),
+    "deep_crossing": ("DeepCrossing/src/DeepCrossing.py", {"residual_blocks": TOWER}),
+}
+ZOO = {
+    **{"din": "DIN/src/DIN.py", "deepfm": "DeepFM/DeepFM_torch/src/DeepFM.py", "dcn": "DCN/DCN_torch/src/DCN.py"},
+    **{name: path for name, (path, _) in FAMILY.items()},
+}
 
 
 def prepare(world):
@@ -65,10 +109,9 @@ def model(name, feature_map, parameters):
     return getattr(module, path.stem)(feature_map, **parameters)
 
 
-def train(task, world, seed):
-    name, _, norm = task.partition("_")
-    root = folder() / "fuxictr"
-    parameters = dict(
+def settings(task, world, seed):
+    root, norm = folder() / "fuxictr", task.endswith("_bn")
+    return dict(
         **dict(
             model_id=task,
             dataset_id=world,
@@ -81,13 +124,17 @@ def train(task, world, seed):
         **dict(
             shuffle=True, verbose=0, num_workers=1, model_root=str(root), gpu=-1, seed=seed, embedding_regularizer=0
         ),
-        **dict(
-            net_regularizer=0, net_dropout=0, batch_norm=norm == "bn", hidden_units=TOWER, hidden_activations="relu"
-        ),
+        **dict(net_regularizer=0, net_dropout=0, batch_norm=norm, hidden_units=TOWER, hidden_activations="relu"),
         **dict(dnn_hidden_units=TOWER, dnn_activations="relu", num_cross_layers=3, attention_hidden_units=UNIT),
         **dict(attention_hidden_activations="relu", din_target_field=[("item_id", "cate_id")]),
         din_sequence_field=[("hist_item", "hist_cate")],
     )
+
+
+def train(task, world, seed):
+    name = task.partition("_")[0]
+    root = folder() / "fuxictr"
+    parameters = settings(task, world, seed)
     logging.basicConfig(level=logging.WARNING)
     settle(seed)
     with Memory() as memory:
@@ -126,10 +173,40 @@ def train(task, world, seed):
     )
 
 
+def steps(task, world, seed):
+    assert world == "F", world
+    parameters = settings(task, "B", seed) | FAMILY[task][1]
+    root = folder() / "fuxictr" / "B"
+    logging.basicConfig(level=logging.WARNING)
+    settle(seed)
+    with Memory() as memory, tempfile.TemporaryDirectory() as scratch:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+        from fuxictr.features import FeatureMap
+        from fuxictr.pytorch.dataloaders import RankDataLoader
+        from fuxictr.pytorch.torch_utils import seed_everything
+
+        seed_everything(seed)
+        feature_map = FeatureMap("B", str(root))
+        feature_map.load(str(root / "feature_map.json"), parameters | {"use_features": CATEGORIES})
+        feature_map.num_fields = len(CATEGORIES)  # the file's count includes the numbers
+        first = pq.ParquetFile(root / "train.parquet").iter_batches(rows_of(task))
+        pq.write_table(pa.Table.from_batches([next(first)]), f"{scratch}/train.parquet")
+        files = dict(train_data=f"{scratch}/train.parquet", valid_data=f"{scratch}/train.parquet")
+        net = model(task, feature_map, parameters)
+        loaders = RankDataLoader(feature_map, stage="train", data_format="parquet", **files, **parameters)
+        first, rest = loaders if isinstance(loaders, tuple) else loaders.make_iterator()
+        with StepClock(WARM, steps_of(task)) as clock:
+            net.fit(first, validation_data=rest, epochs=1)
+    emit(**clock.figures(), memory_mb=memory.megabytes)
+
+
 if __name__ == "__main__":
     verb, *rest = sys.argv[1:]
     if verb == "prepare":
         with preparing():
             prepare(rest[0])
+    elif verb == "steps":
+        steps(rest[0], rest[1], int(rest[2]))
     else:
         train(rest[0], rest[1], int(rest[2]))

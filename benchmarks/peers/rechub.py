@@ -1,5 +1,8 @@
-"""torch-rechub in the benchmark: `prepare WORLD` and `train TASK WORLD SEED`, as its examples do it. Its towers always have
-batch normalisation and its DIN attends without a mask, one unit a history column."""
+"""torch-rechub in the benchmark, as its examples do it.
+
+`prepare WORLD`, `train TASK WORLD SEED` (a whole epoch) and `steps TASK WORLD SEED` (some steps of a model of the family).
+Its towers always have batch normalisation and its DIN attends without a mask, one unit a history column.
+"""
 
 import pickle
 import sys
@@ -11,19 +14,29 @@ import torch  # noqa: F401  before the memory's base is taken
 from clock import (
     BATCH,
     CATEGORIES,
+    CROSSES,
     EMBEDDING,
+    EXPERT,
+    EXPERTS,
+    FACTOR,
+    HEADS,
     HISTORY,
     NUMBERS,
+    RANK,
     RATE,
+    TASK_TOWER,
     TOWER,
     UNIT,
+    WARM,
     Memory,
     StepClock,
     auc,
     emit,
     folder,
     preparing,
+    rows_of,
     settle,
+    steps_of,
     timed,
 )
 
@@ -108,10 +121,91 @@ def train(task, world, seed):
     )
 
 
+def family(task, sizes):
+    from torch_rechub.basic.features import SequenceFeature, SparseFeature
+    from torch_rechub.models import multi_task, ranking
+
+    def layers(hidden):
+        return {"dims": hidden, "dropout": 0.0, "activation": "relu"}
+
+    deep, two = {"mlp_params": layers(TOWER)}, ["classification"] * 2
+    experts = {"expert_params": layers(EXPERT), "tower_params_list": [layers(TASK_TOWER)] * 2}
+    bottom = {"bottom_params": layers(TOWER[:2]), "tower_params_list": [layers(TASK_TOWER)] * 2}
+    if task in ("dien_aux", "bst"):
+        names, padded = ("item_id", "cate_id"), {"embed_dim": EMBEDDING, "padding_idx": 0}
+        user = [SparseFeature("user_id", sizes["user_id"], embed_dim=EMBEDDING)]
+        target = [SparseFeature(n, sizes[n], **padded) for n in names]
+        history, negative = (
+            [SequenceFeature(of + n, sizes[n], pooling="concat", shared_with=n, **padded) for n in names]
+            for of in ("hist_", "neg_hist_")
+        )
+        if task == "bst":
+            return ranking.BST(user, history, target, nhead=8, dropout=0.0, max_seq_len=HISTORY + 1, **deep)
+        return ranking.DIEN(user, history, negative, target, {"dims": TOWER, "dropout": 0.0}, alpha=1.0)
+    f = [SparseFeature(c, vocab_size=sizes[c], embed_dim=EMBEDDING) for c in CATEGORIES]
+    match task:
+        case "wide_deep":
+            return ranking.WideDeep(f, f, **deep)
+        case "afm":
+            return ranking.AFM(f, EMBEDDING, t=FACTOR)
+        case "autoint":
+            return ranking.AutoInt(f, [], num_layers=CROSSES, num_heads=HEADS, **deep)
+        case "fibinet":
+            return ranking.FiBiNet(f, **deep)
+        case "dcn_v2":
+            return ranking.DCNv2(f, CROSSES, use_low_rank_mixture=False, **deep)
+        case "dcn_mix":
+            return ranking.DCNv2(f, CROSSES, low_rank=RANK, num_experts=EXPERTS, **deep)
+        case "shared_bottom":
+            return multi_task.SharedBottom(f, two, **bottom)
+        case "mmoe":
+            return multi_task.MMOE(f, two, EXPERTS, **experts)
+        case "ple":
+            return multi_task.PLE(f, two, 2, 2, 2, **experts)
+        case "esmm":
+            return multi_task.ESMM(f[:13], f[13:], layers(TOWER), layers(TOWER))
+        case "aitm":
+            return multi_task.AITM(f, 2, **bottom)
+
+
+def steps(task, world, seed):
+    from torch_rechub.trainers import CTRTrainer, MTLTrainer
+    from torch_rechub.utils.data import DataGenerator
+
+    settle(seed)
+    with Memory() as memory:
+        with (folder() / f"rechub_{'B' if world in 'FM' else world}.pickle").open("rb") as file:
+            features, labels, sizes, _ = pickle.load(file)
+        features, labels = {k: v[: rows_of(task)] for k, v in features.items()}, labels[: rows_of(task)]
+        if world == "M":
+            both = labels * (features["I1"] > 0)
+            labels = np.stack([both, labels, both] if task == "esmm" else [labels, both], axis=1)
+        if world != "A":
+            features = {c: features[c] for c in CATEGORIES}
+        if task == "dien_aux":
+            for n in ("item_id", "cate_id"):
+                features["neg_hist_" + n] = np.random.permutation(features["hist_" + n])
+        net = family(task, sizes)
+        few = {k: v[:2] for k, v in features.items()}
+        loader, *_ = DataGenerator(features, labels).generate_dataloader(
+            x_val=few, y_val=labels[:2], x_test=few, y_test=labels[:2], batch_size=BATCH
+        )
+        common = dict(optimizer_params={"lr": RATE}, n_epoch=1, device="cpu", model_path=str(folder()))
+        if world == "M":
+            trainer = MTLTrainer(net, ["classification"] * labels.shape[1], **common)
+        else:
+            trainer = CTRTrainer(net, loss_mode=task != "dien_aux", **common)
+        with StepClock(WARM, steps_of(task)) as clock:
+            trainer.train_one_epoch(loader)
+    emit(**clock.figures(), memory_mb=memory.megabytes)
+
+
 if __name__ == "__main__":
     verb, *rest = sys.argv[1:]
     if verb == "prepare":
         with preparing(), (folder() / f"rechub_{rest[0]}.pickle").open("wb") as file:
             pickle.dump(prepared(rest[0]), file, protocol=5)
+    elif verb == "steps":
+        steps(rest[0], rest[1], int(rest[2]))
     else:
         train(rest[0], rest[1], int(rest[2]))

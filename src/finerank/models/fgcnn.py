@@ -115,8 +115,9 @@ class Generator(nn.Module):
         new = []
         for convolution, norm, recombine in zip(self.convolutions, self.norms, self.recombine, strict=True):
             c = convolution(s_NMFD)
-            c = torch.tanh(norm(c.flatten(2)).view_as(c))
-            s_NMFD = nn.functional.max_pool2d(c, (self.pool, 1), ceil_mode=True)
+            c = norm(c.flatten(2)).view_as(c)
+            # tanh rises, so the largest is found before it: half as many are taken
+            s_NMFD = torch.tanh(nn.functional.max_pool2d(c, (self.pool, 1), ceil_mode=True))
             new.append(torch.tanh(recombine(s_NMFD.flatten(1))).view(s_NMFD.shape[0], -1, self.dim))
         return torch.cat(new, dim=1)
 
