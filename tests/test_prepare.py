@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import shutil
 import tempfile
 from collections import Counter
@@ -16,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import polars as pl
@@ -359,7 +357,7 @@ def test_small_logs_equal_the_plain_twin(
         known_at="known" if known_at else None,
     )
     split = Split(validation=0.2, test=0.2)
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(os, "fsync"):  # nobody cuts the power here
+    with tempfile.TemporaryDirectory() as folder:
         compare(made_of(Path(folder) / "data", samples, events, keys, split), samples, events, keys, split)
 
 
@@ -665,7 +663,16 @@ def test_damage_is_told_in_one_sentence_that_names_the_file(tmp_path: Path) -> N
             assert "\n" not in str(error.value)
         path.write_bytes(whole)
     manifest = folder / "manifest.json"
-    for content, word in (("[]", "damaged"), ("{}", "damaged"), ('{"format": 7, "base_rates": {}}', "format is 7")):
+    whole_manifest = manifest.read_text(encoding="utf-8")
+    for content, word in (
+        ("[]", "damaged"),
+        ("{}", "damaged"),
+        ('{"format": 7, "base_rates": {}}', "format is 7"),
+        (
+            whole_manifest.replace("data set 2", "data set 1"),
+            "format is 'finerank data set 1', accepted: 'finerank data set 2'",
+        ),
+    ):
         manifest.write_text(content, encoding="utf-8")
         with pytest.raises(UserError, match=rf"manifest\.json: {word}.*; prepare again"):
             Dataset.open(folder)
