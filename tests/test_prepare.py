@@ -24,6 +24,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from finerank.data import prepare as prepare_module
+from finerank.data.columns import read_manifest
 from finerank.data.dataset import Dataset
 from finerank.data.prepare import Keys, prepare
 from finerank.data.split import NAMES, Split
@@ -501,6 +502,8 @@ def test_list_columns_are_histories_oldest_first(tmp_path: Path) -> None:
         )
     assert got == [[("x", RESERVED[2])], [("y", "2"), ("z", "3")], [], []]
     assert slices.known.tolist() == [1, 4, 4, 4]
+    assert table.at_rank(np.array([2, 0])).tolist() == table.by_rank[[2, 0]].tolist() == [2, 0]
+    assert set(read_manifest(tmp_path / "d" / "histories" / "past" / "events")) == {"event.ids", "event.numbers"}
     counts = dict(zip(data.encoder.tables["item"].names, data.fitted.tables["item"].counts.tolist(), strict=True))
     assert (counts["y"], counts["z"], counts["x"]) == (2, 2, 1)  # the second request has two rows
     assert [name for name, _ in data.fitted.histories["past"].ids] == ["item", "place"]  # no time, so no age
