@@ -14,12 +14,13 @@ import numpy as np
 import polars as pl
 
 from finerank.data.labels import label_columns, labels_of
-from finerank.data.lists import list_events
+from finerank.data.lists import joined_events, list_events
 from finerank.data.overlap import row_hashes
 from finerank.data.scratch import Array, Int64s, Pile, Scratch
 from finerank.data.source import TimeUnit, blocks, microseconds
 from finerank.data.split import NAMES, Split
-from finerank.data.staged import INT64, Column, Ids, canonical_series, column_for
+from finerank.data.staged import Column, Ids, canonical_series, column_for
+from finerank.data.texts import INT64
 from finerank.errors import UserError
 from finerank.runtime.fields import source_columns
 from finerank.runtime.values import canonical
@@ -221,13 +222,23 @@ class ListPast:
             if request is not None:
                 rows = np.flatnonzero(block[request].is_first_distinct().to_numpy())
                 block = block[rows]
-            events, lengths = list_events(self.history, block, start + rows)
-            for name, column in self.columns.items():
-                column.add([events[part] for part in (name, f"{name}·weights") if part in events.columns])
-            every[rows] = lengths
+            every[rows] = self._add(block, start + rows)
             self._lengths.append(every)
 
         return add
+
+    def _add(self, block: pl.DataFrame, rows: Int64s) -> Int64s:
+        """Take in the events of these rows; how many each has."""
+        plain = {name: column for name, column in self.columns.items() if isinstance(column, Ids)}
+        joined = joined_events(self.history, block) if len(plain) == len(self.history.list_columns) else None
+        if joined is not None:
+            for name, ids in plain.items():
+                ids.add([joined[name]])
+            return joined[self.history.fields[0]].lengths
+        events, lengths = list_events(self.history, block, rows)
+        for name, column in self.columns.items():
+            column.add([events[part] for part in (name, f"{name}·weights") if part in events.columns])
+        return lengths
 
     def close(self) -> None:
         """After the last block."""
