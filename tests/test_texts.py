@@ -13,7 +13,7 @@ from test_blocks import WIDE, content, wide
 
 from finerank.data.lists import joined_events, list_events
 from finerank.data.prepare import prepare
-from finerank.data.texts import NULL, Integers, Joined, dictionary
+from finerank.data.texts import NOWHERE, NULL, Integers, Joined, dictionary
 from finerank.kernels import build, texts
 from finerank.schema import History
 
@@ -76,19 +76,26 @@ def column_of(rows: list[str | None], separator: str | None) -> pl.Series | Join
 @given(
     st.lists(TEXT | st.lists(TEXT.filter(bool), max_size=4).map("^".join), max_size=12),
     st.sampled_from([None, "^"]),
+    st.sampled_from([None, 0, -7, 2**31, 2**63 - 1]),
     st.booleans(),
 )
-def test_integers_are_what_python_reads(rows: list[str | None], separator: str | None, loops: bool) -> None:
+def test_integers_are_what_python_reads(
+    rows: list[str | None], separator: str | None, base: int | None, loops: bool
+) -> None:
     expected = [as_integer(entry) for entry in entries(rows, separator)]
     with build.switched(loops):
-        found = Integers.of(column_of(rows, separator))
-    if None in expected:
+        found = Integers.of(column_of(rows, separator), base)
+    known = [value for value in expected if value is not None and value != NULL]
+    if None in expected or (base is not None and any(abs(value - base) >= 2**31 for value in known)):
         assert found is None
         return
-    assert found is not None
-    assert found.values.tolist() == expected
-    known = [value for value in expected if value != NULL]
-    assert found.missing == len(expected) - len(known)
+    if found is None:  # from no base of theirs are all within reach
+        assert base is None
+        assert max(known) - min(known) >= 2**31
+        return
+    distances = found.distances.tolist()
+    assert [NULL if d == NOWHERE else found.base + d for d in distances] == expected
+    assert base is None or found.base == base
     assert (found.low, found.high) == (min(known), max(known)) if known else found.low > found.high
 
 

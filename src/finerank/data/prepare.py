@@ -220,8 +220,7 @@ def _split(samples: Samples, requests: Requests, split: Split, scratch: Scratch)
         )
     given = samples.split
     assert given is not None
-    known = samples.keys.user is not None and samples.keys.time is not None
-    refuse_overlap(samples.frame, given, samples.of_rows, known, samples.row_hash, scratch)
+    refuse_overlap(samples.frame, given, samples.of_rows, samples.known, samples.row_hash, scratch)
     of_request = scratch.made(len(requests), lambda at: given[requests.heads[at]], np.int8)
     of_row = requests.spread(of_request, scratch)
     if any((of_row[at] != given[requests.order[at]]).any() for at in scratch.pieces(len(given))):

@@ -93,12 +93,14 @@ class Samples:
     past              by history's name, of histories from list columns
     labels, weights   float32 [N, K]
     split             int8 [N], None unless the split is given by a column
-    row_hash          uint64 [N]: of what makes a row what it is (`data.overlap`), None unless the split is given
+    row_hash          uint64 [N]: of what makes a row what it is (`data.overlap`), None unless the split is given and `known`
+    known             whether rows have users and times, so that equal rows are one and the same
     request_hash      uint64 [N]: of what belongs to the request as a whole, None unless requests have several rows
     """
 
     def __init__(self, schema: Schema, keys: Keys, split: Split, frame: pl.LazyFrame, scratch: Scratch) -> None:
         self.schema, self.keys, self.frame, self.scratch = schema, keys, frame, scratch
+        self.known = keys.user is not None and keys.time is not None
         self.users = Ids(scratch, f"column {keys.user!r}")
         self.columns: Mapping[str, Column] = {
             f.name: column_for(f, scratch) for f in schema.features if f.level != "event"
@@ -148,6 +150,7 @@ class Samples:
             take([place], lambda block, _: sequence.append(_whole_numbers(block[place], "samples")))
         if split.by == "column":
             take([split.column], lambda block, _: part.append(_parts(block[split.column])))
+        if split.by == "column" and self.known:
             take(self.of_rows, lambda block, _: row_hash.append(row_hashes([block[c] for c in self.of_rows])))
         for past in self.past.values():
             extra = [] if keys.request is None else [keys.request]
@@ -174,7 +177,7 @@ class Samples:
         self.request = [pile.close() for pile in request] if keys.request is not None else None
         self.labels, self.weights = labels.close(), weights.close()
         self.split = part.close() if split.by == "column" else None
-        self.row_hash = row_hash.close() if split.by == "column" else None
+        self.row_hash = row_hash.close() if split.by == "column" and self.known else None
         self.request_hash = request_hash.close() if keys.request is not None and self.of_requests else None
 
 

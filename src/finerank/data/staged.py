@@ -16,7 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from finerank.data.scratch import Array, Int64s, Pile, Scratch
-from finerank.data.texts import NULL, Integers, Joined, Texts, dictionary
+from finerank.data.texts import NOWHERE, Integers, Joined, Texts, dictionary
 from finerank.errors import UserError, nearest
 from finerank.runtime.fields import is_weighted, source_columns
 from finerank.runtime.history import flatten
@@ -30,7 +30,6 @@ Rows: TypeAlias = slice | Int64s
 WIDEST = 1 << 24
 """Integers that span less are their own codes; see `Ids`."""
 
-_NOWHERE = np.iinfo(np.int32).min
 
 # ------------------------------------------------------------------------------------------------ columns
 
@@ -49,7 +48,7 @@ class Ids:
         self.scratch, self.place = scratch, place
         self.size = 0
         self._low, self._high = 0, -1
-        self._base = 0  # integers are kept as their distance from the first block's least
+        self._base: int | None = None  # integers are kept as their distance from one of them
         self._integers: Pile | None = Pile(scratch, np.int32)
         self._codes = Pile(scratch, np.uint32)
         self._dictionary = dictionary()
@@ -60,9 +59,9 @@ class Ids:
         """The next rows: of a cross all its columns; or the entries of joined text."""
         columns = [c if isinstance(c, Joined) else simple(c, self.place) for c in columns]
         if self._integers is not None:
-            values = Integers.of(columns[0]) if len(columns) == 1 else None
-            if values is not None and self._narrow(values):
-                self._integers.append(_distances(values, self._base))
+            found = Integers.of(columns[0], self._base) if len(columns) == 1 else None
+            if found is not None and self._narrow(found):
+                self._integers.append(found.distances)
                 return
             self._leave_integers()
         first, *others = columns
@@ -89,8 +88,8 @@ class Ids:
         found: Int64s = self._closed[rows].astype(np.int64)
         if self._integers is None:
             return found
-        missing = found == _NOWHERE
-        found -= self._low - self._base - 1
+        missing = found == NOWHERE
+        found -= self._low - (self._base or 0) - 1
         found[missing] = 0
         return found
 
@@ -111,20 +110,18 @@ class Ids:
             self._texts = self._dictionary.texts()
         return self._texts.gather(codes - 1)
 
-    def _narrow(self, values: Integers) -> bool:
+    def _narrow(self, found: Integers) -> bool:
         """Whether these integers and those before span little enough."""
         assert self._integers is not None
-        if values.low > values.high:
+        low, high = found.low, found.high
+        if low > high:
             return True
-        low, high = values.low, values.high
         if self._high >= self._low:
             low, high = min(low, self._low), max(high, self._high)
-        rows = self._integers.rows + len(values.values)
+        rows = self._integers.rows + len(found.distances)
         if high - low >= max(1 << 16, min(WIDEST, 8 * rows)):
             return False
-        if self._high < self._low:
-            self._base = low
-        self._low, self._high = low, high
+        self._base, self._low, self._high = found.base, low, high
         return True
 
     def _leave_integers(self) -> None:
@@ -133,15 +130,8 @@ class Ids:
         before, self._integers = self._integers.close(), None
         for at in self.scratch.pieces(len(before)):
             values = pl.Series(before[at].astype(np.int64))
-            texts = pl.select(pl.when(values != _NOWHERE).then(values + self._base)).to_series().cast(pl.String)
+            texts = pl.select(pl.when(values != NOWHERE).then(values + (self._base or 0))).to_series().cast(pl.String)
             self._codes.append(self._dictionary.codes(texts))
-
-
-def _distances(integers: Integers, base: int) -> Array:
-    """int32 [n]: of each from the base, `_NOWHERE` where missing."""
-    if not integers.missing:
-        return (integers.values - base).astype(np.int32)
-    return np.where(integers.values == NULL, _NOWHERE, integers.values - base).astype(np.int32)
 
 
 class Numbers:
@@ -314,6 +304,8 @@ def floats(series: pl.Series, place: str, start: int) -> Floats:
                 raise UserError(f"{place}, row {start + row}: {error}") from None
         return np.array([np.nan if x is None else x for x in found], dtype=np.float64)[inverse]
     out: Floats = series.cast(pl.Float64).fill_null(np.nan).to_numpy()
+    if series.dtype.is_integer():
+        return out
     infinite = np.flatnonzero(np.isinf(out))
     if len(infinite):
         i = int(infinite[0])

@@ -18,7 +18,8 @@ from finerank.kernels import texts as loops
 Int64s: TypeAlias = NDArray[np.int64]
 
 NULL = np.iinfo(np.int64).min
-"""Stands for a missing integer."""
+NOWHERE = np.iinfo(np.int32).min
+"""Stands for the distance of a missing integer."""
 
 INT64 = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32)
 """Integer types whose every value is an int64."""
@@ -57,31 +58,45 @@ Texts: TypeAlias = pl.Series | Joined
 
 @dataclass(frozen=True)
 class Integers:
-    """values: int64 [m], `NULL` where missing; low and high: of those that are there (low > high: none is)."""
+    """Integers as distances from a base.
 
-    values: Int64s
+    distances  int32 [m], `NOWHERE` where missing · low, high: the least and the greatest integer (low > high: all are missing)
+    """
+
+    distances: NDArray[np.int32]
+    base: int
     low: int
     high: int
-    missing: int
 
     @staticmethod
-    def of(column: Texts) -> Integers | None:
-        """The column's values, if each is an integer or the canonical text of one; else None."""
+    def of(column: Texts, base: int | None) -> Integers | None:
+        """The column's values, if each is an integer, or the canonical text of one, within an int32 of the base; else None.
+
+        base  None: one of them
+        """
         text, separator = (column.column, column.separator) if isinstance(column, Joined) else (column, None)
         if text.dtype == pl.String and loops.fits(separator):
-            found = loops.integers(text, separator, len(column))
+            found = loops.integers(text, separator, len(column), base)
             return None if found is None else Integers(*found)
         if isinstance(column, Joined):
             column = column.split()
-        return _plain(_read(column) if column.dtype == pl.String else _taken(column))
+        return _plain(_read(column) if column.dtype == pl.String else _taken(column), base)
 
 
-def _plain(values: Int64s | None) -> Integers | None:
+def _plain(values: Int64s | None, base: int | None) -> Integers | None:
     if values is None:
         return None
-    known = values[values != NULL]
-    low, high = (int(known.min()), int(known.max())) if len(known) else (0, -1)
-    return Integers(values, low, high, len(values) - len(known))
+    missing = values == NULL
+    known = values[~missing] if missing.any() else values
+    if not len(known):
+        return Integers(np.full(len(values), NOWHERE, dtype=np.int32), base or 0, 0, -1)
+    low, high = int(known.min()), int(known.max())
+    base = low if base is None else base
+    if low - base <= NOWHERE or high - base >= -NOWHERE:
+        return None
+    distances = (values - base).astype(np.int32)
+    distances[missing] = NOWHERE
+    return Integers(distances, base, low, high)
 
 
 def _read(column: pl.Series) -> Int64s | None:

@@ -185,11 +185,12 @@ extern "C" i64 texts_lengths(const Column* column, int separator, i64* lengths) 
     return missing;
 }
 
-// out [m]: the entries as integers, `missing` (the least int64) for what is missing. facts: least and greatest, how many are
-// missing. Returns 0 as soon as an entry is neither missing nor written as an integer is written: "07", "+7" and "-0" are not.
-extern "C" int texts_integers(const Column* column, int separator, i64* out, i64* facts) {
-    constexpr i64 missing = std::numeric_limits<i64>::min();
-    i64 least = std::numeric_limits<i64>::max(), greatest = missing, nulls = 0;
+// out [m]: the entries as integers, each as its distance from a base, the least int32 for what is missing. facts: base (the
+// first integer, unless `based` says that it is given), least and greatest; least > greatest: all are missing. Returns 0 as soon
+// as a distance is too long, or an entry is neither missing nor written as an integer is written: "07", "+7" and "-0" are not.
+extern "C" int texts_integers(const Column* column, int separator, int based, std::int32_t* out, i64* facts) {
+    using Distance = std::numeric_limits<std::int32_t>;
+    i64 base = facts[0], least = std::numeric_limits<i64>::max(), greatest = std::numeric_limits<i64>::min();
     const bool all = each_row(*column, [&](const char* p, u32 n) {
         if (n == 0 && separator >= 0) return true;
         for (const char* end = p + n;; p++) {
@@ -202,20 +203,23 @@ extern "C" int texts_integers(const Column* column, int separator, i64* out, i64
             if (p < end && static_cast<unsigned char>(*p) != separator) return false;
             if (size == 0) {
                 if (negative) return false;
-                *out++ = missing;
-                nulls++;
+                *out++ = Distance::min();
             } else {
                 if (*digits == '0' && (size > 1 || negative)) return false;
                 if (size > 19 || value > static_cast<u64>(std::numeric_limits<i64>::max())) return false;
                 const i64 signed_ = negative ? -static_cast<i64>(value) : static_cast<i64>(value);
-                *out++ = signed_;
+                if (!based) base = signed_, based = 1;
+                i64 distance;
+                if (__builtin_sub_overflow(signed_, base, &distance)) return false;
+                if (distance <= Distance::min() || distance > Distance::max()) return false;
+                *out++ = static_cast<std::int32_t>(distance);
                 least = signed_ < least ? signed_ : least;
                 greatest = signed_ > greatest ? signed_ : greatest;
             }
             if (p == end) return true;
         }
     });
-    facts[0] = least, facts[1] = greatest, facts[2] = nulls;
+    facts[0] = base, facts[1] = least, facts[2] = greatest;
     return all;
 }
 

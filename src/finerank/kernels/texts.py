@@ -33,14 +33,17 @@ def lengths(column: pl.Series, separator: str) -> tuple[Int64s, int]:
     return out, int(missing)
 
 
-def integers(column: pl.Series, separator: str | None, m: int) -> tuple[Int64s, int, int, int] | None:
-    """(int64 [m], the least, the greatest, how many are missing), the least int64 where missing; None: not all are integers."""
-    out, facts = np.empty(m, dtype=np.int64), np.empty(3, dtype=np.int64)
+def integers(
+    column: pl.Series, separator: str | None, m: int, base: int | None
+) -> tuple[NDArray[np.int32], int, int, int] | None:
+    """(distances of the entries from the base int32 [m], the base, the least entry, the greatest); None: not all are integers
+    that far. The least int32 where missing; base None: the first integer."""
+    out, facts = np.empty(m, dtype=np.int32), np.array([base or 0, 0, 0], dtype=np.int64)
     with _opened(column) as handle:
-        if not _function("texts_integers", ctypes.c_int)(handle, _byte(separator), _pointer(out), _pointer(facts)):
+        call, based = _function("texts_integers", ctypes.c_int), ctypes.c_int(base is not None)
+        if not call(handle, _byte(separator), based, _pointer(out), _pointer(facts)):
             return None
-    least, greatest, missing = facts.tolist()
-    return out, least, greatest, missing
+    return out, *facts.tolist()
 
 
 class Dictionary:
