@@ -45,6 +45,9 @@ from finerank.schema import (
 
 Int64s: TypeAlias = NDArray[np.int64]
 
+PIECE = 1 << 16
+"""Rows written at a time where there are no lists, of which the distinct ones of a whole block are found at once."""
+
 FINE = 1 << 13
 """Rows whose columns are put side by side at a time: they fit the processor's cache."""
 
@@ -173,8 +176,9 @@ class BlockEncoder:
         """All blocks, as columns of the names that `block_arrays` gives."""
         like = self.empty()
         out.append(block_arrays(like, prefix))
-        for at in self.scratch.pieces(self.n):
-            ids, numbers, index = self.block(at)
+        step = self.scratch.block if self._lists else min(self.scratch.block, PIECE)
+        for start in range(0, self.n, step):
+            ids, numbers, index = self.block(slice(start, min(start + step, self.n)))
             out.append({f"{prefix}ids": ids, f"{prefix}numbers": numbers})
             out.append({f"{prefix}{name}.index": rows for name, rows in index.items()})
         lists = self.lists({name: column.index for name, column in like.lists.items()})  # no index: it is written

@@ -52,7 +52,7 @@ class Ids:
         self._integers: Pile | None = Pile(scratch, np.int32)
         self._codes = Pile(scratch, np.uint32)
         self._dictionary = dictionary()
-        self._texts: pl.Series | None = None
+        self._texts = pl.Series([], dtype=pl.String)
         self._closed: Array = np.empty(0, dtype=np.uint32)
 
     def add(self, columns: Sequence[Texts]) -> None:
@@ -75,7 +75,9 @@ class Ids:
     def close(self) -> None:
         """After the last `add`."""
         if self._integers is None:
-            self._closed, self.size = self._codes.close(), self._dictionary.size
+            self._closed, self._texts = self._codes.close(), self._dictionary.texts()
+            self.size = len(self._texts)
+            self._dictionary = dictionary()  # what it held is free again
         else:
             self._closed = self._integers.close()
             self.size = self._high - self._low + 1
@@ -106,8 +108,6 @@ class Ids:
         """The values of these codes, none of them 0."""
         if self._integers is not None:
             return pl.Series(codes + (self._low - 1), dtype=pl.Int64).cast(pl.String)
-        if self._texts is None:
-            self._texts = self._dictionary.texts()
         return self._texts.gather(codes - 1)
 
     def _narrow(self, found: Integers) -> bool:

@@ -75,13 +75,29 @@ bool each_row(const Column& column, F f) {
     return true;
 }
 
-// ---------------------------------------------------------------------------------------------- a dictionary
-
 u64 load(const char* p, int n) {  // n: 4 or 8
     u64 out = 0;
     std::memcpy(&out, p, n);
     return out;
 }
+
+// How many digits there are at p, of which 8 bytes may be read, and the number that they write; 0: none, or more than 7. All
+// bytes at once, since the lengths of ids are nothing that a processor could foresee.
+int read_digits(const char* p, i64* value) {
+    constexpr u64 every = 0x0101010101010101;
+    u64 digits = load(p, 8) ^ '0' * every;  // the first character is the lowest byte
+    const u64 others = (digits | (digits + (0x80 - 10) * every)) & 0x80 * every;
+    const int n = others ? __builtin_ctzll(others) / 8 : 0;
+    if (n == 0) return 0;
+    digits <<= 64 - 8 * n;             // zeros in front
+    digits = digits * 10 + (digits >> 8);  // in every other byte: a number of two digits
+    const u64 low = (digits & 0xff000000ff) * (100 + (u64{1'000'000} << 32));
+    const u64 high = (digits >> 16 & 0xff000000ff) * (1 + (u64{10'000} << 32));
+    *value = static_cast<i64>((low + high) >> 32);
+    return n;
+}
+
+// ---------------------------------------------------------------------------------------------- a dictionary
 
 u64 mixed(u64 a, u64 b) {
     const auto product = static_cast<unsigned __int128>(a) * b;
@@ -191,9 +207,25 @@ extern "C" i64 texts_lengths(const Column* column, int separator, i64* lengths) 
 extern "C" int texts_integers(const Column* column, int separator, int based, std::int32_t* out, i64* facts) {
     using Distance = std::numeric_limits<std::int32_t>;
     i64 base = facts[0], least = std::numeric_limits<i64>::max(), greatest = std::numeric_limits<i64>::min();
+    const auto emit = [&](i64 value) {
+        if (!based) base = value, based = 1;
+        i64 distance;
+        if (__builtin_sub_overflow(value, base, &distance) || distance <= Distance::min() || distance > Distance::max()) return false;
+        *out++ = static_cast<std::int32_t>(distance);
+        least = value < least ? value : least;
+        greatest = value > greatest ? value : greatest;
+        return true;
+    };
     const bool all = each_row(*column, [&](const char* p, u32 n) {
         if (n == 0 && separator >= 0) return true;
         for (const char* end = p + n;; p++) {
+            i64 quick;
+            const int length = end - p > 8 ? read_digits(p, &quick) : 0;
+            if (length > 0 && static_cast<unsigned char>(p[length]) == separator && (*p != '0' || length == 1)) {
+                if (!emit(quick)) return false;
+                p += length;
+                continue;
+            }
             const bool negative = p < end && *p == '-';
             p += negative;
             const char* digits = p;
@@ -207,14 +239,7 @@ extern "C" int texts_integers(const Column* column, int separator, int based, st
             } else {
                 if (*digits == '0' && (size > 1 || negative)) return false;
                 if (size > 19 || value > static_cast<u64>(std::numeric_limits<i64>::max())) return false;
-                const i64 signed_ = negative ? -static_cast<i64>(value) : static_cast<i64>(value);
-                if (!based) base = signed_, based = 1;
-                i64 distance;
-                if (__builtin_sub_overflow(signed_, base, &distance)) return false;
-                if (distance <= Distance::min() || distance > Distance::max()) return false;
-                *out++ = static_cast<std::int32_t>(distance);
-                least = signed_ < least ? signed_ : least;
-                greatest = signed_ > greatest ? signed_ : greatest;
+                if (!emit(negative ? -static_cast<i64>(value) : static_cast<i64>(value))) return false;
             }
             if (p == end) return true;
         }

@@ -68,9 +68,11 @@ class Dictionary:
 
     def texts(self) -> pl.Series:
         """All of them, by code."""
-        at = ctypes.c_void_p(_function("dictionary_ends", ctypes.c_void_p)(ctypes.c_void_p(self._handle)))
-        ends = np.ctypeslib.as_array(ctypes.cast(at, ctypes.POINTER(ctypes.c_int64)), (self.size + 1,)).copy()
-        start = _function("dictionary_texts", ctypes.c_void_p)(ctypes.c_void_p(self._handle))
+        at, start = (
+            _function(name, ctypes.c_void_p)(ctypes.c_void_p(self._handle))
+            for name in ("dictionary_ends", "dictionary_texts")
+        )
+        ends = np.frombuffer(ctypes.string_at(at, 8 * (self.size + 1)), dtype=np.int64)
         blob = pl.lit(ctypes.string_at(start, int(ends[-1])))
         texts = blob.bin.slice(pl.lit(pl.Series(ends[:-1])), pl.lit(pl.Series(np.diff(ends))))
         return pl.select(texts.cast(pl.String)).to_series().rename("")
