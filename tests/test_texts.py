@@ -111,7 +111,7 @@ def test_codes_stand_for_texts(blocks: list[list[str | None]], separator: str | 
 
 
 @compiled
-def test_a_dictionary_grows_beyond_its_first_size() -> None:
+def test_a_dictionary_grows_beyond_its_first_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long and short texts, of which many share their first or last bytes, over chunks of a column."""
     names = [f"{'x' * (i % 23)}{i % 5_000}{'y' * (i % 13)}" for i in range(20_000)]
     column = pl.concat([pl.Series(names[:7_000]), pl.Series(names[7_000:])], rechunk=False)
@@ -120,6 +120,8 @@ def test_a_dictionary_grows_beyond_its_first_size() -> None:
     found = codes.codes(column, None, len(column))
     first = {name: code for code, name in enumerate(dict.fromkeys(names), 1)}
     assert found.tolist() == [first[name] for name in names]
+    assert codes.texts().to_list() == list(first)
+    monkeypatch.setattr(texts, "PIECE", 1_000)
     assert codes.texts().to_list() == list(first)
     assert codes.codes(column, None, len(column)).tolist() == found.tolist()
 

@@ -6,6 +6,7 @@ n rows · m entries: those of all rows one after the other, or the rows themselv
 from __future__ import annotations
 
 import ctypes
+import itertools
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ from numpy.typing import NDArray
 from finerank.kernels.build import library
 
 Int64s: TypeAlias = NDArray[np.int64]
+
+PIECE = 1 << 30
+"""Bytes of texts handed to Polars at a time, which counts them in 32 bits."""
 
 
 def fits(separator: str | None = None) -> bool:
@@ -73,9 +77,13 @@ class Dictionary:
             for name in ("dictionary_ends", "dictionary_texts")
         )
         ends = np.frombuffer(ctypes.string_at(at, 8 * (self.size + 1)), dtype=np.int64)
-        blob = pl.lit(ctypes.string_at(start, int(ends[-1])))
-        texts = blob.bin.slice(pl.lit(pl.Series(ends[:-1])), pl.lit(pl.Series(np.diff(ends))))
-        return pl.select(texts.cast(pl.String)).to_series().rename("")
+        cuts = np.unique([*np.searchsorted(ends, np.arange(0, ends[-1], PIECE)), self.size]).tolist()
+        texts = [pl.Series([], dtype=pl.String)]
+        for low, high in itertools.pairwise(cuts):
+            blob = pl.lit(ctypes.string_at(start + int(ends[low]), int(ends[high] - ends[low])))
+            offsets, sizes = pl.Series(ends[low:high] - ends[low]), pl.Series(np.diff(ends[low : high + 1]))
+            texts.append(pl.select(blob.bin.slice(pl.lit(offsets), pl.lit(sizes)).cast(pl.String)).to_series())
+        return pl.concat(texts)
 
 
 @contextmanager
