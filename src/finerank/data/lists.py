@@ -49,6 +49,8 @@ def list_events(history: History, frame: pl.DataFrame, rows: Int64s) -> tuple[pl
     known = np.zeros(events.height, dtype=bool)
     for name in history.lists:
         known |= ~_missing(events[name])
+        if known.all():
+            return events, lengths
     row = np.repeat(np.arange(len(lengths)), lengths)
     return events.filter(pl.Series(known)), np.bincount(row[known], minlength=len(lengths)).astype(np.int64)
 

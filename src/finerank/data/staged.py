@@ -48,6 +48,7 @@ class Ids:
         self.scratch, self.place = scratch, place
         self.size = 0
         self._low, self._high = 0, -1
+        self._missing = False  # whether some integer is
         self._base: int | None = None  # integers are kept as their distance from one of them
         self._integers: Pile | None = Pile(scratch, np.int32)
         self._codes = Pile(scratch, np.uint32)
@@ -62,6 +63,7 @@ class Ids:
             found = Integers.of(columns[0], self._base) if len(columns) == 1 else None
             if found is not None and self._narrow(found):
                 self._integers.append(found.distances)
+                self._missing |= bool(found.distances.min(initial=0) == NOWHERE)
                 return
             self._leave_integers()
         first, *others = columns
@@ -90,9 +92,10 @@ class Ids:
         found: Int64s = self._closed[rows].astype(np.int64)
         if self._integers is None:
             return found
-        missing = found == NOWHERE
+        missing = found == NOWHERE if self._missing else None
         found -= self._low - (self._base or 0) - 1
-        found[missing] = 0
+        if missing is not None:
+            found[missing] = 0
         return found
 
     def used(self) -> Int64s:

@@ -80,22 +80,23 @@ class Integers:
             return None if found is None else Integers(*found)
         if isinstance(column, Joined):
             column = column.split()
-        return _plain(_read(column) if column.dtype == pl.String else _taken(column), base)
+        values = _read(column) if column.dtype == pl.String else _taken(column)
+        return None if values is None else _plain(values, column.null_count() > 0 or column.dtype == pl.String, base)
 
 
-def _plain(values: Int64s | None, base: int | None) -> Integers | None:
-    if values is None:
-        return None
-    missing = values == NULL
-    known = values[~missing] if missing.any() else values
+def _plain(values: Int64s, some_missing: bool, base: int | None) -> Integers | None:
+    missing = values == NULL if some_missing else None
+    known = values if missing is None else values[~missing]
     if not len(known):
         return Integers(np.full(len(values), NOWHERE, dtype=np.int32), base or 0, 0, -1)
     low, high = int(known.min()), int(known.max())
     base = low if base is None else base
     if low - base <= NOWHERE or high - base >= -NOWHERE:
         return None
-    distances = (values - base).astype(np.int32)
-    distances[missing] = NOWHERE
+    distances = np.empty(len(values), dtype=np.int32)
+    np.subtract(values, base, out=distances, casting="unsafe")  # no int64 array between
+    if missing is not None:
+        distances[missing] = NOWHERE
     return Integers(distances, base, low, high)
 
 
@@ -124,7 +125,7 @@ def _taken(column: pl.Series) -> Int64s | None:
     if column.dtype not in INT64:
         return None
     out = column.cast(pl.Int64).fill_null(NULL).to_numpy()
-    return None if (out == NULL).sum() > column.null_count() else out
+    return None if out.min(initial=0) == NULL and (out == NULL).sum() > column.null_count() else out
 
 
 # ------------------------------------------------------------------------------------------------ dictionaries
