@@ -4,6 +4,9 @@
 
 Every measurement is a line of RESULTS.jsonl; one that is there is not repeated, so the run can be stopped and gone on with.
 At the end the table is written beside it, RESULTS.md. README.md tells what is needed and what the columns mean.
+
+With --accuracy only test AUC counts, over as many seeds as ours has rounds: what the results have is taken, the rest is trained
+(on a busy machine or not) and kept apart in RESULTS.auc.jsonl.
 """
 
 from __future__ import annotations
@@ -87,6 +90,15 @@ def plan(rounds: int, our_rounds: int, quick: bool) -> Iterator[Measurement]:
                     yield from (Measurement(peer, task, world, seed) for peer in peers)
         if seed == 1:
             yield Measurement("finerank", "din", "a", seed)
+
+
+def accuracy_plan(seeds: int) -> Iterator[Measurement]:
+    """What a table of AUC over seeds needs. Two give the same whatever the seed: once is enough for them."""
+    for seed in range(1, seeds + 1):
+        for task, world in (*TASKS, *((t, "A" if t.startswith("din") else "B") for t in NORMED)):
+            for who in ("finerank", HALF, *NORMED.get(task, PEERS)):
+                if seed == 1 or who != "deepctr":
+                    yield Measurement(who, task, world, seed)
 
 
 def has_bf16() -> bool:
@@ -208,20 +220,54 @@ def table(records: list[Record]) -> str:
     return "\n".join(out) + "\n"
 
 
+def accuracy(records: list[Record]) -> str:
+    """Test AUC as markdown: mean ± standard error over seeds, and ours less the best peer's in standard errors of both."""
+    groups: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for r in sorted(records, key=lambda r: r["seed"]):
+        if "auc" in r and r["world"] in "ABR":
+            groups[r["task"], r["world"]][r["who"]].append(r["auc"])
+    names = ["finerank", HALF, *PEERS]
+    out = ["| | " + " | ".join(names) + " | ours less the best peer's |", "|---|" + "---|" * (len(names) + 1)]
+    for (task, world), of in groups.items():
+        means = {
+            who: (statistics.mean(v), statistics.stdev(v) / len(v) ** 0.5 if len(v) > 1 else 0.0)
+            for who, v in of.items()
+        }
+        cells = [f"{means[w][0]:.4f} ± {means[w][1]:.4f} ({len(of[w])})" if w in of else "" for w in names]
+        peers = [w for w in PEERS if w in of]
+        verdict = ""
+        if peers and "finerank" in of:
+            (ours, mine), (best, theirs) = means["finerank"], max(means[w] for w in peers)
+            error = (mine**2 + theirs**2) ** 0.5
+            verdict = f"{ours - best:+.4f}" + (f", {abs(ours - best) / error:.1f} standard errors" if error else "")
+        out.append(f"| {task} on {world} | {' | '.join(cells)} | {verdict} |")
+    return "\n".join(out) + "\n"
+
+
+def stored(at: Path) -> list[Record]:
+    """The measurements of a file, none if it is not there."""
+    return [json.loads(line) for line in at.read_text().splitlines()] if at.exists() else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
     parser.add_argument("--rounds", type=int, default=3, help="of the peers")
     parser.add_argument("--our-rounds", type=int, default=5, help="of finerank and the bare loop")
     parser.add_argument("--quick", action="store_true", help="one round, without peers")
+    parser.add_argument("--accuracy", action="store_true", help="test AUC over seeds instead")
     parser.add_argument("--only", help="a task: din, deepfm, dcn, vocabulary")
     given = parser.parse_args()
     if "BENCH_DATA" not in os.environ:
         parser.error("BENCH_DATA is not set: the folder with the generated data; see benchmarks/README.md")
     at: Path = given.results
-    records: list[Record] = [json.loads(line) for line in at.read_text().splitlines()] if at.exists() else []
+    records = stored(at)
+    wanted, report = plan(given.rounds, given.our_rounds, given.quick), table
+    if given.accuracy:
+        at, wanted, report = at.with_suffix(".auc.jsonl"), accuracy_plan(given.our_rounds), accuracy
+        records += stored(at)
     done = {(r["who"], r["task"], r["world"], r["seed"]) for r in records}
-    for what in plan(given.rounds, given.our_rounds, given.quick):
+    for what in wanted:
         command = what.command()
         if what.key in done or (given.only and not what.task.startswith(given.only)):
             continue
@@ -237,7 +283,7 @@ def main() -> None:
         with at.open("a") as file:
             file.write(json.dumps(found) + "\n")
         print(time.strftime("%H:%M:%S"), line(found), flush=True)
-        at.with_suffix(".md").write_text(table(records))
+        at.with_suffix(".md").write_text(report(records))
 
 
 if __name__ == "__main__":

@@ -71,6 +71,16 @@ def test_the_table_is_what_the_runs_gave(shop: Path) -> None:
     assert found["lr"]["difference"]["value"] is None
 
 
+def test_a_contestant_may_ask_for_more_seeds(shop: Path) -> None:
+    (shop / "seeds.toml").write_text("[one]\nmodel.name = 'lr'\n[three]\nseeds = 3\nmodel.name = 'base'\n")
+    found = bench([shop / "r.toml"], shop / "seeds", 1, variants=shop / "seeds.toml", isolate=False)
+    assert {s.name: s.seeds for s in found.standings} == {"one": 1, "three": 3}
+    for wrong in ("0", "true", "1.5"):
+        (shop / "wrong.toml").write_text(f"[one]\nseeds = {wrong}\n")
+        with pytest.raises(UserError, match=r"one\.seeds = .*; accepted: a whole number of at least 1"):
+            bench([shop / "r.toml"], shop / "wrong", variants=shop / "wrong.toml")
+
+
 def test_what_cannot_run_says_why_and_the_order_is_that_of_validation(shop: Path) -> None:
     found = read(shop)
     done = [s for s in found["standings"] if not s["reason"]]

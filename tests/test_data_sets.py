@@ -110,6 +110,17 @@ def test_amazon_layout() -> None:
     assert events.filter(item_id=9)["category_id"].to_list() == [None]
 
 
+def test_the_layout_in_the_protocols_of_the_papers() -> None:
+    """The files are put together again: the last event of each of the four users is for test, whatever file it was in."""
+    made, samples, events = convert("amazon", RAW / "amazon_grocery", negatives="paper", validation=0.0)
+    assert samples.filter(label=1).group_by("split").len().sort("split").rows() == [("test", 4), ("train", 7)]
+    assert any("put together" in note for note in made.notes)
+    row = the(samples, user_id=1, split="test", label=1)
+    assert past(events, row, "item_id") == [1, 2, 3, 4]
+    _, last, _ = convert("amazon", RAW / "amazon_grocery", protocol="dien", negatives="paper")
+    assert last.filter(label=1).height == 4
+
+
 def reviews(folder: Path, users: int = 60, items: int = 30, seed: int = 0) -> tuple[int, int]:
     """A raw Amazon world: (events, users)."""
     draw = np.random.default_rng(seed)

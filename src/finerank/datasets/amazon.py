@@ -8,6 +8,8 @@ J. McAuley, C. Targett, Q. Shi, A. van den Hengel, Image-based recommendations o
     dien           only the last event of each user is a request; a tenth of the users is for test (G. Zhou et al., AAAI 2019)
     leave_one_out  files train.csv, dev.csv, test.csv, item_meta.csv: each event is a request of its file's part
 
+The first two read the reviews as published, or those four files, whose parts they leave aside.
+
 All of them order a user's events by time and, within a second, by their place in the file: the stamps are whole days,
 so most ties are real, and the recipe says ties = "file_order". A share of the users' events before the last is set aside
 for validation, which the publications do not have.
@@ -92,10 +94,11 @@ class _Reviews:
 def convert(folder: Path, options: Options) -> Converted:
     """See `Adapter.convert`."""
     given = options.protocol == "leave_one_out"
-    reviews = _layout(folder) if given else _raw(folder, last=options.protocol == "din")
+    in_parts = given or (any(folder.glob("train.csv*")) and not any(folder.glob("reviews_*")))
+    reviews = _layout(folder) if in_parts else _raw(folder, last=options.protocol == "din")
     order = np.lexsort((np.arange(len(reviews.time)), reviews.time))
     user, item, time = reviews.user[order], reviews.item[order], reviews.time[order]
-    part = _parts(user, None if reviews.part is None else reviews.part[order], options)
+    part = _parts(user, reviews.part[order] if given and reviews.part is not None else None, options)
 
     dien = options.protocol == "dien"
     power = (1.0 if dien else 0.0) if options.negatives == "paper" or options.power is None else options.power
@@ -123,6 +126,8 @@ def convert(folder: Path, options: Options) -> Converted:
     split = pl.Series("split", list(NAMES), dtype=pl.String).gather(part[event])
     left_out = Counter(made[0].left_out) + Counter(made[1].left_out)
     notes = [f"protocol {options.protocol}; histories by (time, place in the file)"]
+    if in_parts and not given:
+        notes.append("train.csv, dev.csv and test.csv were put together; their parts are not the protocol's")
     if options.negatives == "paper":
         notes.append(LOOKS_AHEAD)
     elif left_out:

@@ -40,7 +40,8 @@ def contestants(
 
     paths     recipe files; each is a contestant under its file's name, unless one of the following is given: then the first
               recipe is what they change
-    variants  a TOML file with a table per contestant, whose own tables ([name.model], [name.training]) replace or amend
+    variants  a TOML file with a table per contestant, whose own tables ([name.model], [name.training]) replace or amend;
+              seeds = 5 in it: trainings of this one, whatever is asked for the others
     models    named models, with their own settings; every: all there are
     Raises UserError for a model that is not known, and for two contestants of one name.
     """
@@ -111,6 +112,7 @@ def bench(
     tables = contestants(paths, variants, models, every, overrides)
     if base and base not in tables:
         raise UserError(f"--base {base}: no such contestant; {nearest(base, tables)}")
+    trainings = {name: _trainings(name, table.pop("seeds", seeds)) for name, table in tables.items()}
     recipes: dict[str, Recipe] = {}
     left: dict[str, Standing] = {}
     for name, table in tables.items():
@@ -138,7 +140,7 @@ def bench(
     for name in order:
         runs[name], reason = [], ""
         first = recipes[name].training.seed
-        for seed in range(first, first + seeds):
+        for seed in range(first, first + trainings[name]):
             recipe = replace(recipes[name], training=replace(recipes[name].training, seed=seed))
             at = folder / "runs" / name / f"seed{seed}"
             if not finished(recipe, at) and time.monotonic() - started > 60 * minutes:
@@ -160,6 +162,12 @@ def bench(
         tell(line(next(s for s in found[0].standings if s.name == name)))
         written(*found)
     return found[0]
+
+
+def _trainings(name: str, seeds: object) -> int:
+    if type(seeds) is not int or seeds < 1:
+        raise UserError(f"bench: {name}.seeds = {seeds!r}; accepted: a whole number of at least 1")
+    return seeds
 
 
 def inapplicable(recipe: Recipe, data: Dataset) -> str:
