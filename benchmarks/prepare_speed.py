@@ -3,8 +3,9 @@
 python benchmarks/prepare_speed.py [rounds]      interleaved rounds, a fresh process per measurement; prints a table
 
 The clock starts before the raw files are opened and stops when everything that training reads is on disk: ours in the
-folder that `Dataset.open` maps (synced), the peers' in the pickle that their `train` loads. Importing is left out for all. CPU
-seconds stand beside, since they do not depend on neighbours. BENCH_DATA and BENCH_VENVS as for `run.py`; without
+folder that `Dataset.open` maps, the peers' in the pickle that their `train` loads; neither is synced. Importing is left out
+for all. CPU seconds stand beside, since they depend less on neighbours. "polars alone" only reads the CSV that we read, and
+keeps nothing: more than that nobody reaches who reads it with Polars. BENCH_DATA and BENCH_VENVS as for `run.py`; without
 BENCH_VENVS only ours is measured.
 """
 
@@ -32,8 +33,11 @@ def ours(world: str, kind: str) -> None:
     from ours import BY_COLUMN, CLICKS, CRITEO
 
     from finerank.data.prepare import prepare
+    from finerank.data.scratch import BLOCK
     from finerank.data.source import scan
 
+    alone = kind == "alone"
+    kind = "csv" if alone else kind
     schema = CRITEO if world == "B" else CLICKS
     if kind == "csv":  # lists are joined text there
         schema = replace(schema, histories=tuple(replace(h, separator="^") for h in schema.histories))
@@ -45,8 +49,12 @@ def ours(world: str, kind: str) -> None:
             scan(folder() / f"{world}_{part}.{kind}", ids).with_columns(split=pl.lit(part))
             for part in ("train", "test")
         ]
-        prepare(target, schema, pl.concat(parts), split=BY_COLUMN)
-    shutil.rmtree(target)
+        if alone:
+            for _ in pl.concat(parts).collect_batches(chunk_size=BLOCK, maintain_order=True):
+                pass
+        else:
+            prepare(target, schema, pl.concat(parts), split=BY_COLUMN)
+    shutil.rmtree(target, ignore_errors=True)
 
 
 def measured(command: list[str]) -> dict[str, float] | None:
@@ -65,6 +73,7 @@ def main(rounds: int) -> None:
     for world in ROWS:
         for kind in ("csv", "parquet"):
             commands[world, f"finerank, {kind}"] = [sys.executable, __file__, "ours", world, kind]
+        commands[world, "polars alone, csv"] = [sys.executable, __file__, "ours", world, "alone"]
         for peer, script in PEERS.items() if venvs else ():
             python = Path(str(venvs)) / f"venv_{peer}" / "bin" / "python"
             if python.exists():

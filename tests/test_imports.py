@@ -19,8 +19,8 @@ FILES = sorted(SRC.rglob("*.py"))
 BASE = {"errors"}
 SCHEMA = {*BASE, "widths"}
 RUNTIME = {*SCHEMA, "typed", "schema", "runtime"}
-DATA = {*RUNTIME, "data"}
-MODELS = {*DATA, "kernels", "layers", "models"}
+DATA = {*RUNTIME, "kernels", "data"}
+MODELS = {*DATA, "layers", "models"}
 TRAINING = {*MODELS, "metrics", "training"}
 RECIPE = {*TRAINING, "datasets", "recipe"}
 RUN = {*RECIPE, "run"}
@@ -35,8 +35,8 @@ MAY_IMPORT = {
     "serving": {*RUNTIME, "serving"},
     "data": DATA,
     "datasets": {*DATA, "datasets"},
-    "kernels": {*BASE, "kernels"},  # compiled loops: tensors in, tensors out
-    "layers": {*DATA, "kernels", "layers"},
+    "kernels": {*BASE, "kernels"},  # compiled loops: tensors, arrays or columns in, the same out
+    "layers": {*DATA, "layers"},
     "models": MODELS,
     "training": TRAINING,
     "recipe": RECIPE,

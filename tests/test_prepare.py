@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import shutil
 import tempfile
 from collections import Counter
@@ -16,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import polars as pl
@@ -26,6 +24,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from finerank.data import prepare as prepare_module
+from finerank.data.columns import read_manifest
 from finerank.data.dataset import Dataset
 from finerank.data.prepare import Keys, prepare
 from finerank.data.split import NAMES, Split
@@ -359,7 +358,7 @@ def test_small_logs_equal_the_plain_twin(
         known_at="known" if known_at else None,
     )
     split = Split(validation=0.2, test=0.2)
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(os, "fsync"):  # nobody cuts the power here
+    with tempfile.TemporaryDirectory() as folder:
         compare(made_of(Path(folder) / "data", samples, events, keys, split), samples, events, keys, split)
 
 
@@ -503,6 +502,8 @@ def test_list_columns_are_histories_oldest_first(tmp_path: Path) -> None:
         )
     assert got == [[("x", RESERVED[2])], [("y", "2"), ("z", "3")], [], []]
     assert slices.known.tolist() == [1, 4, 4, 4]
+    assert table.at_rank(np.array([2, 0])).tolist() == table.by_rank[[2, 0]].tolist() == [2, 0]
+    assert set(read_manifest(tmp_path / "d" / "histories" / "past" / "events")) == {"event.ids", "event.numbers"}
     counts = dict(zip(data.encoder.tables["item"].names, data.fitted.tables["item"].counts.tolist(), strict=True))
     assert (counts["y"], counts["z"], counts["x"]) == (2, 2, 1)  # the second request has two rows
     assert [name for name, _ in data.fitted.histories["past"].ids] == ["item", "place"]  # no time, so no age
@@ -665,7 +666,16 @@ def test_damage_is_told_in_one_sentence_that_names_the_file(tmp_path: Path) -> N
             assert "\n" not in str(error.value)
         path.write_bytes(whole)
     manifest = folder / "manifest.json"
-    for content, word in (("[]", "damaged"), ("{}", "damaged"), ('{"format": 7, "base_rates": {}}', "format is 7")):
+    whole_manifest = manifest.read_text(encoding="utf-8")
+    for content, word in (
+        ("[]", "damaged"),
+        ("{}", "damaged"),
+        ('{"format": 7, "base_rates": {}}', "format is 7"),
+        (
+            whole_manifest.replace("data set 2", "data set 1"),
+            "format is 'finerank data set 1', accepted: 'finerank data set 2'",
+        ),
+    ):
         manifest.write_text(content, encoding="utf-8")
         with pytest.raises(UserError, match=rf"manifest\.json: {word}.*; prepare again"):
             Dataset.open(folder)

@@ -16,7 +16,7 @@ from finerank.data.batch import Batch, Drawn, Jagged, TensorBlock, pair_up
 from finerank.data.columns import take_block
 from finerank.data.dataset import Dataset
 from finerank.data.drawing import Drawing, Law
-from finerank.data.events import flatten
+from finerank.data.events import EventTable, flatten
 from finerank.data.masking import Masking, hidden
 from finerank.data.order import Budget, Step, shuffled, steps
 from finerank.runtime.blocks import Block
@@ -193,10 +193,10 @@ class BatchBuilder:
         slices, table, columns = data.slices[name], data.events[name], data.fitted.histories[name]
         index, segments, lengths = flatten(slices.start[requests], slices.end[requests])
         block = take_block(table.block, index)
-        if data.fitted.schema.history(name).lists:
-            ages = np.zeros(len(index), dtype=np.int64)  # list columns do not say when
-        else:
+        if isinstance(table, EventTable):
             ages = data.time[requests][segments] - table.time.take(index)
+        else:
+            ages = np.zeros(len(index), dtype=np.int64)  # list columns do not say when
         if has_age(columns):
             block = with_age(block, age_ids(data.encoder, name, ages))
         positions = np.arange(len(index)) - (np.cumsum(lengths) - lengths)[segments]
@@ -262,7 +262,7 @@ class BatchBuilder:
         todo = np.arange(len(index))
         for attempt in range(REDRAWS):
             u = uniform(mix(self.seed, epoch, attempt, 0x4E6), counter[todo])
-            drawn[todo] = table.by_rank[(u * known[todo]).astype(np.int64)]
+            drawn[todo] = table.at_rank((u * known[todo]).astype(np.int64))
             todo = todo[items[drawn[todo]] == true[todo]]
             if not len(todo):
                 break

@@ -1,8 +1,12 @@
 """Column files: a folder with one .npy file per named array and a manifest, opened by mapping it into memory.
 
 Each file is numpy's format 1.0 with a header of fixed size: `np.load(file, mmap_mode="r")` reads it too, and rows can
-be appended before their number is known. A folder appears whole or not at all: it is written beside its place, synced
-and renamed. Arrays of one folder may have different numbers of rows.
+be appended before their number is known. A folder appears whole or not at all: it is written beside its place and
+renamed. Arrays of one folder may have different numbers of rows.
+
+Nothing is synced: what lies in these folders can be made again from its source, and the disk would be waited for longer
+than for the work. A process that dies leaves no half of a folder. After a cut of the power, files may lack what the system
+had not yet written: opening sees a wrong size or header, `verify` anything else, and both say to prepare again.
 """
 
 from __future__ import annotations
@@ -49,15 +53,6 @@ def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body.encode("ascii")
 
 
-def sync_folder(folder: Path) -> None:
-    """Make what a folder holds outlive a crash: its entries, not their contents."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 # ------------------------------------------------------------------------------------------------ writing
 
 
@@ -87,8 +82,6 @@ class _Stream:
         shape = (self.rows, *self.width)
         self.file.seek(0)
         self.file.write(_header(self.dtype.str, shape))
-        self.file.flush()
-        os.fsync(self.file.fileno())
         self.file.close()
         return Column(self.path.name, self.dtype.str, shape, self.hash.hexdigest())
 
@@ -150,15 +143,11 @@ class ColumnWriter:
             self.append({name: array[at] if index is None else array[index[at]]})
 
     def close(self) -> None:
-        """Finish the files, sync them and put the folder in its place."""
+        """Finish the files and put the folder in its place."""
         columns = {name: vars(stream.close()) for name, stream in self._streams.items()}
         with (self._partial / MANIFEST).open("w", encoding="utf-8") as file:
             json.dump({"format": FORMAT, "columns": columns}, file, indent=1, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(self._partial)
         os.replace(self._partial, self.folder)
-        sync_folder(self.folder.parent)
 
 
 # ------------------------------------------------------------------------------------------------ reading

@@ -3,7 +3,7 @@
     encoder/                  the schema and the fitted encoder (`runtime.encoder`)
     requests/                 user, time, sequence, first (row of its first candidate), split; the request-level block
     candidates/               labels, weights [N, tasks]; the candidate-level block; train-only columns
-    histories/<name>/         an event table (`data.events`), and the slice of every request beside it
+    histories/<name>/         a table of events (`data.events`), and the slice of every request beside it
     counts/                   per table, occurrences of each symbol in the training rows
     users.parquet             the users' names, by code
     manifest.json             counts, base rates, the law of ties; each folder has one of its own with content hashes
@@ -24,14 +24,14 @@ import numpy as np
 import xxhash
 
 from finerank.data.columns import block_of, read_columns, verify
-from finerank.data.events import EventTable
+from finerank.data.events import EventTable, ListTable
 from finerank.data.split import NAMES
 from finerank.errors import UserError, nearest
 from finerank.runtime.blocks import Block
 from finerank.runtime.encoder import Encoder
 from finerank.schema import FittedSchema
 
-FORMAT = "finerank data set 1"
+FORMAT = "finerank data set 2"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Dataset:
     train_only: Block[np.ndarray]
     labels: np.ndarray
     weights: np.ndarray
-    events: Mapping[str, EventTable]
+    events: Mapping[str, EventTable | ListTable]
     slices: Mapping[str, Slices]
 
     @property
@@ -124,10 +124,11 @@ def _opened(folder: Path, manifest: Mapping[str, Any]) -> Dataset:
     encoder = Encoder.load(folder / "encoder")
     requests, candidates = read_columns(folder / "requests"), read_columns(folder / "candidates")
     counts = read_columns(folder / "counts")
-    events, slices = {}, {}
+    events: dict[str, EventTable | ListTable] = {}
+    slices = {}
     for history in encoder.schema.histories:
         at = folder / "histories" / history.name
-        events[history.name] = EventTable.open(at / "events")
+        events[history.name] = (ListTable if history.lists else EventTable).open(at / "events")
         parts = read_columns(at / "slices")
         slices[history.name] = Slices(parts["start"], parts["end"], parts["known"])
     fitted = fitted_schema(encoder, dict(counts), manifest["base_rates"])

@@ -10,7 +10,7 @@ n rows · U distinct values · M entries of lists
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -44,6 +44,12 @@ from finerank.schema import (
 )
 
 Int64s: TypeAlias = NDArray[np.int64]
+
+PIECE = 1 << 16
+"""Rows written at a time where there are no lists, of which the distinct ones of a whole block are found at once."""
+
+FINE = 1 << 13
+"""Rows whose columns are put side by side at a time: they fit the processor's cache."""
 
 
 def encode_block(
@@ -121,9 +127,29 @@ class BlockEncoder:
         """ids [n, F], numbers [n, C], and per list column which distinct list each row has [n]."""
         rows = rows_at(self.index, at)
         index = {name: lists.read(rows, at.stop - at.start) for name, lists in self._lists.items()}
-        return *self._plain(at, rows), index
+        return *self._plain(at), index
 
-    def _plain(self, at: slice, rows: Rows) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    def _plain(self, at: slice) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        ids, numbers = None, None
+        for start in range(
+            at.start, max(at.stop, at.start + 1), FINE
+        ):  # once at least: it tells how many columns there are
+            here = slice(start, min(start + FINE, at.stop))
+            found_ids, found_numbers = self._columns(here)
+            if ids is None or numbers is None:
+                ids = np.empty((at.stop - at.start, len(found_ids)), dtype=self.dtype)
+                numbers = np.empty((at.stop - at.start, len(found_numbers)), dtype=np.float32)
+            into = slice(here.start - at.start, here.stop - at.start)
+            for i, id_ in enumerate(found_ids):
+                ids[into, i] = id_
+            for i, number in enumerate(found_numbers):
+                numbers[into, i] = number
+        assert ids is not None
+        assert numbers is not None
+        return ids, numbers
+
+    def _columns(self, at: slice) -> tuple[list[NDArray[Any]], list[NDArray[np.float32]]]:
+        rows = rows_at(self.index, at)
         ids: list[NDArray[Any]] = []
         numbers: list[NDArray[np.float32]] = []
         for field in self.fields:
@@ -139,21 +165,20 @@ class BlockEncoder:
                     source = range(at.start, at.stop) if isinstance(rows, slice) else rows
                     place = lambda i, name=feature.name, source=source: f"feature {name!r}, row {source[i]}"  # noqa: E731
                     numbers += self.encoder.number_columns(feature, x, place)
-        n = at.stop - at.start
-        return _stacked(ids, n, self.dtype), _stacked(numbers, n, np.float32)
+        return ids, numbers
 
     def empty(self) -> Block[NDArray[Any]]:
         """A block of no rows."""
-        none = slice(0, 0)
-        ids, numbers = self._plain(none, rows_at(self.index, none))
+        ids, numbers = self._plain(slice(0, 0))
         return Block(ids, numbers, {name: lists.empty() for name, lists in self._lists.items()})
 
     def write(self, out: ColumnWriter, prefix: str) -> None:
         """All blocks, as columns of the names that `block_arrays` gives."""
         like = self.empty()
         out.append(block_arrays(like, prefix))
-        for at in self.scratch.pieces(self.n):
-            ids, numbers, index = self.block(at)
+        step = self.scratch.block if self._lists else min(self.scratch.block, PIECE)
+        for start in range(0, self.n, step):
+            ids, numbers, index = self.block(slice(start, min(start + step, self.n)))
             out.append({f"{prefix}ids": ids, f"{prefix}numbers": numbers})
             out.append({f"{prefix}{name}.index": rows for name, rows in index.items()})
         lists = self.lists({name: column.index for name, column in like.lists.items()})  # no index: it is written
@@ -163,13 +188,6 @@ class BlockEncoder:
     def lists(self, index: Mapping[str, Int64s]) -> dict[str, Lists[NDArray[Any]]]:
         """The list columns, after all blocks. index: of all rows [n]."""
         return {name: lists.close(index[name]) for name, lists in self._lists.items()}
-
-
-def _stacked(columns: Sequence[NDArray[Any]], n: int, dtype: DTypeLike) -> NDArray[Any]:
-    out = np.empty((n, len(columns)), dtype=dtype)
-    for i, column in enumerate(columns):
-        out[:, i] = column
-    return out
 
 
 def encode_ids(encoder: Encoder, feature: Feature, series: Columns, grow: bool = False) -> Int64s:

@@ -1,15 +1,16 @@
 """Event tables: all events of one declared history, sorted once, so that a row's history is a slice, never a copy.
 
 E events · U users · R rows · T events of all histories together
-A table is sorted by (user, known_at, sequence); equal ones stay in the order in which they were given. The *rank* of an
-event is its place among all events in the order (known_at, sequence, user): what a row knows of it is a prefix of
-the ranks, whatever comes later. Times are int64 microseconds. Users are codes 0 ... U-1: the caller keeps their names
-(canonical texts) and codes the rows the same way, -1 for a user without a code. The rule itself: `runtime.history`.
+A history from list columns is a `ListTable`: columns alone. An `EventTable`, of a log, is sorted by (user, known_at,
+sequence); equal ones stay in the order in which they were given. The *rank* of an event is its place among all events in
+the order (known_at, sequence, user): what a row knows of it is a prefix of the ranks, whatever comes later. Times are int64
+microseconds. Users are codes 0 ... U-1: the caller keeps their names (canonical texts) and codes the rows the same way, -1
+for a user without a code. The rule itself: `runtime.history`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -179,10 +180,8 @@ class EventTable:
     def open(folder: Path | str) -> EventTable:
         """Open a saved table, mapped into memory. Raises UserError if it is damaged or holds something else."""
         arrays = read_columns(folder)
-        missing = [name for name in (*PLAIN, f"{EVENT}ids", f"{EVENT}numbers") if name not in arrays]
-        if missing:
-            raise UserError(f"{folder}: not an event table, it has no column {missing[0]!r}; prepare again")
-        return EventTable(block_of(arrays, EVENT), *(np.asarray(arrays[name]) for name in PLAIN))
+        block = _block_in(folder, arrays, PLAIN)
+        return EventTable(block, *(np.asarray(arrays[name]) for name in PLAIN))
 
     def __len__(self) -> int:
         return len(self.user)
@@ -244,6 +243,45 @@ class EventTable:
 
 
 PLAIN = ("user", "known_at", "time", "sequence", "key", "by_rank", "known", "offsets")
+
+
+@dataclass(frozen=True)
+class ListTable:
+    """The events of a history from list columns, request after request; they have neither user nor time.
+
+    What a request knows are the lists of the requests up to its own, so an event's rank is its place.
+    """
+
+    block: Block[Array]
+
+    @staticmethod
+    def open(folder: Path | str) -> ListTable:
+        """Open a saved table, mapped into memory. Raises UserError if it is damaged or holds something else."""
+        return ListTable(_block_in(folder, read_columns(folder)))
+
+    def __len__(self) -> int:
+        return len(self.block)
+
+    @property
+    def by_rank(self) -> Ints:
+        """int64 [E]: the events in the order of ranks; made, in memory."""
+        return np.arange(len(self))
+
+    def at_rank(self, ranks: Array) -> Ints:
+        """The index, for `gather`, of the events of these ranks."""
+        return np.asarray(ranks, dtype=np.int64)
+
+    def gather(self, index: Array) -> tuple[Block[Array], Ints]:
+        """The columns (ids int64) of these events, in memory; 0 stands for their times, which lists do not tell."""
+        return take_block(self.block, index), np.zeros(len(index), dtype=np.int64)
+
+
+def _block_in(folder: Path | str, arrays: Mapping[str, Array], others: Sequence[str] = ()) -> Block[Array]:
+    missing = [name for name in (*others, f"{EVENT}ids", f"{EVENT}numbers") if name not in arrays]
+    if missing:
+        raise UserError(f"{folder}: not an event table, it has no column {missing[0]!r}; prepare again")
+    return block_of(arrays, EVENT)
+
 
 # ------------------------------------------------------------------------------------------------ a table that grows
 

@@ -35,6 +35,12 @@ def rows_at(index: Int64s | None, at: slice) -> Rows:
     return at if index is None else np.asarray(index[at], dtype=np.int64)
 
 
+def counted(weights: NDArray[Any]) -> slice | NDArray[np.bool_]:
+    """The rows of weights other than 0: as a slice if they come first, as after a split by time, which copies nothing."""
+    n = int(np.count_nonzero(weights))
+    return slice(0, n) if weights[:n].all() else weights != 0
+
+
 class Occurrences:
     """How often each code of a column occurs, and in which order the codes occur first."""
 
@@ -45,8 +51,9 @@ class Occurrences:
 
     def add(self, codes: Int64s, weights: NDArray[Any] | None = None) -> None:
         """The next rows; those of weight 0 are no rows."""
-        if weights is not None and not weights.all():
-            codes, weights = codes[weights != 0], weights[weights != 0]
+        if weights is not None:
+            these = counted(weights)
+            codes, weights = codes[these], weights[these]
         if weights is None or weights.dtype == bool or (weights == 1).all():
             self.counts += np.bincount(codes, minlength=len(self.counts))
         else:
@@ -144,18 +151,18 @@ class Fitter:
         exact = isinstance(feature, Numeric) and feature.transform == "standard"
         numbers, counts = Pile(scratch, np.float64), Pile(scratch, np.int64)
         for at in scratch.pieces(len(weights)):
-            x, w = column.read(rows_at(index, at)), weights[at].astype(np.int64, copy=False)
-            if not w.all():
-                x, w = x[w != 0], w[w != 0]
+            these = counted(weights[at])
+            x, w = column.read(rows_at(index, at))[these], weights[at][these]
             if not isinstance(tally, Moments):
-                tally.add(x, w)
+                tally.add(x, w.astype(np.int64, copy=False))
                 continue
-            known = ~np.isnan(x)
-            tally.missing |= not known.all()
-            tally.span(x[known])
+            if np.isnan(x).any():
+                tally.missing = True
+                x, w = x[~np.isnan(x)], w[~np.isnan(x)]
+            tally.span(x)
             if exact:
-                numbers.append(x[known])
-                counts.append(w[known])
+                numbers.append(x)
+                counts.append(w)
         if isinstance(tally, Moments):
             tally.add(numbers.close(), counts.close())
 

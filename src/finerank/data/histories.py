@@ -15,7 +15,7 @@ import numpy as np
 from finerank.data.columns import ColumnWriter
 from finerank.data.dataset import Slices
 from finerank.data.encode import BlockEncoder
-from finerank.data.events import EVENT, PLAIN, EventTable, coverage
+from finerank.data.events import EVENT, EventTable, coverage
 from finerank.data.fit import Fitter, Known
 from finerank.data.requests import Requests
 from finerank.data.samples import ListPast, LogPast
@@ -134,7 +134,7 @@ class PastOfLog(Past):
 class PastOfLists(Past):
     """List columns: every request's list is its own slice. Its events have no time; what is known grows by request.
 
-    The table needs no sorting: user, time and known_at of an event are its request, the sequence its place in the list.
+    The table needs neither sorting nor columns beside those of the features.
     """
 
     def __init__(self, past: ListPast, requests: Requests, scratch: Scratch) -> None:
@@ -162,24 +162,6 @@ class PastOfLists(Past):
 
     def _write_events(self, folder: Path, made: BlockEncoder, scratch: Scratch) -> None:
         with ColumnWriter(folder) as out:
-            out.append({name: np.empty(0, dtype=np.int64) for name in PLAIN})
-            for at in scratch.pieces(len(self.lengths)):
-                here, lengths = self._here(at), self.lengths[at]
-                request = np.repeat(np.arange(at.start, at.stop), lengths)
-                place = np.arange(here.start, here.stop)
-                out.append(
-                    {
-                        "user": request,
-                        "known_at": request,
-                        "time": request,
-                        "sequence": place - np.repeat(self.slices.end[at] - lengths, lengths),
-                        "key": request * (self.events + 1) + place,
-                        "by_rank": place,
-                        "known": request,
-                    }
-                )
-            out.append({"offsets": np.zeros(1, dtype=np.int64)})
-            out.append_all("offsets", self.slices.end, scratch.block)
             made.write(out, EVENT)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from finerank.data.texts import Joined
 from finerank.errors import UserError
 from finerank.schema import History
 
@@ -48,8 +49,24 @@ def list_events(history: History, frame: pl.DataFrame, rows: Int64s) -> tuple[pl
     known = np.zeros(events.height, dtype=bool)
     for name in history.lists:
         known |= ~_missing(events[name])
+        if known.all():
+            return events, lengths
     row = np.repeat(np.arange(len(lengths)), lengths)
     return events.filter(pl.Series(known)), np.bincount(row[known], minlength=len(lengths)).astype(np.int64)
+
+
+def joined_events(history: History, frame: pl.DataFrame) -> dict[str, Joined] | None:
+    """The same of columns that are all joined text, with no text made of an entry; None where `list_events` is needed.
+
+    That is: where an entry is missing, lists of a row differ in length, or nothing is compiled.
+    """
+    columns = history.list_columns
+    if history.separator is None or any(frame[column].dtype != pl.String for column in columns.values()):
+        return None
+    joined = {name: Joined.of(frame[column], history.separator) for name, column in columns.items()}
+    found = {name: column for name, column in joined.items() if column is not None and not column.missing}
+    alike = len({column.lengths.tobytes() for column in found.values()}) == 1
+    return found if alike and len(found) == len(columns) else None
 
 
 def _as_lists(history: History, name: str, column: pl.Series) -> pl.Series:

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import polars as pl
 
-from finerank.data.scratch import Scratch
-from finerank.data.source import collect
+from finerank.data.scratch import Pile, Scratch
+from finerank.data.source import blocks, collect
 from finerank.data.split import NAMES, TEST, TRAIN, VALIDATION
 from finerank.errors import UserError
 from finerank.runtime.hashing import splitmix64
@@ -35,19 +35,22 @@ def refuse_overlap(
     part     int8 [N]: TRAIN, VALIDATION or TEST, in the samples' order
     columns  what makes a row what it is
     known    whether equal rows are one and the same (see the module)
-    hashed   `row_hashes` of these columns [N], if they are at hand
+    hashed   `row_hashes` of these columns [N], if they are at hand; else the samples are read again, should they be needed
     """
-    if hashed is None:
-        hashed = row_hashes(collect(samples, columns, "samples").get_columns())
     name = {code: name for name, code in NAMES.items()}
+    rows = {code: sum(int((part[at] == code).sum()) for at in scratch.pieces(len(part))) for code in NAMES.values()}
     pairs = ((VALIDATION, TEST), (VALIDATION, TRAIN), (TEST, TRAIN))
-    same = dict.fromkeys(pairs, True)
-    rows = dict.fromkeys(NAMES.values(), 0)
+    same = {(one, other): rows[one] == rows[other] != 0 for one, other in pairs}
+    if not known and not any(same.values()):
+        return  # parts of different sizes are not equal as a whole
+    if hashed is None:
+        pile = Pile(scratch, np.uint64)
+        for block in blocks(samples, columns, scratch.block, "samples"):
+            pile.append(row_hashes(block.get_columns()))
+        hashed = pile.close()
     common = {pair: (0, len(part)) for pair in pairs}  # how many rows of one are in the other, and the first of them
     for here in _shares(hashed, scratch):  # equal rows lie in the same share
         of = {code: hashed[here[part[here] == code]] for code in NAMES.values()}
-        for code in NAMES.values():
-            rows[code] += len(of[code])
         for one, other in pairs:
             a, b = of[one], of[other]
             same[one, other] &= len(a) == len(b) and np.array_equal(np.sort(a), np.sort(b))
@@ -56,7 +59,7 @@ def refuse_overlap(
                 count, first = common[one, other]
                 common[one, other] = (count + len(found), min(first, int(found[0])) if len(found) else first)
     for one, other in pairs:
-        if rows[one] and same[one, other]:
+        if same[one, other]:
             raise UserError(
                 f"samples: the rows of {name[one]} are those of {name[other]}; give each part rows of its own, "
                 "or what is measured is not what will be"

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from finerank.data.columns import ColumnWriter, sync_folder
+from finerank.data.columns import ColumnWriter
 from finerank.data.dataset import FORMAT, Dataset, content_hash
 from finerank.data.encode import BlockEncoder
 from finerank.data.fit import Fitter
@@ -81,9 +81,7 @@ def _whole_or_nothing(folder: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
-        sync_folder(partial)
         os.replace(partial, folder)
-        sync_folder(folder.parent)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -223,8 +221,7 @@ def _split(samples: Samples, requests: Requests, split: Split, scratch: Scratch)
         )
     given = samples.split
     assert given is not None
-    known = samples.keys.user is not None and samples.keys.time is not None
-    refuse_overlap(samples.frame, given, samples.of_rows, known, samples.row_hash, scratch)
+    refuse_overlap(samples.frame, given, samples.of_rows, samples.known, samples.row_hash, scratch)
     of_request = scratch.made(len(requests), lambda at: given[requests.heads[at]], np.int8)
     of_row = requests.spread(of_request, scratch)
     if any((of_row[at] != given[requests.order[at]]).any() for at in scratch.pieces(len(given))):
@@ -291,7 +288,4 @@ def _size(parts: Array, code: int, requests: Requests, scratch: Scratch) -> list
 
 
 def _write_json(path: Path, content: Any) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")

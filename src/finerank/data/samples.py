@@ -14,12 +14,13 @@ import numpy as np
 import polars as pl
 
 from finerank.data.labels import label_columns, labels_of
-from finerank.data.lists import list_events
+from finerank.data.lists import joined_events, list_events
 from finerank.data.overlap import row_hashes
 from finerank.data.scratch import Array, Int64s, Pile, Scratch
 from finerank.data.source import TimeUnit, blocks, microseconds
 from finerank.data.split import NAMES, Split
-from finerank.data.staged import INT64, Column, Ids, canonical_series, column_for
+from finerank.data.staged import Column, Ids, canonical_series, column_for
+from finerank.data.texts import INT64
 from finerank.errors import UserError
 from finerank.runtime.fields import source_columns
 from finerank.runtime.values import canonical
@@ -92,12 +93,14 @@ class Samples:
     past              by history's name, of histories from list columns
     labels, weights   float32 [N, K]
     split             int8 [N], None unless the split is given by a column
-    row_hash          uint64 [N]: of what makes a row what it is (`data.overlap`), None unless the split is given
+    row_hash          uint64 [N]: of what makes a row what it is (`data.overlap`), None unless the split is given and `known`
+    known             whether rows have users and times, so that equal rows are one and the same
     request_hash      uint64 [N]: of what belongs to the request as a whole, None unless requests have several rows
     """
 
     def __init__(self, schema: Schema, keys: Keys, split: Split, frame: pl.LazyFrame, scratch: Scratch) -> None:
         self.schema, self.keys, self.frame, self.scratch = schema, keys, frame, scratch
+        self.known = keys.user is not None and keys.time is not None
         self.users = Ids(scratch, f"column {keys.user!r}")
         self.columns: Mapping[str, Column] = {
             f.name: column_for(f, scratch) for f in schema.features if f.level != "event"
@@ -147,6 +150,7 @@ class Samples:
             take([place], lambda block, _: sequence.append(_whole_numbers(block[place], "samples")))
         if split.by == "column":
             take([split.column], lambda block, _: part.append(_parts(block[split.column])))
+        if split.by == "column" and self.known:
             take(self.of_rows, lambda block, _: row_hash.append(row_hashes([block[c] for c in self.of_rows])))
         for past in self.past.values():
             extra = [] if keys.request is None else [keys.request]
@@ -173,7 +177,7 @@ class Samples:
         self.request = [pile.close() for pile in request] if keys.request is not None else None
         self.labels, self.weights = labels.close(), weights.close()
         self.split = part.close() if split.by == "column" else None
-        self.row_hash = row_hash.close() if split.by == "column" else None
+        self.row_hash = row_hash.close() if split.by == "column" and self.known else None
         self.request_hash = request_hash.close() if keys.request is not None and self.of_requests else None
 
 
@@ -221,13 +225,23 @@ class ListPast:
             if request is not None:
                 rows = np.flatnonzero(block[request].is_first_distinct().to_numpy())
                 block = block[rows]
-            events, lengths = list_events(self.history, block, start + rows)
-            for name, column in self.columns.items():
-                column.add([events[part] for part in (name, f"{name}·weights") if part in events.columns])
-            every[rows] = lengths
+            every[rows] = self._add(block, start + rows)
             self._lengths.append(every)
 
         return add
+
+    def _add(self, block: pl.DataFrame, rows: Int64s) -> Int64s:
+        """Take in the events of these rows; how many each has."""
+        plain = {name: column for name, column in self.columns.items() if isinstance(column, Ids)}
+        joined = joined_events(self.history, block) if len(plain) == len(self.history.list_columns) else None
+        if joined is not None:
+            for name, ids in plain.items():
+                ids.add([joined[name]])
+            return joined[self.history.fields[0]].lengths
+        events, lengths = list_events(self.history, block, rows)
+        for name, column in self.columns.items():
+            column.add([events[part] for part in (name, f"{name}·weights") if part in events.columns])
+        return lengths
 
     def close(self) -> None:
         """After the last block."""

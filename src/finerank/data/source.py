@@ -42,6 +42,8 @@ def scan(path: Path | str, text: Collection[str] = ()) -> pl.LazyFrame:
             names = pl.scan_csv(path, separator=separator, infer_schema=False).collect_schema().names()
             as_text = {name: pl.String for name in names if name in text}
             frame = pl.scan_csv(path, separator=separator, schema_overrides=as_text, infer_schema_length=10_000)
+            if path.is_file():  # its types are known now, and need not be looked for again when it is read
+                frame = pl.scan_csv(path, separator=separator, schema=frame.collect_schema())
         else:
             frame = pl.scan_ipc(path)
         frame.collect_schema()

@@ -16,6 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from finerank.data.scratch import Array, Int64s, Pile, Scratch
+from finerank.data.texts import NOWHERE, Integers, Joined, Texts, dictionary
 from finerank.errors import UserError, nearest
 from finerank.runtime.fields import is_weighted, source_columns
 from finerank.runtime.history import flatten
@@ -26,14 +27,9 @@ Floats: TypeAlias = NDArray[np.float64]
 Columns: TypeAlias = pl.Series | Sequence[pl.Series]
 Rows: TypeAlias = slice | Int64s
 
-INT64 = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32)
-"""Integer types whose every value is an int64."""
-
 WIDEST = 1 << 24
 """Integers that span less are their own codes; see `Ids`."""
 
-_NULL = np.iinfo(np.int64).min
-_LEAST = np.array([0] + [10**i for i in range(1, 19)], dtype=np.int64)  # of 1, 2, ... digits; "0" has one
 
 # ------------------------------------------------------------------------------------------------ columns
 
@@ -52,29 +48,38 @@ class Ids:
         self.scratch, self.place = scratch, place
         self.size = 0
         self._low, self._high = 0, -1
-        self._integers: Pile | None = Pile(scratch, np.int64)
+        self._missing = False  # whether some integer is
+        self._base: int | None = None  # integers are kept as their distance from one of them
+        self._integers: Pile | None = Pile(scratch, np.int32)
         self._codes = Pile(scratch, np.uint32)
-        self._texts: list[pl.Series] = []
-        # codes of a dictionary are kept for as long as some series of its type is there
-        self._dictionary = pl.Series([], dtype=pl.Categorical(pl.Categories.random()))
+        self._dictionary = dictionary()
+        self._texts = pl.Series([], dtype=pl.String)
         self._closed: Array = np.empty(0, dtype=np.uint32)
 
-    def add(self, columns: Sequence[pl.Series]) -> None:
-        """The next rows: of a cross all its columns."""
-        columns = [simple(column, self.place) for column in columns]
+    def add(self, columns: Sequence[Texts]) -> None:
+        """The next rows: of a cross all its columns; or the entries of joined text."""
+        columns = [c if isinstance(c, Joined) else simple(c, self.place) for c in columns]
         if self._integers is not None:
-            values = _integers(columns[0]) if len(columns) == 1 else None
-            if values is not None and self._narrow(values):
-                self._integers.append(values)
+            found = Integers.of(columns[0], self._base) if len(columns) == 1 else None
+            if found is not None and self._narrow(found):
+                self._integers.append(found.distances)
+                self._missing |= bool(found.distances.min(initial=0) == NOWHERE)
                 return
             self._leave_integers()
-        texts = [canonical_series(column) for column in columns]
-        self._code(texts[0] if len(texts) == 1 else pl.select(pl.concat_str(texts, separator=CROSS)).to_series())
+        first, *others = columns
+        if others:
+            texts = [canonical_series(c) for c in columns if isinstance(c, pl.Series)]
+            first = pl.select(pl.concat_str(texts, separator=CROSS)).to_series()
+        elif isinstance(first, pl.Series) and first.dtype != pl.String:
+            first = canonical_series(first)
+        self._codes.append(self._dictionary.codes(first))
 
     def close(self) -> None:
         """After the last `add`."""
         if self._integers is None:
-            self._closed = self._codes.close()
+            self._closed, self._texts = self._codes.close(), self._dictionary.texts()
+            self.size = len(self._texts)
+            self._dictionary = dictionary()  # what it held is free again
         else:
             self._closed = self._integers.close()
             self.size = self._high - self._low + 1
@@ -87,9 +92,10 @@ class Ids:
         found: Int64s = self._closed[rows].astype(np.int64)
         if self._integers is None:
             return found
-        missing = found == _NULL
-        found -= self._low - 1
-        found[missing] = 0
+        missing = found == NOWHERE if self._missing else None
+        found -= self._low - (self._base or 0) - 1
+        if missing is not None:
+            found[missing] = 0
         return found
 
     def used(self) -> Int64s:
@@ -105,22 +111,20 @@ class Ids:
         """The values of these codes, none of them 0."""
         if self._integers is not None:
             return pl.Series(codes + (self._low - 1), dtype=pl.Int64).cast(pl.String)
-        whole = pl.concat(self._texts) if self._texts else pl.Series([], dtype=pl.String)
-        self._texts = [whole]
-        return whole.gather(codes - 1)
+        return self._texts.gather(codes - 1)
 
-    def _narrow(self, values: Int64s) -> bool:
+    def _narrow(self, found: Integers) -> bool:
         """Whether these integers and those before span little enough."""
-        known = values[values != _NULL] if (values == _NULL).any() else values
-        if not len(known):
+        assert self._integers is not None
+        low, high = found.low, found.high
+        if low > high:
             return True
-        low, high = int(known.min()), int(known.max())
         if self._high >= self._low:
             low, high = min(low, self._low), max(high, self._high)
-        rows = (self._integers.rows if self._integers is not None else 0) + len(values)
+        rows = self._integers.rows + len(found.distances)
         if high - low >= max(1 << 16, min(WIDEST, 8 * rows)):
             return False
-        self._low, self._high = low, high
+        self._base, self._low, self._high = found.base, low, high
         return True
 
     def _leave_integers(self) -> None:
@@ -128,22 +132,9 @@ class Ids:
         assert self._integers is not None
         before, self._integers = self._integers.close(), None
         for at in self.scratch.pieces(len(before)):
-            values = pl.Series(before[at])
-            self._code(pl.select(pl.when(values != _NULL).then(values)).to_series().cast(pl.String))
-
-    def _code(self, texts: pl.Series) -> None:
-        physical = texts.cast(self._dictionary.dtype).to_physical()
-        if physical.null_count():
-            physical = physical.fill_null(np.iinfo(np.uint32).max)  # one more is 0
-        codes = physical.to_numpy().astype(np.uint32, copy=False) + np.uint32(1)
-        new = np.flatnonzero(codes > self.size)
-        if len(new):
-            count = int(codes[new].max()) - self.size
-            first = np.empty(count, dtype=np.int64)
-            first[codes[new][::-1].astype(np.int64) - self.size - 1] = new[::-1]
-            self._texts.append(texts.gather(first))
-            self.size += count
-        self._codes.append(codes)
+            values = pl.Series(before[at].astype(np.int64))
+            texts = pl.select(pl.when(values != NOWHERE).then(values + (self._base or 0))).to_series().cast(pl.String)
+            self._codes.append(self._dictionary.codes(texts))
 
 
 class Numbers:
@@ -184,9 +175,8 @@ class Entries:
 
     def add(self, columns: Sequence[pl.Series]) -> None:
         """The next rows: the lists, and their weights (which counting does not need)."""
-        flat, lengths = flat_entries(self.feature, columns[0])
         start = self._lengths.rows
-        self.ids.add([flat])
+        lengths = self._add(columns[0])
         self._lengths.append(lengths)
         if not is_weighted(self.feature) or len(columns) == 1:
             return
@@ -199,6 +189,16 @@ class Entries:
                 "give one weight per value"
             )
         self._weights.append(floats(given, self.place, 0))
+
+    def _add(self, column: pl.Series) -> Int64s:
+        separator = self.feature.separator if column.dtype == pl.String else None
+        joined = None if separator is None else Joined.of(column, separator)
+        if joined is not None:
+            self.ids.add([joined])
+            return joined.lengths
+        flat, lengths = flat_entries(self.feature, column)
+        self.ids.add([flat])
+        return lengths
 
     def close(self) -> None:
         """After the last `add`."""
@@ -307,6 +307,8 @@ def floats(series: pl.Series, place: str, start: int) -> Floats:
                 raise UserError(f"{place}, row {start + row}: {error}") from None
         return np.array([np.nan if x is None else x for x in found], dtype=np.float64)[inverse]
     out: Floats = series.cast(pl.Float64).fill_null(np.nan).to_numpy()
+    if series.dtype.is_integer():
+        return out
     infinite = np.flatnonzero(np.isinf(out))
     if len(infinite):
         i = int(infinite[0])
@@ -350,30 +352,3 @@ def columns_of(feature: Feature, series: Columns) -> list[pl.Series]:
         if column not in parts:
             raise UserError(f"feature {feature.name!r}: no {column!r} in the struct; {nearest(column, parts)}")
     return [parts[column] for column in source_columns(feature)]
-
-
-def _integers(series: pl.Series) -> Int64s | None:
-    """int64 [n], `_NULL` where missing, if each value is an integer or the canonical text of one; else None."""
-    if series.dtype == pl.String:
-        head = series.head(100)
-        if head.cast(pl.Int64, strict=False).null_count() > ((head == "") | head.is_null()).sum():
-            return None  # no need to look at the rest
-        values = series.cast(pl.Int64, strict=False)
-        length = series.str.len_bytes()
-        missing = values.is_null() if values.null_count() else None
-        if missing is not None:
-            if (length.filter(missing).fill_null(0) > 0).any():
-                return None
-            values, length = values.set(missing, 0), length.set(missing, 1)
-        out: Int64s = values.to_numpy()
-        digits, size = length.to_numpy(), out
-        if out.min(initial=0) < 0:
-            digits, size = digits - (out < 0), np.abs(out)
-        # no plus sign, no zeros in front, no "-0": as many digits as the number needs
-        if digits.max(initial=1) > 19 or (size < _LEAST[digits - 1]).any():
-            return None
-        return out if missing is None else np.where(missing.to_numpy(), _NULL, out)
-    if series.dtype not in INT64:
-        return None
-    out = series.cast(pl.Int64).fill_null(_NULL).to_numpy()
-    return None if (out == _NULL).sum() > series.null_count() else out

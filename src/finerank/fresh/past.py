@@ -12,12 +12,11 @@ import polars as pl
 
 from finerank.data.dataset import Dataset, Slices
 from finerank.data.encode import canonical_series, encode_block
-from finerank.data.events import EventTable
+from finerank.data.events import EventTable, ListTable
 from finerank.data.lists import list_events
 from finerank.data.prepare import Keys
 from finerank.data.source import collect, microseconds
 from finerank.errors import UserError
-from finerank.runtime.blocks import Block
 from finerank.runtime.encoder import Encoder
 from finerank.runtime.fields import fields_of
 from finerank.runtime.values import canonical
@@ -35,7 +34,7 @@ class Log:
     def stored(data: Dataset) -> Log:
         """The events that the run was prepared from."""
         users = pl.read_parquet(data.folder / "users.parquet")
-        tables = {h.name: data.events[h.name] for h in data.encoder.schema.histories if not h.lists}
+        tables = {name: table for name, table in data.events.items() if isinstance(table, EventTable)}
         return Log(tables, _coded(users["user"]))
 
     @staticmethod
@@ -93,15 +92,12 @@ def whole(frame: pl.DataFrame, column: str, where: str) -> np.ndarray:
     return values.cast(pl.Int64).to_numpy()
 
 
-def from_lists(encoder: Encoder, history: History, heads: pl.DataFrame, rows: np.ndarray) -> tuple[EventTable, Slices]:
+def from_lists(encoder: Encoder, history: History, heads: pl.DataFrame, rows: np.ndarray) -> tuple[ListTable, Slices]:
     """A history of list columns: every request's list is its own slice of a table of this batch.
 
     heads  a row per request; rows: [R] their numbers among all rows, for errors
     """
     made, lengths = list_events(history, heads, rows)
-    block: Block[np.ndarray] = encode_block(encoder, history.name, made)
-    request = np.repeat(np.arange(len(lengths)), lengths)
     ends = np.cumsum(lengths)
-    position = np.arange(len(request)) - np.repeat(ends - lengths, lengths)
-    table = EventTable.build(None, request, request, request, position, block, users=len(lengths))
-    return table, Slices(np.maximum(ends - lengths, ends - history.max_length), ends, ends)
+    slices = Slices(np.maximum(ends - lengths, ends - history.max_length), ends, ends)
+    return ListTable(encode_block(encoder, history.name, made)), slices

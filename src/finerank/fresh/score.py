@@ -20,6 +20,7 @@ import polars as pl
 from finerank.data.builder import BatchBuilder
 from finerank.data.dataset import Dataset, Slices
 from finerank.data.encode import canonical_series, encode_block
+from finerank.data.events import EventTable, ListTable
 from finerank.data.source import collect, microseconds
 from finerank.errors import UserError, nearest
 from finerank.fresh.past import Log, codes, from_lists, whole
@@ -144,12 +145,13 @@ class FreshScorer:
         train_only = {c: None for f in fields_of(schema, "candidate", "train_only") for c in f.columns}
         absent = [pl.lit(None, pl.String).alias(c) for c in train_only if c not in frame.columns]
         candidates = frame[order].with_columns(absent)  # what shaped the training is not asked for
-        events, slices = dict(self.log.tables), {}
+        events: dict[str, EventTable | ListTable] = {}
+        slices = {}
         for history in schema.histories:
             if history.lists:
                 events[history.name], slices[history.name] = from_lists(self.encoder, history, frame[heads], rows)
             else:
-                table = events[history.name]
+                events[history.name] = table = self.log.tables[history.name]
                 start, end = table.slices(user, time, sequence, history.ties, history.max_length)
                 slices[history.name] = Slices(start, end, end)
         nothing = np.zeros((len(order), len(schema.tasks)), dtype=np.float32)

@@ -3,7 +3,8 @@ there is none.
 
 Every loop has a plain twin in PyTorch's operators beside the place that calls it, and tests keep the two equal; a run
 records which of them worked (`state()` goes into environment.json). The library is plain C behind ctypes: it compiles in
-seconds, needs no headers of PyTorch, and shares its pool of OpenMP threads.
+seconds, needs no headers of PyTorch, and shares its pool of OpenMP threads. What reads texts is a library of its own, without
+threads: data are prepared where PyTorch is not imported.
 """
 
 from __future__ import annotations
@@ -20,26 +21,35 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-import torch
 import xxhash
 
+if TYPE_CHECKING:
+    import torch
+
+Part = Literal["loops", "texts"]
+SOURCES: dict[Part, tuple[str, ...]] = {
+    "loops": ("rows.cpp", "tower.cpp", "unit.cpp", "unit_bf16.cpp"),
+    "texts": ("texts.cpp",),
+}
 FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC"),
+    *("-std=c++17", "-O3", "-march=native", "-fPIC"),
     *("-fno-math-errno", "-fno-trapping-math", "-Wno-unknown-pragmas"),
 )
+THREADS: dict[Part, tuple[str, ...]] = {"loops": ("-fopenmp",), "texts": ()}
 COMPILERS = ("g++", "c++", "clang++")
 _on = True
 
 
-def library() -> ctypes.CDLL | None:
+def library(part: Part = "loops") -> ctypes.CDLL | None:
     """The compiled loops; None where they are switched off or cannot be built."""
-    return _built()[0] if _on else None
+    return _built(part)[0] if _on else None
 
 
 def state() -> str:
     """Which loops work, in words for a run's record."""
-    return _built()[1] if _on else "plain: switched off"
+    return _built("loops")[1] if _on else "plain: switched off"
 
 
 def switch(on: bool) -> None:
@@ -60,16 +70,16 @@ def switched(on: bool) -> Iterator[None]:
 
 
 @cache
-def _built() -> tuple[ctypes.CDLL | None, str]:
+def _built(part: Part) -> tuple[ctypes.CDLL | None, str]:
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
         return None, "plain: no C++ compiler"
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finerank"
-        path = folder / f"loops-{_key(compiler)}.so"
+        path = folder / f"{part}-{_key(compiler, part)}.so"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            _compile(compiler, path)
+            _compile(compiler, path, part)
         return ctypes.CDLL(str(path)), f"compiled: {path.stem}"
     except subprocess.CalledProcessError as error:
         return None, f"plain: {compiler} failed with status {error.returncode}"
@@ -77,17 +87,18 @@ def _built() -> tuple[ctypes.CDLL | None, str]:
         return None, f"plain: {type(error).__name__}"
 
 
-def _compile(compiler: str, path: Path) -> None:
+def _compile(compiler: str, path: Path, part: Part) -> None:
     with (
         resources.as_file(resources.files("finerank.kernels")) as sources,
         tempfile.TemporaryDirectory(dir=path.parent) as folder,
     ):
-        partial, files = Path(folder) / path.name, sorted(sources.glob("*.cpp"))
+        partial, files = Path(folder) / path.name, [sources / name for name in SOURCES[part]]
         objects = [str(Path(folder) / f"{file.stem}.o") for file in files]
-        commands = [[compiler, *FLAGS, "-c", str(f), "-o", o] for f, o in zip(files, objects, strict=True)]
+        flags = (*FLAGS, *THREADS[part])
+        commands = [[compiler, *flags, "-c", str(f), "-o", o] for f, o in zip(files, objects, strict=True)]
         with ThreadPoolExecutor() as pool:  # side by side: each takes seconds
             list(pool.map(_run, commands))
-        _run([compiler, *FLAGS, "-shared", *objects, "-o", str(partial)])
+        _run([compiler, *flags, "-shared", *objects, "-o", str(partial)])
         partial.replace(path)  # whole or not at all, also with several processes at once
 
 
@@ -95,20 +106,22 @@ def _run(command: list[str]) -> None:
     subprocess.run(command, check=True, capture_output=True, timeout=300)
 
 
-def _key(compiler: str) -> str:
+def _key(compiler: str, part: Part) -> str:
     """What the library depends on: sources, flags, compiler and the instructions of this processor."""
     hasher = xxhash.xxh3_128()
     for file in sorted(resources.files("finerank.kernels").iterdir(), key=lambda f: f.name):
-        if file.name.endswith((".cpp", ".h")):
+        if file.name in SOURCES[part] or file.name.endswith(".h"):
             hasher.update(file.read_bytes())
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=60).stdout
-    hasher.update(" ".join(FLAGS).encode() + version + platform.machine().encode() + _instructions())
+    hasher.update(" ".join((*FLAGS, *THREADS[part])).encode() + version + platform.machine().encode() + _instructions())
     return hasher.hexdigest()
 
 
 def has_bf16(device: torch.device) -> bool:
     """Whether products in bf16 are fast there: not emulated."""
     if device.type == "cuda":
+        import torch
+
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool({b"avx512_bf16", b"amx_bf16"} & set(_instructions().split()))
 

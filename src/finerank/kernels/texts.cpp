@@ -1,0 +1,272 @@
+// Columns of text, read where Polars keeps them (Arrow's C stream of string views): split at a separator, as integers, or as
+// codes of a dictionary that grows. Null and empty text are one: a value that is missing.
+//
+// n rows · m entries: those of all rows one after the other, or the rows themselves where nothing is split
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <vector>
+
+using i64 = std::int64_t;
+using u64 = std::uint64_t;
+using u32 = std::uint32_t;
+
+namespace {
+
+// ---------------------------------------------------------------------------------------------- Arrow's C interface
+
+struct Schema {
+    const char *format, *name, *metadata;
+    i64 flags, n_children;
+    Schema **children, *dictionary;
+    void (*release)(Schema*);
+    void* own;
+};
+
+struct Array {
+    i64 length, null_count, offset, n_buffers, n_children;
+    const void** buffers;
+    Array **children, *dictionary;
+    void (*release)(Array*);
+    void* own;
+};
+
+struct Stream {
+    int (*get_schema)(Stream*, Schema*);
+    int (*get_next)(Stream*, Array*);
+    const char* (*get_last_error)(Stream*);
+    void (*release)(Stream*);
+    void* own;
+};
+
+struct View {  // 16 bytes: up to 12 bytes of text within it, or where to find it
+    std::int32_t size;
+    char start[4];
+    std::int32_t buffer, offset;
+};
+
+struct Column {
+    std::vector<Array> chunks;
+    ~Column() {
+        for (Array& chunk : chunks) chunk.release(&chunk);
+    }
+};
+
+// f(text, size) for each row.
+template <class F>
+bool each_row(const Column& column, F f) {
+    for (const Array& chunk : column.chunks) {
+        const auto* known = static_cast<const std::uint8_t*>(chunk.buffers[0]);
+        const auto* views = static_cast<const View*>(chunk.buffers[1]);
+        for (i64 i = chunk.offset; i < chunk.offset + chunk.length; i++) {
+            const View& view = views[i];
+            const char* text = view.start;
+            u32 size = static_cast<u32>(view.size);
+            if (known != nullptr && !(known[i >> 3] >> (i & 7) & 1)) {
+                size = 0;
+            } else if (size > sizeof(View) - 4) {
+                text = static_cast<const char*>(chunk.buffers[2 + view.buffer]) + view.offset;
+            }
+            if (!f(text, size)) return false;
+        }
+    }
+    return true;
+}
+
+u64 load(const char* p, int n) {  // n: 4 or 8
+    u64 out = 0;
+    std::memcpy(&out, p, n);
+    return out;
+}
+
+// How many digits there are at p, of which 8 bytes may be read, and the number that they write; 0: none, or more than 7. All
+// bytes at once, since the lengths of ids are nothing that a processor could foresee.
+int read_digits(const char* p, i64* value) {
+    constexpr u64 every = 0x0101010101010101;
+    u64 digits = load(p, 8) ^ '0' * every;  // the first character is the lowest byte
+    const u64 others = (digits | (digits + (0x80 - 10) * every)) & 0x80 * every;
+    const int n = others ? __builtin_ctzll(others) / 8 : 0;
+    if (n == 0) return 0;
+    digits <<= 64 - 8 * n;             // zeros in front
+    digits = digits * 10 + (digits >> 8);  // in every other byte: a number of two digits
+    const u64 low = (digits & 0xff000000ff) * (100 + (u64{1'000'000} << 32));
+    const u64 high = (digits >> 16 & 0xff000000ff) * (1 + (u64{10'000} << 32));
+    *value = static_cast<i64>((low + high) >> 32);
+    return n;
+}
+
+// ---------------------------------------------------------------------------------------------- a dictionary
+
+u64 mixed(u64 a, u64 b) {
+    const auto product = static_cast<unsigned __int128>(a) * b;
+    return static_cast<u64>(product) ^ static_cast<u64>(product >> 64);
+}
+
+// Texts of at most 8 bytes as a number that tells those of one size apart; a hash of longer ones.
+u64 key_of(const char* p, u64 n) {
+    if (n >= 8) {
+        u64 key = load(p + n - 8, 8);
+        if (n == 8) return key;
+        for (u64 i = 0; i + 8 < n; i += 8) key = mixed(key ^ load(p + i, 8), 0x9e3779b97f4a7c15);
+        return key;
+    }
+    if (n >= 4) return load(p, 4) | load(p + n - 4, 4) << 32;
+    const auto at = [p](u64 i) { return static_cast<u64>(static_cast<unsigned char>(p[i])); };
+    return at(0) | at(n / 2) << 8 | at(n - 1) << 16;
+}
+
+struct Slot {
+    u64 key;
+    u32 size, code;  // code 0: free
+};
+
+struct Dictionary {
+    std::vector<Slot> slots = std::vector<Slot>(1024);
+    std::vector<i64> ends{0};  // of each code's text; of code 0, which is no text, 0
+    std::string texts;
+
+    u32 code(const char* p, u32 n) {
+        const u64 key = key_of(p, n);
+        for (u64 at = place(key, n);; at = (at + 1) & (slots.size() - 1)) {
+            const Slot& slot = slots[at];
+            if (slot.code == 0) return added(p, n, key, at);
+            if (slot.key == key && slot.size == n && (n <= 8 || !std::memcmp(&texts[ends[slot.code - 1]], p, n))) return slot.code;
+        }
+    }
+
+  private:
+    u64 place(u64 key, u32 n) const { return mixed(key ^ 0x2545f4914f6cdd1d, 0x9e3779b97f4a7c15 + n) & (slots.size() - 1); }
+
+    u32 added(const char* p, u32 n, u64 key, u64 at) {
+        const u32 code = static_cast<u32>(ends.size());
+        texts.append(p, n);
+        ends.push_back(static_cast<i64>(texts.size()));
+        slots[at] = {key, n, code};
+        if (2 * ends.size() > slots.size()) {
+            std::vector<Slot> before(2 * slots.size());
+            before.swap(slots);
+            for (const Slot& slot : before) {
+                if (slot.code == 0) continue;
+                u64 to = place(slot.key, slot.size);
+                while (slots[to].code != 0) to = (to + 1) & (slots.size() - 1);
+                slots[to] = slot;
+            }
+        }
+        return code;
+    }
+};
+
+}  // namespace
+
+// ---------------------------------------------------------------------------------------------- columns
+
+// Takes a stream over; null if it holds anything but string views.
+extern "C" Column* texts_open(Stream* stream) {
+    Schema schema{};
+    bool fits = stream->get_schema(stream, &schema) == 0;
+    if (fits) {
+        fits = !std::strcmp(schema.format, "vu");
+        schema.release(&schema);
+    }
+    auto* column = new Column;
+    while (fits) {
+        Array chunk{};
+        fits = stream->get_next(stream, &chunk) == 0;
+        if (!fits || chunk.release == nullptr) break;
+        column->chunks.push_back(chunk);
+    }
+    stream->release(stream);
+    if (fits) return column;
+    delete column;
+    return nullptr;
+}
+
+extern "C" void texts_close(Column* column) { delete column; }
+
+// lengths [n]: how many entries each row has, none if it is missing. Returns how many of all entries are missing.
+extern "C" i64 texts_lengths(const Column* column, int separator, i64* lengths) {
+    const char mark = static_cast<char>(separator);
+    i64 missing = 0;
+    each_row(*column, [&](const char* p, u32 n) {
+        u32 count = n > 0, empty = 0;
+        for (u32 i = 0; i < n; i++) count += p[i] == mark;
+        for (u32 i = 1; i < n; i++) empty += (p[i] == mark) & (p[i - 1] == mark);
+        if (n > 0) empty += (p[0] == mark) + (p[n - 1] == mark);
+        *lengths++ = count;
+        missing += empty;
+        return true;
+    });
+    return missing;
+}
+
+// out [m]: the entries as integers, each as its distance from a base, the least int32 for what is missing. facts: base (the
+// first integer, unless `based` says that it is given), least and greatest; least > greatest: all are missing. Returns 0 as soon
+// as a distance is too long, or an entry is neither missing nor written as an integer is written: "07", "+7" and "-0" are not.
+extern "C" int texts_integers(const Column* column, int separator, int based, std::int32_t* out, i64* facts) {
+    using Distance = std::numeric_limits<std::int32_t>;
+    i64 base = facts[0], least = std::numeric_limits<i64>::max(), greatest = std::numeric_limits<i64>::min();
+    const auto emit = [&](i64 value) {
+        if (!based) base = value, based = 1;
+        i64 distance;
+        if (__builtin_sub_overflow(value, base, &distance) || distance <= Distance::min() || distance > Distance::max()) return false;
+        *out++ = static_cast<std::int32_t>(distance);
+        least = value < least ? value : least;
+        greatest = value > greatest ? value : greatest;
+        return true;
+    };
+    const bool all = each_row(*column, [&](const char* p, u32 n) {
+        if (n == 0 && separator >= 0) return true;
+        for (const char* end = p + n;; p++) {
+            i64 quick;
+            const int length = end - p > 8 ? read_digits(p, &quick) : 0;
+            if (length > 0 && static_cast<unsigned char>(p[length]) == separator && (*p != '0' || length == 1)) {
+                if (!emit(quick)) return false;
+                p += length;
+                continue;
+            }
+            const bool negative = p < end && *p == '-';
+            p += negative;
+            const char* digits = p;
+            u64 value = 0;
+            for (u32 digit; p < end && (digit = static_cast<unsigned char>(*p) - u32{'0'}) <= 9; p++) value = value * 10 + digit;
+            const i64 size = p - digits;
+            if (p < end && static_cast<unsigned char>(*p) != separator) return false;
+            if (size == 0) {
+                if (negative) return false;
+                *out++ = Distance::min();
+            } else {
+                if (*digits == '0' && (size > 1 || negative)) return false;
+                if (size > 19 || value > static_cast<u64>(std::numeric_limits<i64>::max())) return false;
+                if (!emit(negative ? -static_cast<i64>(value) : static_cast<i64>(value))) return false;
+            }
+            if (p == end) return true;
+        }
+    });
+    facts[0] = base, facts[1] = least, facts[2] = greatest;
+    return all;
+}
+
+// out [m]: the codes of the entries, from 1 on in the order of first occurrence; 0 for what is missing.
+extern "C" void texts_codes(const Column* column, int separator, Dictionary* dictionary, u32* out) {
+    each_row(*column, [&](const char* p, u32 n) {
+        if (separator < 0) {
+            *out++ = n ? dictionary->code(p, n) : 0;
+            return true;
+        }
+        if (n == 0) return true;
+        for (const char* end = p + n;; p++) {
+            const char* start = p;
+            while (p < end && static_cast<unsigned char>(*p) != separator) p++;
+            *out++ = p > start ? dictionary->code(start, static_cast<u32>(p - start)) : 0;
+            if (p == end) return true;
+        }
+    });
+}
+
+extern "C" Dictionary* dictionary_new() { return new Dictionary; }
+extern "C" void dictionary_free(Dictionary* dictionary) { delete dictionary; }
+extern "C" i64 dictionary_size(const Dictionary* dictionary) { return static_cast<i64>(dictionary->ends.size()) - 1; }
+extern "C" const i64* dictionary_ends(const Dictionary* dictionary) { return dictionary->ends.data(); }
+extern "C" const char* dictionary_texts(const Dictionary* dictionary) { return dictionary->texts.data(); }

@@ -1,0 +1,117 @@
+"""Columns of text read by compiled loops (`texts.cpp`), straight from the buffers of Polars. `data.texts` has the plain twins.
+
+n rows · m entries: those of all rows one after the other, or the rows themselves where nothing is split
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from finerank.kernels.build import library
+
+Int64s: TypeAlias = NDArray[np.int64]
+
+PIECE = 1 << 30
+"""Bytes of texts handed to Polars at a time, which counts them in 32 bits."""
+
+
+def fits(separator: str | None = None) -> bool:
+    """Whether there are compiled loops, and this separator (None: nothing is split) is one byte."""
+    return (separator is None or len(separator.encode()) == 1) and library("texts") is not None
+
+
+def lengths(column: pl.Series, separator: str) -> tuple[Int64s, int]:
+    """How many entries each text has, int64 [n] (null and empty text have none), and how many of all entries are empty."""
+    out = np.empty(len(column), dtype=np.int64)
+    with _opened(column) as handle:
+        missing = _function("texts_lengths", ctypes.c_int64)(handle, _byte(separator), _pointer(out))
+    return out, int(missing)
+
+
+def integers(
+    column: pl.Series, separator: str | None, m: int, base: int | None
+) -> tuple[NDArray[np.int32], int, int, int] | None:
+    """(distances of the entries from the base int32 [m], the base, the least entry, the greatest); None: not all are integers
+    that far. The least int32 where missing; base None: the first integer."""
+    out, facts = np.empty(m, dtype=np.int32), np.array([base or 0, 0, 0], dtype=np.int64)
+    with _opened(column) as handle:
+        call, based = _function("texts_integers", ctypes.c_int), ctypes.c_int(base is not None)
+        if not call(handle, _byte(separator), based, _pointer(out), _pointer(facts)):
+            return None
+    return out, *facts.tolist()
+
+
+class Dictionary:
+    """Codes 1...`size` for texts in the order of their first occurrence, 0 for null and empty text."""
+
+    def __init__(self) -> None:
+        self._handle = _function("dictionary_new", ctypes.c_void_p)()
+        weakref.finalize(self, _function("dictionary_free", None), ctypes.c_void_p(self._handle))
+
+    def codes(self, column: pl.Series, separator: str | None, m: int) -> NDArray[np.uint32]:
+        """uint32 [m]; texts not met before are added."""
+        out = np.empty(m, dtype=np.uint32)
+        with _opened(column) as handle:
+            call = _function("texts_codes", None)
+            call(handle, _byte(separator), ctypes.c_void_p(self._handle), _pointer(out))
+        return out
+
+    @property
+    def size(self) -> int:
+        """How many texts there are."""
+        return int(_function("dictionary_size", ctypes.c_int64)(ctypes.c_void_p(self._handle)))
+
+    def texts(self) -> pl.Series:
+        """All of them, by code."""
+        at, start = (
+            _function(name, ctypes.c_void_p)(ctypes.c_void_p(self._handle))
+            for name in ("dictionary_ends", "dictionary_texts")
+        )
+        ends = np.frombuffer(ctypes.string_at(at, 8 * (self.size + 1)), dtype=np.int64)
+        cuts = np.unique([*np.searchsorted(ends, np.arange(0, ends[-1], PIECE)), self.size]).tolist()
+        texts = [pl.Series([], dtype=pl.String)]
+        for low, high in itertools.pairwise(cuts):
+            blob = pl.lit(ctypes.string_at(start + int(ends[low]), int(ends[high] - ends[low])))
+            offsets, sizes = pl.Series(ends[low:high] - ends[low]), pl.Series(np.diff(ends[low : high + 1]))
+            texts.append(pl.select(blob.bin.slice(pl.lit(offsets), pl.lit(sizes)).cast(pl.String)).to_series())
+        return pl.concat(texts)
+
+
+@contextmanager
+def _opened(column: pl.Series) -> Iterator[ctypes.c_void_p]:
+    """A column of the loops, for as long as it is read."""
+    capsule = column.__arrow_c_stream__(None)
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    handle = _function("texts_open", ctypes.c_void_p)(ctypes.c_void_p(pointer(capsule, b"arrow_array_stream")))
+    if handle is None:
+        raise TypeError(f"column {column.name!r} is {column.dtype}, no text")
+    try:
+        yield ctypes.c_void_p(handle)
+    finally:
+        _function("texts_close", None)(ctypes.c_void_p(handle))
+
+
+def _function(name: str, gives: Any) -> Any:
+    loops = library("texts")
+    assert loops is not None
+    function = loops[name]  # of its own: no other caller sets its type
+    function.restype = gives
+    return function
+
+
+def _byte(separator: str | None) -> ctypes.c_int:
+    return ctypes.c_int(-1 if separator is None else separator.encode()[0])
+
+
+def _pointer(array: NDArray[Any]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)

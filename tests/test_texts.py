@@ -1,0 +1,159 @@
+"""Texts as numbers: the compiled loops and their plain twins against loops in Python, and each other in a whole data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_blocks import WIDE, content, wide
+
+from finerank.data.lists import joined_events, list_events
+from finerank.data.prepare import prepare
+from finerank.data.texts import NOWHERE, NULL, Integers, Joined, dictionary
+from finerank.kernels import build, texts
+from finerank.schema import History
+
+compiled = pytest.mark.skipif(build.library("texts") is None, reason="no compiled loops here")
+
+ODD = [
+    "",
+    "0",
+    "-0",
+    "00",
+    "+5",
+    "05",
+    "-",
+    "--1",
+    " 5",
+    "5 ",
+    "5.",
+    "1e3",
+    "٣",
+    "é",
+    "\x00",
+    "a" * 40,
+    "1" * 8,
+    "b" * 8,
+]
+ODD += [str(2**63 - 1), str(2**63), str(-(2**63)), str(-(2**63) + 1), "9" * 19, "1" + "0" * 18, "1" * 30]
+TEXT = st.none() | st.sampled_from(ODD) | st.integers(-30, 30).map(str) | st.text(max_size=14)
+
+
+def entries(rows: list[str | None], separator: str | None) -> list[str | None]:
+    """What a column holds, entry by entry; None: missing."""
+    if separator is None:
+        return [row or None for row in rows]
+    return [entry or None for row in rows if row for entry in row.split(separator)]
+
+
+def as_integer(entry: str | None) -> int | None:
+    """The int64 that an entry writes, `NULL` for none at all, None for anything else."""
+    if entry is None:
+        return NULL
+    try:
+        value = int(entry)
+    except ValueError:
+        return None
+    return value if str(value) == entry and -(2**63) < value < 2**63 else None
+
+
+def column_of(rows: list[str | None], separator: str | None) -> pl.Series | Joined:
+    column = pl.Series("x", [None, *rows, "cut"], dtype=pl.String)[1:-1]  # a slice: it begins within its buffers
+    if separator is None:
+        return column
+    made = Joined.of(column, separator)
+    if made is None:  # switched off
+        lengths = [len(entries([row], separator)) for row in rows]
+        made = Joined(column, separator, np.array(lengths, dtype=np.int64), entries(rows, separator).count(None))
+    return made
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(TEXT | st.lists(TEXT.filter(bool), max_size=4).map("^".join), max_size=12),
+    st.sampled_from([None, "^"]),
+    st.sampled_from([None, 0, -7, 2**31, 2**63 - 1]),
+    st.booleans(),
+)
+def test_integers_are_what_python_reads(
+    rows: list[str | None], separator: str | None, base: int | None, loops: bool
+) -> None:
+    expected = [as_integer(entry) for entry in entries(rows, separator)]
+    with build.switched(loops):
+        found = Integers.of(column_of(rows, separator), base)
+    known = [value for value in expected if value is not None and value != NULL]
+    if None in expected or (base is not None and any(abs(value - base) >= 2**31 for value in known)):
+        assert found is None
+        return
+    if found is None:  # from no base of theirs are all within reach
+        assert base is None
+        assert max(known) - min(known) >= 2**31
+        return
+    distances = found.distances.tolist()
+    assert [NULL if d == NOWHERE else found.base + d for d in distances] == expected
+    assert base is None or found.base == base
+    assert (found.low, found.high) == (min(known), max(known)) if known else found.low > found.high
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.lists(TEXT, max_size=9), max_size=4), st.sampled_from([None, "^"]), st.booleans())
+def test_codes_stand_for_texts(blocks: list[list[str | None]], separator: str | None, loops: bool) -> None:
+    with build.switched(loops):
+        codes = dictionary()
+        found = [code for rows in blocks for code in codes.codes(column_of(rows, separator)).tolist()]
+        names = [None, *codes.texts().to_list()]
+        assert codes.size == len(names) - 1 == len(set(names[1:]))
+    assert [names[code] for code in found] == [entry for rows in blocks for entry in entries(rows, separator)]
+
+
+@compiled
+def test_a_dictionary_grows_beyond_its_first_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long and short texts, of which many share their first or last bytes, over chunks of a column."""
+    names = [f"{'x' * (i % 23)}{i % 5_000}{'y' * (i % 13)}" for i in range(20_000)]
+    column = pl.concat([pl.Series(names[:7_000]), pl.Series(names[7_000:])], rechunk=False)
+    assert column.n_chunks() == 2
+    codes = texts.Dictionary()
+    found = codes.codes(column, None, len(column))
+    first = {name: code for code, name in enumerate(dict.fromkeys(names), 1)}
+    assert found.tolist() == [first[name] for name in names]
+    assert codes.texts().to_list() == list(first)
+    monkeypatch.setattr(texts, "PIECE", 1_000)
+    assert codes.texts().to_list() == list(first)
+    assert codes.codes(column, None, len(column)).tolist() == found.tolist()
+
+
+@compiled
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from([None, "", "^", "1", "1^2", "a^b^", "^a", "a^^b", "x^y^z"]), max_size=8))
+def test_joined_events_are_those_of_lists(rows: list[str | None]) -> None:
+    """Where the quick way takes a block, it finds what the other finds."""
+    past = History(name="past", fields=("a", "b"), lists={"a": "x", "b": "y"}, separator="^")
+    frame = pl.DataFrame({"x": rows, "y": rows}, schema={"x": pl.String, "y": pl.String})
+    quick = joined_events(past, frame)
+    events, lengths = list_events(past, frame, np.arange(len(rows)))
+    missing = any(entry is None for entry in entries(rows, "^"))
+    assert (quick is None) == missing
+    if quick is not None:
+        assert {name: column.split().to_list() for name, column in quick.items()} == events.to_dict(as_series=False)
+        assert all(column.lengths.tolist() == lengths.tolist() for column in quick.values())
+
+
+def test_uneven_lists_and_other_columns_are_left_to_lists() -> None:
+    past = History(name="past", fields=("a", "b"), lists={"a": "x", "b": "y"}, separator="^")
+    assert joined_events(past, pl.DataFrame({"x": ["1^2"], "y": ["1"]})) is None
+    assert joined_events(past, pl.DataFrame({"x": [["1", "2"]], "y": ["1^2"]})) is None
+    wide_mark = History(name="past", fields=("a",), lists={"a": "x"}, separator="::")
+    assert joined_events(wide_mark, pl.DataFrame({"x": ["1::2"]})) is None
+
+
+@compiled
+@pytest.mark.parametrize("block", [32, 10_000])
+def test_a_data_set_is_the_same_with_and_without_loops(tmp_path: Path, block: int) -> None:
+    for loops in (True, False):
+        with build.switched(loops):
+            prepare(tmp_path / str(loops), WIDE, wide(400).lazy(), block=block)
+    assert content(tmp_path / "True") == content(tmp_path / "False")
