@@ -95,6 +95,11 @@ VARIANTS = {
     "embeddings .1": Variant(embedding={"std": 0.1}),
     "batch normalisation in the tower": Variant(tower=BN),
     "batch normalisation, embeddings .1": Variant(tower=BN, embedding={"std": 0.1}),
+    "batch normalisation, embeddings .0001": Variant(tower=BN, embedding={"std": 1e-4}),
+    "batch normalisation, torch's layers": Variant(as_torch_does, tower=BN),
+    "batch normalisation, torch's layers, bias 0, embeddings .0001, dense Adam": Variant(
+        both, tower=BN, embedding={"std": 1e-4}, dense=True
+    ),
     "layers as torch initialises them": Variant(as_torch_does),
     "layers as He et al.": Variant(he),
     "bias 0": Variant(no_prior),

@@ -198,9 +198,8 @@ def train(task: str, world: str, seed: int, precision: Precision = "float32") ->
             epochs=1, seed=seed, threads=torch.get_num_threads(), batch=Budget(rows=BATCH), precision=precision
         )
         trainer = Trainer(model(task), data, given)
-        rows = len(data.rows_of(data.requests_of("train")))
         with StepClock() as clock:
-            trainer.fit()
+            rows = trainer.fit()[0].rows
         trained = memory.peak
         found, noise = timed(lambda: predict(trainer.model, trainer.builder, data.requests_of("test")))
     steps = len(clock.times)

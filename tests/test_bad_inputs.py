@@ -89,6 +89,7 @@ def csv(text: str) -> Break:
 
 
 NEW = ("train", "r.toml", "-o", "new")
+SHORT = ("r.toml", "--seeds", "1", "--no-isolate")
 
 CASES: dict[str, tuple[Break, tuple[str, ...], str]] = {
     # a run that is none
@@ -405,6 +406,60 @@ CASES: dict[str, tuple[Break, tuple[str, ...], str]] = {
     ),
     "ablate: no time": (nothing, ("ablate", "r.toml", "-o", "ab", "--minutes", "0"), "the 0 minutes were over"),
     "ablate: damaged": (written("lr/ablation.json", "{"), ("report", "lr"), "ablation.json: damaged (JSONDecodeError"),
+    # searches
+    "bench: out is a file": (written("x", "hello"), ("bench", *SHORT, "-o", "x"), "x: is a file; name a folder for"),
+    "bench: out is a run": (nothing, ("bench", *SHORT, "-o", "lr"), "lr: holds something else ("),
+    "bench: out holds something else": (
+        lambda s: ((s / "x").mkdir(), written("x/notes.txt", "mine")(s))[1],
+        ("bench", *SHORT, "-o", "x"),
+        "x: holds something else (notes.txt); name a new folder, or one that bench began",
+    ),
+    "bench: no variants": (
+        written("v.toml", ""),
+        ("bench", *SHORT, "-o", "x", "--variants", "v.toml"),
+        "v.toml: names no contestant",
+    ),
+    "bench: no such variant": (
+        written("v.toml", '[small]\nmodel = {name = "lr"}\n'),
+        ("bench", *SHORT, "-o", "x", "--variants", "v.toml", "--only", "smal"),
+        "--only smal: v.toml has no such table; did you mean 'small'",
+    ),
+    "bench: only of nothing": (nothing, ("bench", *SHORT, "-o", "x", "--only", "small"), "chooses among variants"),
+    "bench: a field that is not there": (
+        written("v.toml", '[small]\nmodel = {name = "lr", without = ["contry"]}\n'),
+        ("bench", *SHORT, "-o", "x", "--variants", "v.toml"),
+        "no contestant runs on this data; model.without: 'contry' is no field",
+    ),
+    "bench: nothing to stop by": (
+        nothing,
+        ("bench", *SHORT, "-o", "x", "--set", "data.split.validation=0"),
+        "no contestant could be trained; seed 1: no validation requests",
+    ),
+    "bench: no test": (nothing, ("bench", *SHORT, "-o", "x", "--set", "data.split.test=0"), "bench: no test rows"),
+    "tune: out holds something else": (
+        lambda s: ((s / "x").mkdir(), written("x/notes.txt", "mine")(s))[1],
+        ("tune", "r.toml", "-o", "x", "--trials", "1"),
+        "x: holds something else (notes.txt); name a new folder, or one that tune began",
+    ),
+    "tune: nothing to choose by": (
+        nothing,
+        ("tune", "r.toml", "-o", "x", "--trials", "1", "--set", "data.split.validation=0"),
+        "tune: no validation rows, and they alone choose",
+    ),
+    "transfer: no test": (nothing, ("transfer", "r.toml", "-o", "x", "--set", "data.split.test=0"), "no test rows"),
+    "ablate: no test": (nothing, ("ablate", "r.toml", "-o", "x", "--set", "data.split.test=0"), "ablate: no test rows"),
+    "ablate: out is a file": (written("x", "hello"), ("ablate", "r.toml", "-o", "x"), "x: is a file"),
+    "defaults: no such feature": (nothing, ("defaults", "lr", "positon"), "positon"),
+    "train: a variant without its file": (
+        nothing,
+        ("train", "r.toml", "-o", "new", "--only", "small"),
+        "--variants FILE and --only NAME go together",
+    ),
+    "prepare: a log that is gone": (
+        removed("samples.parquet"),
+        ("prepare", "r.toml", "-o", "data"),
+        "samples.parquet: no such file any more, and data was prepared from it",
+    ),
     "demo: no such model": (nothing, ("demo", "--model", "dinn", "-o", "x"), "--model dinn: the demo has "),
 }
 

@@ -35,7 +35,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sim, the newest": {"name": "sim", "representation": {"top": 2, "recent": 1, "exact": "din", "unit": UNIT}},
     "sim, softmax": {
         "name": "sim",
-        "representation": {"top": 3, "recent": 2, "exact": "din", "unit": UNIT | {"softmax": True}, "by": "price"},
+        "representation": {
+            "top": 3,
+            "recent": 2,
+            "short": "din",
+            "exact": "din",
+            "unit": UNIT | {"softmax": True},
+            "by": "price",
+        },
     },
     "sim, soft": {"name": "sim_soft", "representation": {"top": 3, "recent": 0, "heads": 3}},
     "dsin, mean": {"name": "dsin", "representation": {"merge": "mean", "gap": 1_000, "heads": 3, "bias": False}},

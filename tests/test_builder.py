@@ -14,6 +14,7 @@ import tiny
 import torch
 from torch import Tensor
 
+from finerank.data import builder as builder_module
 from finerank.data.batch import Batch, Jagged, pair_up
 from finerank.data.builder import REDRAWS, BatchBuilder
 from finerank.data.dataset import Dataset
@@ -368,6 +369,25 @@ def test_steps_count_the_pairs_of_the_histories_that_are_paired(data: Dataset) -
         assert any(step.chunks for step in made) == bool(factor)
     plain = builder.steps(train, Budget(rows=50), shuffle=False)
     assert np.concatenate([s.requests for s in plain]).tolist() == train.tolist()
+
+
+@pytest.mark.parametrize("piece", [1, 2, 7])
+@pytest.mark.parametrize("budget", [Budget(rows=9, pairs=12), Budget(rows=40), Budget(rows=1)])
+def test_steps_do_not_depend_on_the_piece(
+    data: Dataset, budget: Budget, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = np.random.default_rng(5).random(data.rows) < 0.2  # whole pieces are passed over
+    for keep in (None, kept):
+        builder = BatchBuilder(data, BOTH, seed=9, keep=keep)
+
+        def cut(builder: BatchBuilder = builder) -> list[tuple[Any, ...]]:
+            made = builder.steps(data.requests_of("train"), budget, epoch=2)
+            return [(s.requests.tolist(), s.rows, s.chunks) for s in made]
+
+        monkeypatch.setattr(builder_module, "PIECE", 1 << 30)
+        whole = cut()
+        monkeypatch.setattr(builder_module, "PIECE", piece)
+        assert cut() == whole
 
 
 def test_an_oversized_request_is_cut_into_chunks_of_one_step(data: Dataset) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from by_hand import (
     AGES,
@@ -31,8 +34,11 @@ from transformer_by_hand import block, gelu
 from finerank.data.batch import Batch, Drawn
 from finerank.errors import UserError
 from finerank.models import registry
+from finerank.models.catalogue import in_batch_softmax
 from finerank.models.composition import Model
 from finerank.schema import FIRST, OOV, Task
+from finerank.training.loop import Trainer
+from finerank.training.options import Adam, TrainingOptions
 
 BERT: dict[str, Any] = {"name": "bert4rec", "representation": {"embedding": {"width": 4}, "dropout": 0.0, "feed": 2}}
 W = 4
@@ -274,6 +280,95 @@ def test_equal_shares_correct_nothing() -> None:
     batch = replace(batch_of(), drawn={"clicks": flat}, example_age=torch.zeros(3, dtype=torch.float64))
     with_it, without = (model_of(youtube(correct=c)).train()(batch).losses["catalogue"].detach() for c in (True, False))
     assert float(with_it) == pytest.approx(float(without), rel=1e-12)
+
+
+LABELS, LOG_SHARE = [[1.0], [1.0], [1.0], [1.0], [0.0]], np.log([0.3, 0.2, 0.1, 0.5, 0.4])
+
+
+def by_batch(score: Callable[[int, int], float], correct: bool, labels: list[list[float]]) -> list[float]:
+    """Losses of the positive rows, each against those of other requests and other items. score: (request, row)."""
+    rows = [n for n in range(5) if labels[n][0]]
+    off = LOG_SHARE if correct else np.zeros(5)
+    return [
+        softmax_by_hand(
+            score(OF[n], n) - off[n],
+            [score(OF[n], m) - off[m] for m in rows if OF[m] != OF[n] and ITEMS[m] != ITEMS[n]],
+        )
+        for n in rows
+    ]
+
+
+def shares() -> dict[str, Drawn]:
+    nothing = torch.empty(3, 0)
+    return {"clicks": Drawn(nothing.long(), nothing.double(), torch.from_numpy(LOG_SHARE))}
+
+
+@pytest.mark.parametrize("correct", [True, False])
+@pytest.mark.parametrize("labels", [LABELS, [[1.0]] * 5], ids=["four", "the same item twice"])
+def test_youtube_against_the_rest_of_the_batch_by_hand(correct: bool, labels: list[list[float]]) -> None:
+    model = model_of(youtube(correct=correct, negatives="batch", example_age=False)).train()
+    hand = Hand(model)
+    batch = replace(batch_of(labels=labels), drawn=shares())
+
+    def score(r: int, n: int) -> float:
+        return float(user_by_hand(hand, r, None) @ items(hand)[ITEMS[n]])
+
+    losses = model.losses(batch, model(batch))
+    expected = sum(by_batch(score, correct, labels)) / 5
+    assert float(losses["catalogue"].detach()) == pytest.approx(expected, rel=1e-9)
+    drawing = model.needs.drawn["clicks"]
+    assert (drawing.count, drawing.of) == (0, "candidates")
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_two_tower_by_hand(correct: bool) -> None:
+    late = {"kind": "late_crossing", "hidden": [4, 3], "temperature": 0.5, "correct": correct}
+    model = model_of({"name": "two_tower", "representation": SMALL, "interactions": [late]}).train()
+    hand = Hand(model)
+
+    def side(x: np.ndarray, at: str) -> np.ndarray:
+        for k in range(2):
+            x = np.tanh(hand.dense(f"interactions.0.{at}.0.layers.{2 * k}", x))
+        return x / math.sqrt(float(x @ x))
+
+    def score(r: int, n: int) -> float:
+        x_r, x_n = hand.row(OF.index(r), [hand.pooled(OF.index(r))]), hand.row(n, [hand.pooled(n)])
+        return float(side(x_r[: 3 * D + 1], "networks_R") @ side(x_n[3 * D + 1 :], "networks_N")) / 0.5
+
+    batch = replace(batch_of(labels=LABELS, weights=[[2.0], [1.0], [1.0], [0.5], [1.0]]), drawn=shares())
+    each = by_batch(score, correct, LABELS)
+    expected = sum(w * loss for w, loss in zip((2.0, 1.0, 1.0, 0.5), each, strict=True)) / 5
+    losses = model.losses(batch, model(batch))
+    assert set(losses) == {"click in batch"}
+    assert float(losses["click in batch"].detach()) == pytest.approx(expected, rel=1e-9)
+    assert model.eval()(batch).losses == {}
+
+
+def test_negatives_of_a_batch_leave_out_what_is_no_negative() -> None:
+    logits = torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, 0.5], [2.0, 0.0, 1.0]], dtype=torch.float64)
+    alone = in_batch_softmax(logits, torch.tensor([5, 6, 7]), torch.tensor([4, 4, 4]))
+    assert alone.tolist() == [0.0, 0.0, 0.0]  # one request: nothing to tell apart
+    unknown = in_batch_softmax(logits, torch.tensor([5, OOV, 7]), torch.tensor([0, 1, 2]))
+    assert unknown.tolist() == pytest.approx([softmax_by_hand(1.0, [3.0]), 0.0, softmax_by_hand(1.0, [2.0])], rel=1e-12)
+    shifted = in_batch_softmax(logits, torch.tensor([5, 6, 7]), torch.tensor([0, 1, 2]), torch.full((3,), -2.5))
+    plain = in_batch_softmax(logits, torch.tensor([5, 6, 7]), torch.tensor([0, 1, 2]))
+    assert torch.allclose(shifted, plain, rtol=1e-12)  # equal shares correct nothing
+    assert in_batch_softmax(torch.empty(0, 0), torch.empty(0).long(), torch.empty(0).long()).shape == (0,)
+
+
+def test_two_tower_is_trained_and_refuses_what_it_cannot_learn(tmp_path: Path) -> None:
+    """Its loss is of the batch alone, and falls."""
+    made = fitted()
+    number = replace(made, schema=replace(made.schema, tasks=(Task(name="click", kind="regression"),)))
+    with pytest.raises(UserError, match=r"in_batch: 1 outputs for 1 tasks, .* accepted: a binary task"):
+        model_of({"name": "two_tower", "representation": SMALL}, number)
+    with pytest.raises(UserError, match=r"in_batch = -1\.0; accepted: 0 \(none\)"):
+        registry.parse({"name": "two_tower", "interactions": [{"kind": "late_crossing", "in_batch": -1.0}]})
+    data = tiny.dataset(tmp_path / "data", requests=200, tasks=1)
+    options = TrainingOptions(epochs=6, patience=9, tables=Adam(lr=0.02), keep_memory=False, threads=1)
+    trainer = Trainer(registry.parse({"name": "two_tower", "representation": SMALL}), data, options)
+    trainer.fit()
+    assert trainer.history[-1].loss < 0.95 * trainer.history[0].loss
 
 
 def test_youtube_candidates_needs_a_choice() -> None:

@@ -99,12 +99,9 @@ def items(*entries: tuple[str, int, float]) -> str:
     return f"{len(entries)}," + "\x01".join(f"{field}\x02{i}\x03{value}" for field, i, value in entries)
 
 
-@pytest.fixture
-def ali_folder(tmp_path: Path) -> Path:
+def write_ali_ccp(folder: Path) -> None:
     """20 users and 200 impressions in either half."""
     draw = np.random.default_rng(0)
-    folder = tmp_path / "raw"
-    folder.mkdir()
 
     def some(fields: tuple[str, ...], most: int) -> list[tuple[str, int, float]]:
         return [
@@ -124,6 +121,12 @@ def ali_folder(tmp_path: Path) -> Path:
             skeleton.append(f"{i},{click},{int(click and draw.random() < 0.5)},{int(draw.integers(20)):016x},{row}")
         (folder / f"common_features_{half}.csv").write_text("".join(line + "\n" for line in common))
         (folder / f"sample_skeleton_{half}.csv").write_text("".join(line + "\n" for line in skeleton))
+
+
+@pytest.fixture
+def ali_folder(tmp_path: Path) -> Path:
+    (folder := tmp_path / "raw").mkdir()
+    write_ali_ccp(folder)
     return folder
 
 

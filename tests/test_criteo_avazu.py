@@ -27,22 +27,28 @@ def avazu_line(draw: np.random.Generator, i: int, day: int) -> str:
     return ",".join([str(i), str(int(draw.random() < 0.4)), f"1410{day}{int(draw.integers(24)):02d}", *rest])
 
 
+def write_criteo(folder: Path) -> None:
+    draw = np.random.default_rng(0)
+    folder.joinpath("train.txt").write_text("".join(criteo_line(draw) + "\n" for _ in range(210)))
+
+
+def write_avazu(folder: Path) -> None:
+    draw = np.random.default_rng(0)
+    lines = [",".join(avazu.COLUMNS), *(avazu_line(draw, i, 21 + i // 40) for i in range(200))]
+    folder.joinpath("train.csv").write_text("".join(line + "\n" for line in lines))
+
+
 @pytest.fixture
 def criteo_folder(tmp_path: Path) -> Path:
-    draw = np.random.default_rng(0)
-    folder = tmp_path / "raw"
-    folder.mkdir()
-    folder.joinpath("train.txt").write_text("".join(criteo_line(draw) + "\n" for _ in range(210)))
+    (folder := tmp_path / "raw").mkdir()
+    write_criteo(folder)
     return folder
 
 
 @pytest.fixture
 def avazu_folder(tmp_path: Path) -> Path:
-    draw = np.random.default_rng(0)
-    folder = tmp_path / "raw"
-    folder.mkdir()
-    lines = [",".join(avazu.COLUMNS), *(avazu_line(draw, i, 21 + i // 40) for i in range(200))]
-    folder.joinpath("train.csv").write_text("".join(line + "\n" for line in lines))
+    (folder := tmp_path / "raw").mkdir()
+    write_avazu(folder)
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations, product
 
 import numpy as np
 import polars as pl
@@ -16,7 +17,7 @@ from finerank.errors import UserError
 from finerank.explain.embedding_map import embedding_map, table_vectors
 from finerank.explain.importance import permutation_importance
 from finerank.explain.lift import Z95, _interval, lift
-from finerank.explain.past import batch_of, explain, latest_request
+from finerank.explain.past import Explanation, batch_of, explain, latest_request
 from finerank.explain.readable import names_of
 from finerank.models.registry import parse
 from finerank.training.loop import Trainer
@@ -106,6 +107,119 @@ def test_whom_and_what_it_does_not_know_it_says(din: Trainer, data: Dataset) -> 
 
 
 # ------------------------------------------------------------------------------------------------ fields
+
+
+FIELDS = (
+    "user",
+    "country",
+    "interests",
+    "age",
+    "age?",
+    "item",
+    "category",
+    "tags",
+    "price",
+    "country_category",
+    "amount",
+)
+"""As the tiny world declares them: the request's fields and numbers, then the candidate's; `age?`: whether it is missing."""
+
+
+def explained(data: Dataset, **model: object) -> tuple[Trainer, Explanation]:
+    """A model with random weights, explained for a user."""
+    trainer = Trainer(parse(model), data, TrainingOptions(threads=1, keep_memory=False))
+    draw = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter += 0.4 * torch.randn(parameter.shape, generator=draw)
+    return trainer, explain(trainer, someone(data))
+
+
+def rows_of(trainer: Trainer, data: Dataset) -> np.ndarray:
+    """[C, F, D]: the vectors of the fields of the request's candidates."""
+    batch = trainer.builder.batch(np.array([latest_request(data, someone(data), "test")]), epoch=None)
+    model = trainer.model
+    vectors = model.interactions[-1].vectors  # type: ignore[union-attr]
+    found: np.ndarray = vectors.rows(model.representation(batch)).detach().double().numpy()  # type: ignore[operator]
+    return found
+
+
+@pytest.fixture(scope="module")
+def one_task(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny.dataset(tmp_path_factory.mktemp("one") / "data", tasks=1)
+
+
+def test_attention_of_pairs_of_fields_by_hand(one_task: Dataset) -> None:
+    """AFM: softmax over all pairs of h · relu(W p + b), in the names of the fields."""
+    part = {"kind": "attentional_pairs", "factor": 3}
+    trainer, found = explained(one_task, name="afm", representation={"embedding": {"width": 4}}, interactions=[part])
+    (one,) = found.between
+    v_CFD = rows_of(trainer, one_task)
+    w, b, h = (
+        p.detach().double().numpy()
+        for name, p in trainer.model.interactions[0].named_parameters()
+        if name.startswith(("attention.", "score."))
+    )
+    assert (one.what, one.rows, one.columns) == ("attention of pairs", FIELDS, FIELDS)
+    for c, v_FD in enumerate(v_CFD):
+        score = {
+            (i, j): float(h[0] @ np.maximum(w @ (v_FD[i] * v_FD[j]) + b, 0))
+            for i, j in combinations(range(len(FIELDS)), 2)
+        }
+        total = sum(np.exp(s) for s in score.values())
+        for i, j in product(range(len(FIELDS)), repeat=2):
+            expected = np.exp(score[i, j]) / total if i < j else np.nan
+            assert one.weights[c, i, j] == pytest.approx(expected, rel=1e-4, nan_ok=True)
+        (i, j), best = max(score.items(), key=lambda s: s[1])
+        ((a, d, weight),) = one.strongest([c], 1)
+        assert (a, d, weight) == (FIELDS[i], FIELDS[j], pytest.approx(np.exp(best) / total, rel=1e-4))
+
+
+def test_attention_between_fields_by_hand(one_task: Dataset) -> None:
+    """AutoInt's first layer: the mean over heads of the softmax of what each field asks and each answers."""
+    part = {"kind": "autoint", "layers": 2, "heads": 2, "width": 3}
+    trainer, found = explained(
+        one_task, name="autoint", representation={"embedding": {"width": 4}}, interactions=[part]
+    )
+    assert [(b.what, b.rows, b.columns) for b in found.between] == [
+        ("attention of layer 1", FIELDS, FIELDS),
+        ("attention of layer 2", FIELDS, FIELDS),
+    ]
+    layer = trainer.model.interactions[0].layers[0]  # type: ignore[union-attr, index]
+    asks, answers = (linear.weight.detach().double().numpy() for linear in (layer.query, layer.key))  # type: ignore[union-attr]
+    for c, v_FD in enumerate(rows_of(trainer, one_task)):
+        for m, v in enumerate(v_FD):
+            expected = np.zeros(len(FIELDS))
+            for head in (slice(0, 3), slice(3, 6)):
+                e = np.exp([float((asks[head] @ v) @ (answers[head] @ k)) for k in v_FD])
+                expected += e / e.sum() / 2
+            np.testing.assert_allclose(found.between[0].weights[c, m], expected, rtol=1e-3)
+    np.testing.assert_allclose(found.between[1].weights.sum(2), 1, rtol=1e-5)
+
+
+def test_strengths_of_pairs_are_the_models_own(one_task: Dataset) -> None:
+    trainer, found = explained(one_task, name="fwfm")
+    (one,) = found.between
+    r = trainer.model.interactions[0].weights[0].tolist()  # type: ignore[union-attr, index]
+    for (i, j), expected in zip(combinations(range(len(FIELDS)), 2), r, strict=True):
+        np.testing.assert_allclose(one.weights[:, i, j], expected, rtol=1e-6)
+        assert np.isnan(one.weights[:, j, i]).all()
+    kept = ["user*item", "category*price"]
+    _, found = explained(one_task, name="autofis_fm", interactions=[{"kind": "autofis", "kept": kept}], stages=[])
+    strongest = found.between[0].strongest([0], 9)
+    assert sorted(f"{a}*{b}" for a, b, _ in strongest) == sorted(kept)  # a pair that was dropped is not there
+    _, found = explained(one_task, name="fibinet")
+    assert (found.between[0].rows, found.between[0].columns) == (("weight",), FIELDS)
+
+
+def test_separate_networks_weigh_fields_each_for_itself(data: Dataset) -> None:
+    _, found = explained(data, name="fwfm", separate=True)
+    assert [b.what for b in found.between] == ["click.r", "conversion.r"]
+    assert not np.allclose(found.between[0].weights, found.between[1].weights, equal_nan=True)
+
+
+def test_what_weighs_nothing_says_nothing(din: Trainer, data: Dataset) -> None:
+    assert explain(din, someone(data)).between == ()
 
 
 def test_importance_is_nought_for_what_the_model_does_not_read(data: Dataset) -> None:

@@ -74,11 +74,11 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, World]:
 
 def trained(model: str | Mapping[str, Any], data: Dataset) -> Trainer:
     """A few steps with large strides, so that weights and moving statistics are nothing like the initial ones."""
-    table = {"name": model} if isinstance(model, str) else model
+    composition = tiny.composition(model) if isinstance(model, str) else registry.parse(model)
     options = TrainingOptions(
         epochs=2, batch=Budget(rows=32), tables=Adam(lr=0.05), dense=Adam(lr=0.01), keep_memory=False, threads=1
     )
-    trainer = after_stages(registry.parse(table), data, options)
+    trainer = after_stages(composition, data, options)
     trainer.fit()
     return trainer
 
@@ -307,6 +307,35 @@ def test_every_way_of_attending_makes_the_trip(
         assert scorer.manifest.outputs == ("logits", "clicks.item.attention", "clicks.tags+category.attention")
 
 
+# ------------------------------------------------------------------------------------------------ little worlds
+
+ITEM = (Categorical(name="item", level="candidate"), MultiValued(name="tags", level="candidate"))
+NUMBERS = (Numeric(name="price", level="candidate", transform="none"), Numeric(name="position", level="candidate"))
+CLICKS = (History(name="clicks", fields=("item",), max_length=5),)
+LITTLE: dict[str, tuple[str, tuple[Any, ...], tuple[History, ...]]] = {
+    "neither request nor past": ("deepfm", (*ITEM, NUMBERS[0]), ()),
+    "pairs of one side": ("fwfm", ITEM, ()),
+    "draws of one side": ("fpenn", ITEM, ()),
+    "one id": ("lr", ITEM[:1], ()),
+    "numbers alone": ("dcn", NUMBERS, ()),
+    "no request": ("din", ITEM, CLICKS),
+}
+
+
+@pytest.mark.parametrize("name", [n if "side" in n else pytest.param(n, marks=pytest.mark.slow) for n in LITTLE])
+def test_schemas_that_lack_a_level_make_the_trip(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Text
+) -> None:
+    """Nothing is given per request, and its number of rows has to come from elsewhere."""
+    model, features, histories = LITTLE[name]
+    samples, events = tiny.frames()
+    schema = Schema(features=features, histories=histories, tasks=(Task(name="click"),))
+    log = events.lazy() if histories else None
+    data = prepare(tmp_path / "data", schema, samples.lazy(), log, tiny.KEYS, Split(validation=0.2, test=0.2))
+    scorer = check_the_trip(trained(model, data), World(data, samples, events), tmp_path, monkeypatch, capfd)
+    assert not [i.name for i in scorer.manifest.inputs if i.name.startswith("request.")]
+
+
 # ------------------------------------------------------------------------------------------------ an odder world
 
 
@@ -381,6 +410,14 @@ def test_growing_tables_lists_and_late_events_make_the_trip(odd: World, odd_trip
     assert (table.rows_of(symbols) == OOV).sum() > 3  # some have no row,
     assert (table.rows_of(symbols) != symbols).sum() > (table.rows_of(symbols) == OOV).sum()  # and rows are not symbols
     check_raw_values_give_the_offline_logits(odd, trainer, scorer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hstu", "sim"])
+def test_actions_and_two_pasts_make_the_trip(name: str, odd: World, tmp_path: Path) -> None:
+    """Events with a number that the candidate's pair has not: HSTU's items and actions take turns; SIM reads two histories."""
+    trainer = trained(name, odd.data)
+    check_raw_values_give_the_offline_logits(odd, trainer, bundle_of(trainer, tmp_path / "bundle"))
 
 
 def test_train_only_columns_do_not_reach_the_graph(odd: World, odd_trip: tuple[Trainer, Path]) -> None:

@@ -16,6 +16,7 @@ from finerank.data.dataset import Dataset
 from finerank.errors import UserError
 from finerank.models import registry
 from finerank.models.composition import Model
+from finerank.schema import Growing
 from finerank.training.checkpoint import Checkpoints, restore
 from finerank.training.options import Adam, TrainingOptions
 from finerank.training.stages import after_stages
@@ -106,6 +107,21 @@ def test_embeddings_after_the_stage_equal_the_factorization_machines_and_go_on_l
     trainer.fit()
     for name in pairs:
         assert not torch.equal(trainer.model.state_dict()[name], before[name]), name  # fine-tuned
+
+
+def test_rows_of_growing_tables_are_taken_over_too(tmp_path: Path) -> None:
+    """They are admitted when the last training begins, at the out-of-vocabulary row, and are then given what was learnt."""
+    data = tiny.dataset(tmp_path / "data", tasks=1, encoding=Growing(capacity=40))
+    trainer = after_stages(registry.parse(fnn([4])), data, QUICK, tmp_path / "run")
+    trainer.begin()
+    fm = registry.build(registry.parse({"name": "fm", "representation": SMALL}), data.fitted)
+    kept = Checkpoints(tmp_path / "run/stages/fm/best").load()
+    assert kept is not None
+    restore(fm, {k.removeprefix("model."): t for k, t in kept.tensors.items() if k.startswith("model.")}, "fm")
+    assert trainer.row_maps["item"].held > 5
+    mine = trainer.model.representation.state_dict()
+    for name, tensor in fm.representation.state_dict().items():
+        assert torch.equal(mine[name], tensor), name
 
 
 def test_a_linear_head_over_z_reproduces_the_linear_part_of_the_factorization_machine(

@@ -207,6 +207,35 @@ def test_running_counts_are_by_row(data: Dataset) -> None:
         assert aware.counts[user : user + 5].tolist() == [0, 0, 0, 9, 9]  # a fixed vocabulary: as fitted
 
 
+def test_new_rows_are_drawn_by_the_law_of_their_own_table(tmp_path: Path) -> None:
+    """Around the out-of-vocabulary row: FFM's uniform, a feature's own `std`, and first-order weights not at all."""
+    item = Categorical(name="item", level="candidate", encoding=Growing(capacity=400), dim=4, std=0.5)
+    declared = Schema(features=(item, Categorical(name="other", level="candidate")))
+    names = [f"i{i}" for i in range(400)] * 2
+    log = pl.DataFrame({"item": names, "other": ["x"] * 800, "label": [0, 1] * 400})
+    data = prepare(tmp_path / "d", declared, log.lazy(), split=Split(validation=0.4, test=0))
+    table = registry.parse({"name": "fm", "interactions": ["linear", {"kind": "ffm", "dim": 4}, "fm"]})
+    trainer = Trainer(table, data, OPTIONS)
+    weights = trainer.model.embeddings()
+    linear, ffm, fm = (next(w for n, w in weights.items() if n.startswith(part)) for part in PARTS_OF_ADMISSION)
+    for tables in (linear, ffm, fm):
+        tables.weight.data[tables.start["item"] + OOV] = 7.0
+    admit(trainer.row_maps, data.fitted, trainer.model, trainer.optimisers, 0, SEED)
+    assert trainer.row_maps["item"].held > 300
+    admitted = slice(FIRST, FIRST + trainer.row_maps["item"].held)
+    off = [(t.table("item")[admitted] - 7.0).flatten() for t in (linear, ffm, fm)]
+    assert not bool(off[0].any())
+    assert -0.25 <= float(off[1].min()) < -0.24  # from 0 to 1 / sqrt(4), about its mean of a quarter
+    assert 0.24 < float(off[1].max()) <= 0.25
+    assert float(off[1].std()) == pytest.approx(0.5 / 12**0.5, rel=0.03)
+    assert abs(float(off[2].mean())) < 0.05
+    assert float(off[2].std()) == pytest.approx(0.5, rel=0.05)
+    assert float(off[2].abs().max()) > 1.2  # a normal law has tails
+
+
+PARTS_OF_ADMISSION = ("interactions.0", "interactions.1", "representation")
+
+
 # ------------------------------------------------------------------------------------------------ eviction
 
 

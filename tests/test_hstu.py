@@ -38,11 +38,19 @@ def norm(x: np.ndarray) -> np.ndarray:
     return out
 
 
-def by_hand(hand: Hand, n: int, layers: int, heads: int, most: int) -> tuple[np.ndarray, list[float]]:
+def by_hand(
+    hand: Hand,
+    n: int,
+    layers: int,
+    heads: int,
+    most: int,
+    past: list[np.ndarray] | None = None,
+    past_ages: list[int] | None = None,
+) -> tuple[np.ndarray, list[float]]:
     """The whole sequence, candidate last, row by row; the weights that the last layer gives it."""
-    past = PAST[OF[n]]
-    rows = [*(hand.event(e) for e in past), hand.candidate(n)]
-    ages = [*AGES[OF[n]], 0]
+    past = [hand.event(e) for e in PAST[OF[n]]] if past is None else past
+    rows = [*past, hand.candidate(n)]
+    ages = [*(AGES[OF[n]] if past_ages is None else past_ages), 0]
     shown: list[float] = []
     for layer in range(layers):
         at = f"representation.units.0.{layer}"
@@ -78,6 +86,36 @@ def test_hstu_equals_a_loop_over_the_whole_sequence(layers: int, heads: int, tim
     hand, out, logits, weights = Hand(model), model(aged(batch_of())), [], []
     for n in range(5):
         x, shown = by_hand(hand, n, layers, heads, 7)
+        weights += shown
+        logits.append(hand.tower(hand.row(n, [], [x])) + hand.p["head.bias"][0])
+    assert same(out.logits[:, 0], logits)
+    assert same(out.attention["clicks"], weights)
+
+
+@pytest.mark.parametrize("actions", ["tokens", "added"])
+def test_items_and_actions_take_turns(actions: str) -> None:
+    """An event of a price: item, action, item, action, ..., candidate; n = 2 · 6 + 1, and times are the events'."""
+    made = fitted()
+    priced = replace(made, histories={"clicks": replace(made.histories["clicks"], numbers=("price",))})
+    model = model_of(hstu(layers=2, heads=2, actions=actions), priced)
+    prices = torch.tensor([[1.0], [-2.0], [0.5], [3.0], [-0.5]], dtype=torch.float64)
+    batch = aged(batch_of())
+    clicks = batch.histories["clicks"]
+    batch = replace(batch, histories={"clicks": replace(clicks, events=replace(clicks.events, numbers=prices))})
+    hand, out, logits, weights = Hand(model), model(batch), [], []
+    first = np.cumsum([0, *map(len, PAST)])
+    for n in range(5):
+        r = OF[n]
+        items = [hand.event(e) for e in PAST[r]]
+        said = [
+            hand.p["representation.context.0.weight"][:, 0] * float(prices[first[r] + t]) for t in range(len(items))
+        ]
+        if actions == "added":
+            x, shown = by_hand(hand, n, 2, 2, 7, [i + a for i, a in zip(items, said, strict=True)])
+        else:
+            turns = [x for both in zip(items, said, strict=True) for x in both]
+            x, each = by_hand(hand, n, 2, 2, 13, turns, [a for a in AGES[r] for _ in range(2)])
+            shown = [each[2 * t] + each[2 * t + 1] for t in range(len(items))]
         weights += shown
         logits.append(hand.tower(hand.row(n, [], [x])) + hand.p["head.bias"][0])
     assert same(out.logits[:, 0], logits)

@@ -378,7 +378,7 @@ def test_convolutions_are_normalised_over_rows_places_and_width() -> None:
         ({"kind": "fibinet", "reduction": 0}, "reduction = 0"),
         ({"kind": "fibinet", "bilinear": "some"}, "bilinear"),
         ({"kind": "fibinet", "hidden": [-1]}, r"hidden = \[-1\]"),
-        ({"kind": "fgcnn", "maps": [3]}, r"maps = \[3\], new = \[3, 3\]; accepted: a count"),
+        ({"kind": "fgcnn", "maps": [3]}, r"maps = \[3\], new = \[3, 3, 3, 3\]; accepted: a count"),
         ({"kind": "fgcnn", "maps": [], "new": []}, "a count of at least 1 for each layer"),
         ({"kind": "fgcnn", "height": 4}, "height = 4; accepted: an odd number"),
         ({"kind": "fgcnn", "pool": 0}, "pool = 0"),

@@ -175,13 +175,34 @@ def test_lookups_equal_their_plain_twin(dtype: torch.dtype) -> None:
         order = rows.argsort()
         return rows[order], grad[order]
 
-    for n in (200, 1, 0, 77):  # the marks of one batch mislead no other
+    for n in (200, 1, 0, 77):  # what one batch left behind misleads no other
         ids = torch.randint(49, (n,))
         rows, grad = found(ids)
         with build.switched(False):
             wanted_rows, wanted = found(ids)
         assert torch.equal(rows, wanted_rows)
         torch.testing.assert_close(grad, wanted, rtol=1e-5, atol=1e-6)
+
+
+@compiled
+def test_distinct_rows_of_far_apart_ids() -> None:
+    ids = torch.tensor([7, 3_000_000_000, 7, 0, 1 << 62, 3_000_000_000, 1])
+    rows, local = loops.distinct(ids)
+    assert rows.tolist() == [7, 3_000_000_000, 0, 1 << 62, 1]
+    assert local.tolist() == [0, 1, 0, 2, 3, 1, 4]
+    crowded = torch.randint(3_000, (5_000,), generator=torch.Generator().manual_seed(3))
+    rows, local = loops.distinct(crowded)
+    assert torch.equal(rows.sort().values, crowded.unique())
+    assert torch.equal(rows[local], crowded)
+
+
+@compiled
+@pytest.mark.parametrize("wrong", [-1, 49, 1 << 40])
+def test_rows_that_a_table_lacks_are_an_error(wrong: int) -> None:
+    tables = Tables({"a": 40, "b": 9}, 5, 0.1)
+    for training in (True, False):
+        with torch.set_grad_enabled(training), pytest.raises(IndexError):
+            tables.train(training)(torch.tensor([3, wrong, 4]))
 
 
 @compiled

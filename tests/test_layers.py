@@ -14,7 +14,8 @@ from finerank.errors import UserError
 from finerank.layers.activation import Dice, PReLU
 from finerank.layers.attention import ActivationUnit, UnitOptions, attend
 from finerank.layers.embedding import Tables
-from finerank.layers.mlp import MLP, BatchNorm, SplitLinear
+from finerank.layers.experts import Experts
+from finerank.layers.mlp import MLP, BatchNorm, SplitLinear, SplitMLP
 from finerank.layers.recurrent import GRU
 from finerank.layers.segments import (
     gather,
@@ -429,3 +430,20 @@ def test_padding_rows_are_zero() -> None:
     tables = Tables({"a": 5, "b": 4}, 3, 1.0)
     assert tables.weight[0].tolist() == tables.weight[5].tolist() == [0.0] * 3
     assert bool((tables.table("b")[1:] != 0).all())
+
+
+def test_layers_before_a_batch_norm_begin_smaller() -> None:
+    """Uniform within 1 / sqrt(inputs), whoever makes them; the layer without a norm behind it stays Xavier's."""
+    torch.manual_seed(0)
+    mlp = MLP(100, (200,), 50, batch_norm=True)
+    split = SplitMLP(40, 60, (200,), batch_norm=True)
+    experts = Experts(3, 40, 60, (200,), batch_norm=True)
+    for weight in (mlp.layers[0].weight, split.first.weight, experts.first.weight):
+        assert isinstance(weight, Tensor)
+        assert 0.098 < float(weight.detach().abs().max()) <= 0.1
+        assert float(weight.std()) == pytest.approx(0.1 / 3**0.5, rel=0.02)
+    last = mlp.layers[2].weight
+    assert isinstance(last, Tensor)
+    assert float(last.std()) == pytest.approx((2 / 250) ** 0.5, rel=0.03)
+    plain = SplitMLP(40, 60, (200,)).first.weight
+    assert float(plain.std()) == pytest.approx((2 / 300) ** 0.5, rel=0.03)

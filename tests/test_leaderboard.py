@@ -29,18 +29,21 @@ def test_movielens_tags_read_minus_one_as_a_negative() -> None:
     assert made.samples.lazy().collect()["label"].to_list() == [1, 0, 0, 1]
 
 
-@pytest.mark.parametrize("name", ["frappe", "movielens_latest"])
-def test_the_recipe_trains(name: str, tmp_path: Path) -> None:
+def write(name: str, raw: Path) -> None:
     draw = np.random.default_rng(0)
     columns = [c for level in COLUMNS[name].values() for c in level]
-    raw = tmp_path / "raw"
-    raw.mkdir()
     for part, rows in (("train", 300), ("valid", 60), ("test", 60)):
         lines = [",".join(["label", *columns])]
         lines += [
             ",".join(str(v) for v in (draw.integers(2), *draw.integers(9, size=len(columns)))) for _ in range(rows)
         ]
         raw.joinpath(f"{part}.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("name", ["frappe", "movielens_latest"])
+def test_the_recipe_trains(name: str, tmp_path: Path) -> None:
+    (raw := tmp_path / "raw").mkdir()
+    write(name, raw)
     small = 'model.interactions=["linear", "fm", {kind = "tower", hidden = [8]}]'
     result = trained(converted(name, raw), tmp_path, small)
     assert 0 < result.test["click"]["logloss"] < 5

@@ -132,6 +132,7 @@ CASES: dict[str, tuple[Composition, str, TrainingOptions]] = {
     "noise of gates": (composition("snr_trans"), "plain", quick(epochs=1)),
     "uncertain tasks": (composition("shared_bottom"), "plain", quick(tasks=Uncertainty(start=0.5))),
     "balanced gradients": (composition("mmoe"), "plain", quick(tasks=GradNorm(lr=0.2))),
+    "rates that fall": (small("base"), "plain", quick(epochs=5, plateau=0.5, tables=Adam(lr=0.1), dense=Adam(lr=0.1))),
     "patience ran out": (small("base"), "plain", quick(epochs=9, patience=0, tables=Adam(lr=0.3), dense=Adam(lr=0.3))),
 }
 
@@ -467,6 +468,26 @@ def test_patience_ends_it_and_the_best_weights_come_back(
     same(weights_in(kept(tmp_path, "best")), dict(trainer.model.state_dict()))
     last = weights_in(kept(tmp_path))
     assert any(not torch.equal(last[name], t) for name, t in trainer.model.state_dict().items())
+
+
+def test_rates_fall_after_every_epoch_without_improvement(worlds: dict[str, Dataset]) -> None:
+    """Of tables and of the rest, as often as the score did not rise so far; FTRL's stay."""
+    seen: list[list[float]] = []
+
+    def look(point: str) -> None:
+        if point == "step" and len(seen) == trainer.epoch:
+            rows = [row.lr for _, row in sorted(trainer.optimisers.rows.items())]
+            seen.append([*rows, *(group["lr"] for group in trainer.optimisers.dense.param_groups)])
+
+    options = quick(epochs=6, plateau=0.1, tables=Adam(lr=0.1), dense=Adam(lr=0.2), first_order=FTRL(alpha=0.3))
+    trainer = Trainer(composition("wide_deep"), worlds["one task"], options, at=look)
+    history = trainer.fit()
+    misses = [sum(not e.best for e in history[:i]) for i in range(len(history))]
+    assert misses[-1] > 0
+    first = {name for name in trainer.optimisers.rows if name in trainer.model.first_order()}
+    for missed, rates in zip(misses, seen, strict=True):
+        wanted = [0.3 if name in first else 0.1 * 0.1**missed for name in sorted(trainer.optimisers.rows)]
+        assert rates == pytest.approx([*wanted, 0.2 * 0.1**missed], rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["lr", "base", "din", "dien"])

@@ -153,10 +153,17 @@ def test_draws_of_a_growing_table_are_its_rows(tmp_path: Path) -> None:
         assert np.isfinite(trainer.history[0].loss)
 
 
+def test_shares_alone_are_those_beside_draws(data: Dataset) -> None:
+    every = np.arange(data.requests)
+    with_draws, alone = (BatchBuilder(data, needs(count=c)).batch(every).drawn["clicks"] for c in (5, 0))
+    assert alone.ids.shape == alone.log_q.shape == (data.requests, 0)
+    assert torch.equal(alone.true, with_draws.true)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Drawing(count=0, item="i", of="events"), "count = 0; accepted: 1 draw"),
+        (lambda: Drawing(count=-1, item="i", of="events"), r"count = -1; accepted: 0 \(none, the shares alone\)"),
         (lambda: Masking(rate=1.1), r"rate = 1\.1, last = 0\.1; accepted"),
     ],
 )

@@ -17,9 +17,9 @@ from finerank.data.order import Budget
 from finerank.errors import UserError
 from finerank.kernels import build
 from finerank.kernels import unit as loops
-from finerank.layers.activation import PReLU
+from finerank.layers.activation import Activation, PReLU
 from finerank.layers.attention import UnitOptions
-from finerank.layers.mlp import MLP, Hidden, SplitLinear
+from finerank.layers.mlp import MLP, Hidden, SplitLinear, SplitMLP
 from finerank.layers.precision import computing_in, lowered, product
 from finerank.models.registry import composition
 from finerank.run import environment
@@ -107,6 +107,92 @@ def test_the_unit_repeats_to_the_bit_with_any_threads() -> None:
     for a, b, c in zip(once, again, single, strict=True):
         assert torch.equal(a, b)
         torch.testing.assert_close(a, c, rtol=1e-3, atol=1e-3)
+
+
+TOWERS = {
+    "ten candidates each": (16, 64, (256, 128, 64), [10] * 30),  # the rows of two threads meet within a request
+    "one candidate each": (5, 13, (20, 7), [1] * 33),
+    "no request side": (0, 40, (48,), [3] * 51),
+    "requests of all sizes": (3, 61, (80, 40), [1, 0, 7, 200, 1, 4]),
+}
+
+
+@fast
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("act", ["relu", "prelu"])
+@pytest.mark.parametrize("shape", TOWERS)
+def test_a_tower_is_as_near_as_its_roundings(shape: str, act: Activation, threads: int) -> None:
+    """With straight activations, as above; every row, weight and request has a gradient."""
+    torch.manual_seed(9)
+    request, candidate, hidden, counts = TOWERS[shape]
+    of = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    x_R = torch.randn(len(counts), request, requires_grad=True)
+    x_N = torch.randn(len(of), candidate, requires_grad=True)
+    tower = SplitMLP(request, candidate, hidden, act=act)
+    for name, parameter in tower.named_parameters():
+        if name.endswith("slope"):
+            nn.init.ones_(parameter)
+        elif act == "relu" and name.endswith("bias"):
+            nn.init.constant_(parameter, 60.0 if parameter.shape[0] == hidden[0] else 0.0)
+        elif act == "relu" and name.endswith("weight") and "first" not in name:
+            nn.init.uniform_(parameter, 0.01, 0.1)  # nothing changes its sign, so no gradient jumps
+    into = [x_N, *([x_R] if request else []), *tower.parameters()]
+    grad = torch.randn(len(of), 1)
+
+    def found() -> list[Tensor]:
+        out = tower(x_R, x_N, of)
+        return [out, *torch.autograd.grad((out * grad).sum(), into)]
+
+    wanted = found()
+    assert tower._compiled_layers()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with computing_in("bf16"):
+            once, again = found(), found()
+    finally:
+        torch.set_num_threads(before)
+    for a, b, c in zip(once, wanted, again, strict=True):
+        assert torch.equal(a, c)
+        assert a.dtype == torch.float32
+        assert error(a, b) < (len(hidden) + 1) * 2**-7, shape
+    assert type(once[0].grad_fn).__name__ == "_TowerBackward"
+
+
+@fast
+def test_a_tower_with_bends() -> None:
+    """Where a sum changes its sign the slope jumps from 0 to 1: rarely, and gradients stay near on the whole."""
+    torch.manual_seed(10)
+    of = torch.arange(30).repeat_interleave(10)
+    x_R, x_N = torch.randn(30, 16, requires_grad=True), torch.randn(300, 64, requires_grad=True)
+    tower = SplitMLP(16, 64, (256, 128, 64))
+    grad = torch.randn(300, 1)
+
+    def found() -> list[Tensor]:
+        out = tower(x_R, x_N, of)
+        return [out, *torch.autograd.grad((out * grad).sum(), [x_N, x_R, *tower.parameters()])]
+
+    wanted = found()
+    with computing_in("bf16"):
+        for a, b in zip(found(), wanted, strict=True):
+            assert error(a, b) < 0.15
+
+
+@fast
+def test_a_tower_of_nobody() -> None:
+    tower = SplitMLP(3, 20, (16, 16))
+    x_N = torch.randn(0, 20, requires_grad=True)
+    with computing_in("bf16"):
+        out = tower(torch.randn(2, 3), x_N, torch.zeros(0, dtype=torch.int64))
+    assert out.shape == (0, 1)
+    out.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in tower.parameters())
+
+
+@fast
+@pytest.mark.parametrize("options", [{"act": "dice"}, {"dropout": 0.5}, {"batch_norm": True}, {"outputs": 2}])
+def test_other_towers_stay_plain(options: dict) -> None:  # type: ignore[type-arg]
+    assert SplitMLP(3, 5, (8, 4), **options)._compiled_layers() is None
 
 
 @pytest.mark.parametrize("of", [[0, 0, 1, 2, 2, 2], [0, 1, 2, 3, 4, 5], []])

@@ -939,6 +939,26 @@ def test_shares_of_the_split_leave_something_to_learn_from() -> None:
         Split(validation=-0.1)
 
 
+def test_rows_without_a_label_are_counted_and_told(tmp_path: Path) -> None:
+    """null and NaN alike; of a task within another only where the other's label is 1."""
+    samples, events = tiny.frames()
+    row, nan = pl.int_range(pl.len()), float("nan")
+    click = pl.when(row < 3).then(None).when(row < 5).then(nan).otherwise(pl.col("click"))
+    converted = pl.when(row % 2 == 0).then(None).otherwise(pl.col("conversion"))
+    holed = samples.with_columns(click=click, conversion=converted)
+    made = prepare(tmp_path / "d", tiny.schema(), holed.lazy(), events.lazy(), tiny.KEYS, block=7, notes=["mine"])
+    clicked = [c == 1 and i >= 5 for i, c in enumerate(samples["click"])]
+    lost = sum(c for c in clicked[::2])
+    assert made.manifest["notes"] == [
+        "mine",
+        f"5 of {samples.height} rows have no label 'click' (null or NaN): for the task 'click' they weigh 0, in training "
+        "and in metrics",
+        f"{lost} of {sum(clicked)} rows with click = 1 have no label 'conversion' (null or NaN): for the task 'conversion' "
+        "they weigh 0, in training and in metrics",
+    ]
+    assert int((np.asarray(made.weights)[:, 0] == 0).sum()) == 5
+
+
 def test_the_manifest_says_what_was_done(tmp_path: Path) -> None:
     tiny.dataset(tmp_path / "d")
     manifest = json.loads((tmp_path / "d" / "manifest.json").read_text(encoding="utf-8"))

@@ -316,6 +316,7 @@ trainings = drawn(
     TrainingOptions,
     epochs=st.integers(1, 50),
     patience=st.integers(0, 9),
+    plateau=st.floats(0, 1, exclude_min=True),
     batch=st.builds(Budget, rows=st.integers(1, 10**6), pairs=st.integers(1, 10**9)),
     tables=adams | adagrads | sgds,
     first_order=st.none() | ftrls | adams,

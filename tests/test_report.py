@@ -8,12 +8,14 @@ import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import test_run
 
 from finerank.cli.app import verbs
 from finerank.errors import UserError
 from finerank.evaluation.document import Evaluation, evaluation_path
+from finerank.explain.between import Between
 from finerank.explain.past import Explained, Explanation, Seen
 from finerank.metrics.estimate import Estimate
 from finerank.recipe import Recipe
@@ -189,6 +191,18 @@ def test_names_from_the_data_are_escaped() -> None:
         ElementTree.fromstring(svg)
 
 
+def test_fields_that_look_at_fields_are_drawn_and_listed() -> None:
+    """A matrix whose cells are the means, without those that are not weighed, and the strongest of each candidate."""
+    pair = np.array([[[np.nan, 0.25], [np.nan, np.nan]], [[np.nan, 0.75], [np.nan, np.nan]]])
+    between = Between("attention of pairs", ("user", "item"), ("user", "item"), pair)
+    candidates = tuple(Explained({"item": name}, 0.0, 0.0, score, ()) for name, score in (("low", 0.2), ("high", 0.9)))
+    html = request_page(Explanation("u", 0, "click", {}, candidates, (between,)), "afm")
+    (picture,) = svgs(html)
+    assert picture.count("strength: 0.5") + picture.count("weight: 0.5") == 1
+    assert html.index("user × item +0.750") < html.index("user × item +0.250")  # the highest score first
+    assert "user × user" not in html
+
+
 def test_names_that_no_picture_can_hold_are_replaced() -> None:
     """A control character once killed the process."""
     drawn = charts.bars([{"name": "a\x02b\x00\ud800", "value": 1.0, "low": 0.0, "high": 1.0}], "x", "\x01")
@@ -253,3 +267,18 @@ def test_a_browser_opens_the_pages_without_network(shop: Path, page: str, ablati
             assert len(shot) > 10_000
             tab.close()
         chromium.close()
+
+
+def test_a_legend_is_no_wider_than_its_picture() -> None:
+    """Seven runs, or one of a very long name, stand below one another."""
+
+    def width(*names: str) -> float:
+        drawn = charts.lines([{"x": x, "y": x, "series": n} for n in names for x in (1, 2)], "x", "y", "a picture")
+        found = re.search(r'width="([\d.]+)"', drawn)
+        assert found
+        return float(found[1])
+
+    alone = width("one")
+    assert width(*(f"model_{i}/seed1" for i in range(7))) <= alone + 1
+    assert width("a" * 200, "b") <= alone + 24  # the symbol; the name is cut off
+    assert width("a", "b", "c", "d") <= alone + 1

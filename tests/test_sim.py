@@ -56,18 +56,23 @@ def exact_heads(hand: Hand, n: int, events: list[Event], heads: int) -> list[np.
 def recent_interest(hand: Hand, n: int, recent: int) -> list[np.ndarray]:
     if not recent:
         return []
+    if "representation.recent.0.match.weight" in hand.p:  # DIEN
+        states = hand.gru("representation.recent.0.extract", [hand.event(e) for e in PAST[OF[n]][-recent:]])
+        asked = hand.p["representation.recent.0.match.weight"] @ hand.candidate(n)
+        weights = softmax([float(asked @ h) for h in states])
+        return [[np.zeros(2 * D), *hand.gru("representation.recent.0.evolve", states, weights)][-1]]
     q, total = hand.candidate(n), np.zeros(2 * D)
     for e in PAST[OF[n]][-recent:]:
         total = total + unit(hand, "representation.recent.0", q, hand.event(e), np.zeros(0)) * hand.event(e)
     return [total]
 
 
-@pytest.mark.parametrize("recent", [0, 2])
+@pytest.mark.parametrize(("recent", "short"), [(0, "dien"), (1, "dien"), (2, "dien"), (2, "din"), (9, "dien")])
 @pytest.mark.parametrize("top", [1, 100])
 @pytest.mark.parametrize("by", ["auto", "item"])
-def test_hard_search_equals_a_loop(by: str, top: int, recent: int) -> None:
+def test_hard_search_equals_a_loop(by: str, top: int, recent: int, short: str) -> None:
     """auto is the category: the second field that both sides share."""
-    model = model_of(sim(by=by, top=top, recent=recent, heads=3))
+    model = model_of(sim(by=by, top=top, recent=recent, short=short, heads=3))
     hand, expected = Hand(model), []
     for n in range(5):
         mine = (CATEGORIES[n], 1) if by == "auto" else (batch_of().candidate.ids[n, 0].item(), 0)
@@ -91,10 +96,11 @@ def test_exact_unit_of_din(softmaxed: bool) -> None:
     assert same(model(batch_of()).logits[:, 0], expected)
 
 
+@pytest.mark.parametrize("short", ["dien", "din"])
 @pytest.mark.parametrize("top", [1, 2, 100])
-def test_soft_search_and_its_loss_equal_a_loop(top: int) -> None:
+def test_soft_search_and_its_loss_equal_a_loop(top: int, short: str) -> None:
     """U = sum of r_t e_t over all events, without a softmax; a network over U and the candidate predicts the click."""
-    model = model_of(sim("sim_soft", top=top, recent=2, auxiliary=0.5)).train()
+    model = model_of(sim("sim_soft", top=top, recent=2, short=short, auxiliary=0.5)).train()
     hand, logits, losses = Hand(model), [], []
     batch = batch_of()
     out = model(batch)

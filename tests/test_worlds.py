@@ -1,4 +1,4 @@
-"""The nine worlds follow the laws they state, and are what they are whatever else is drawn."""
+"""The ten worlds follow the laws they state, and are what they are whatever else is drawn."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ NAMES = (
     "delays",
     "popularity",
     "sequences",
+    "watches",
 )
 
 
@@ -176,6 +177,18 @@ def test_sequences_follow_their_chain(order: int) -> None:
     assert rows["came"].min() == 1
     truth = {(u, t): i for u, t, i in world.events.select("user", "time", "item").iter_rows()}
     assert all(truth[u, t] == i for u, t, i in rows.select("user", "time", "item").head(500).iter_rows())
+
+
+@pytest.mark.parametrize(("bias", "low", "high"), [(-3.0, 0.04, 0.09), (0.0, 0.45, 0.55)])
+def test_watches_are_as_frequent_and_as_long_as_told(bias: float, low: float, high: float) -> None:
+    world = made("watches", bias=bias)
+    share, watch = world.truth["watched"], world.samples["watch"].to_numpy()
+    assert low < (watch > 0).mean() < high
+    assert (watch > 0).mean() == pytest.approx(share.mean(), rel=0.05)
+    watched = watch > 0
+    mean = world.samples["true_watch"].to_numpy() / share
+    ratio = watch[watched] / mean[watched]  # exponential: mean and standard deviation 1
+    assert (ratio.mean(), ratio.std()) == (pytest.approx(1, abs=0.05), pytest.approx(1, abs=0.07))
 
 
 def test_options_are_checked_by_name() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,6 +13,7 @@ from finerank.data.dataset import Dataset
 from finerank.data.prepare import Keys, prepare
 from finerank.data.split import Split
 from finerank.export.graph import exported
+from finerank.models import registry
 from finerank.models.composition import Model
 from finerank.schema import (
     Bucketed,
@@ -114,6 +116,30 @@ def dataset(
     if tasks == 3:
         samples = delayed(samples)
     return prepare(folder, made, samples.lazy(), events.lazy(), KEYS, Split(validation=0.2, test=0.2))
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "afm": {
+        "representation": {"embedding": {"width": 16}},
+        "interactions": ["linear", {"kind": "attentional_pairs", "factor": 16}],
+    },
+    "autoint": {"representation": {"embedding": {"std": 0.05}}},
+    "autoint_plus": {"representation": {"embedding": {"std": 0.05}}},
+    "deep_crossing": {
+        "representation": {"embedding": {"width": 16}},
+        "interactions": [{"kind": "residual_units", "hidden": [128, 64]}],
+    },
+    "fgcnn": {
+        "representation": {"embedding": {"width": 10}},
+        "interactions": [{"kind": "fgcnn", "maps": [14, 16], "new": [3, 3], "classifier": {"hidden": [128, 64]}}],
+    },
+}
+"""Models whose defaults, those of their papers, are of another order than this world: smaller here, alike in all else."""
+
+
+def composition(name: str) -> registry.Composition:
+    """The named composition at a size that suits this world."""
+    return registry.parse({"name": name, **SIZES.get(name, {})})
 
 
 def read_by_graph(model: Model, fitted: FittedSchema) -> set[str]:

@@ -30,7 +30,7 @@ from finerank.data.positives import Negatives, Roles, with_negatives
 from finerank.data.prepare import Keys
 from finerank.data.source import scan
 from finerank.data.split import Split
-from finerank.errors import UserError
+from finerank.errors import UserError, nearest
 from finerank.models.registry import Composition, parse
 from finerank.runtime.fields import source_columns
 from finerank.schema import Cross, Feature, History, Numeric, Schema, Task, column_of
@@ -326,3 +326,26 @@ class Recipe:
         out |= {t.key for t in self.data.tables} | ({self.data.negatives.item} if self.data.negatives else set())
         out |= {c for label in self.data.label if isinstance(label, Conversion | Amount) for c in label.on}
         return out - {t.column or t.name for t in self.schema.tasks}
+
+
+def variants(base: Mapping[str, Any], file: Path, only: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+    """A recipe with each change that a TOML file names, as tables by name.
+
+    file  a table per name: [name.training] amends the recipe's, key by key; whatever else it has replaces the recipe's
+    only  these names; none: all
+    Raises UserError for an entry that is no table, and for a name that is not there.
+    """
+    named = read_toml(file)
+    for name, changes in named.items():
+        if not isinstance(changes, Mapping):
+            raise UserError(f"{file}: {name} is no table; accepted: [name] with model = ..., training = ...")
+    only = list(only)
+    if unknown := [name for name in only if name not in named]:
+        raise UserError(f"--only {unknown[0]}: {file} has no such table; {nearest(unknown[0], named)}")
+    out: dict[str, dict[str, Any]] = {}
+    for name in only or named:
+        out[name] = {**base, **named[name]}
+        mine, given = base.get("training", {}), named[name].get("training")
+        if isinstance(mine, Mapping) and isinstance(given, Mapping):
+            out[name]["training"] = {**mine, **given}
+    return out

@@ -134,6 +134,8 @@ def prepared(recipe: Recipe, folder: Path, progress: Callable[[str], None] = lam
     stamp = folder / "recipe.json"
     if stamp.exists():
         if stamp.read_text(encoding="utf-8") != wanted:
+            if gone := next((file for file in recipe.files() if not file.exists()), None):
+                raise UserError(f"{gone}: no such file any more, and {folder} was prepared from it; bring it back")
             raise UserError(
                 f"{folder}: was prepared by another recipe or from files that have changed since; "
                 "remove it or name another folder"

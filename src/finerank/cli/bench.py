@@ -34,7 +34,10 @@ def bench(
     variants: Annotated[
         Path | None, typer.Option("--variants", help="TOML: a table per contestant, [name] model = ..., training = ...")
     ] = None,
-    minutes: Annotated[float, typer.Option(help="Begin no training after so many minutes.")] = math.inf,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Of the variants only this one; may be repeated.")
+    ] = None,
+    minutes: Annotated[float, typer.Option(min=0, help="Begin no training after so many minutes.")] = math.inf,
     isolate: Annotated[
         bool, typer.Option(help="Each training in a process of its own, for its memory to be measured.")
     ] = True,
@@ -58,6 +61,7 @@ def bench(
         models=models or (),
         every=every,
         overrides=overrides or (),
+        only=only or (),
         minutes=minutes,
         isolate=isolate,
         tell=screen.console.print,
@@ -68,7 +72,7 @@ def bench(
         table.add_column(column, justify="right")
     for one in found.standings:
         if not one.reason:
-            table.add_row(*cells(one))
+            table.add_row(*cells(one, found.base))
     screen.console.print(table)
     for one in found.standings:
         if one.reason:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +49,12 @@ def data(
     for note in converted.notes:
         screen.console.print(f"note: {note}")
     screen.console.print(f"written to {out}; next: finerank train {out / 'recipe.toml'}")
+    if converted.models is not None:
+        named = ", ".join(tomllib.loads(converted.models))
+        screen.console.print(f"models with published settings in {out / 'models.toml'}: {named}", markup=False)
+        screen.console.print(
+            f"all of them: finerank bench {out / 'recipe.toml'} --variants {out / 'models.toml'} -o runs/bench"
+        )
 
 
 def _listed() -> Table:

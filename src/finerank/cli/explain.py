@@ -1,4 +1,4 @@
-"""finerank explain: which past events lit up for which candidate; which fields count; which values lift."""
+"""finerank explain: which past events lit up for which candidate, which fields look at which, which fields count and lift."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from finerank.explain.lift import lift
 from finerank.explain.past import explain as explain_user
 from finerank.explain.past import latest_request
 from finerank.report import explain_report, pictures
-from finerank.report.explain_report import ranked, strongest_text
+from finerank.report.explain_report import ranked, strongest_fields, strongest_text
 from finerank.report.page import number, write
 from finerank.run import Run
 
@@ -57,6 +57,11 @@ def explain(
             what = " ".join(candidate.what.values())
             table.add_row(what, f"{candidate.score:.4f}", f"{candidate.label:g}", strongest_text(candidate, 3))
         screen.console.print(table)
+        if found.between:
+            table = Table("between fields", "strongest, mean over the candidates", box=None)
+            for one in found.between:
+                table.add_row(one.what, strongest_fields(one, range(len(found.candidates)), 8))
+            screen.console.print(table)
         planes = [embedding_map(trainer, plane, latest_request(trainer.dataset, user, split))] if plane else []
         page = explain_report.request_page(found, model, planes) if out else ""
     else:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from finerank.cli import screen
 from finerank.cli.app import app
 from finerank.cli.screen import Bar, Overrides, results_table, say, waiting
+from finerank.errors import UserError
 from finerank.evaluation.evaluate import evaluate_run
-from finerank.recipe import Recipe
+from finerank.recipe import Recipe, variants
 from finerank.run import Run, run
+from finerank.typed import apply_overrides, read_toml
 
 
 @app.command()
@@ -25,11 +28,18 @@ def train(
     warm_start: Annotated[
         Path | None, typer.Option(help="An older run to begin with: taken over by name, whatever values came and went.")
     ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--variants", help="TOML of named changes, such as models.toml; --only names one.")
+    ] = None,
+    only: Annotated[str, typer.Option("--only", help="The variant to train.")] = "",
     overrides: Overrides = None,
 ) -> None:
     """Prepare, train and test one model.  Example: finerank train examples/retail_din_cross.toml -o runs/din"""
     begin = [] if warm_start is None else [f"training.warm_start={json.dumps(str(warm_start.absolute()))}"]
-    read = Recipe.read(recipe, [*(overrides or ()), *begin])
+    table = read_toml(recipe)
+    if only or file:
+        table = _variant(table, file, only)
+    read = Recipe.parse(apply_overrides(table, [*(overrides or ()), *begin]), recipe.parent, str(recipe))
     with Bar(read.model.name) as bar:
         result = run(read, out, data, resume, bar, say)
     with waiting("evaluating"):
@@ -38,3 +48,14 @@ def train(
     for note in result.dataset.manifest.get("notes", ()):
         screen.console.print(f"note: {note}", markup=False)
     screen.console.print(f"written to {out}")
+
+
+def _variant(table: Mapping[str, Any], file: Path | None, name: str) -> dict[str, Any]:
+    """The recipe with one named change."""
+    if file is None or not name:
+        raise UserError(
+            "train: --variants FILE and --only NAME go together: a file of named changes, and which to train"
+        )
+    found = variants(table, file, [name])[name]
+    found.pop("seeds", None)  # a bench's
+    return found

@@ -20,7 +20,7 @@ def tune(
     trials: Annotated[
         int | None, typer.Option(min=1, help="Trials in all, earlier ones in the folder included (default: 20).")
     ] = None,
-    minutes: Annotated[float | None, typer.Option(help="Begin no trial after so many minutes.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help="Begin no trial after so many minutes.")] = None,
     space: Annotated[Path | None, typer.Option(help="What to search, as a TOML file of its own.")] = None,
     prune: Annotated[bool, typer.Option(help="End trials early that are worse than half of the others.")] = True,
     overrides: Overrides = None,

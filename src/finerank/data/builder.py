@@ -26,6 +26,7 @@ from finerank.runtime.noise import Noise, draws, request_keys
 from finerank.runtime.rows import RowMap
 from finerank.schema import DAY, PADDING, Columns
 
+PIECE = 16_384  # requests that are cut into steps at a time
 REDRAWS = 8  # attempts at a negative that is not the true event
 
 
@@ -88,14 +89,21 @@ class BatchBuilder:
     def steps(self, requests: np.ndarray, budget: Budget, epoch: int = 0, shuffle: bool = True) -> list[Step]:
         """The optimiser steps of one epoch over these requests."""
         order = shuffled(requests, self.seed, epoch) if shuffle else requests
-        rows = self.first[order + 1] - self.first[order]
-        if self.keep is not None:
-            order, rows = order[rows > 0], rows[rows > 0]
-        events = np.zeros(len(order), dtype=np.int64)
-        for name in self.needs.pairs:
-            slices = self.dataset.slices[name]
-            events += slices.end[order] - slices.start[order]
-        return steps(order, rows, events, budget)
+        out, left = [], order[:0]
+        for start in range(0, len(order), PIECE):  # so that little is held for each request
+            piece = np.concatenate([left, order[start : start + PIECE]])
+            rows = self.first[piece + 1] - self.first[piece]
+            if self.keep is not None:
+                piece, rows = piece[rows > 0], rows[rows > 0]
+            events = np.zeros(len(piece), dtype=np.int64)
+            for name in self.needs.pairs:
+                slices = self.dataset.slices[name]
+                events += slices.end[piece] - slices.start[piece]
+            found = steps(piece, rows, events, budget)
+            if start + PIECE < len(order):  # the last step may go on in the next piece
+                left = found.pop().requests if found else piece
+            out += found
+        return out
 
     def batches(self, step: Step, epoch: int | None = 0) -> Iterator[Batch]:
         """The batches of one step: one, or as many as an oversized request was cut into. epoch: as in `batch`."""

@@ -18,15 +18,20 @@ from finerank.schema import PADDING
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """count: draws per request; item: the history's column of items; of: what they are to be told apart from."""
+    """What is drawn.
+
+    count  draws per request; 0: none, the shares alone (negatives are then the other rows of the batch)
+    item   the history's column of items
+    of     what they are to be told apart from, whose shares are given
+    """
 
     count: int
     item: str
     of: Literal["candidates", "events"]
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise UserError(f"count = {self.count}; accepted: 1 draw per request and up")
+        if self.count < 0:
+            raise UserError(f"count = {self.count}; accepted: 0 (none, the shares alone) or more draws per request")
 
 
 class Law:

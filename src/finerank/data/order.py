@@ -52,8 +52,10 @@ def shuffled(requests: np.ndarray, seed: int, epoch: int, block: int = BLOCK, wi
     order = draw.permutation(len(blocks))
     out = []
     for start in range(0, len(order), window):
-        out.append(draw.permutation(np.concatenate([blocks[i] for i in order[start : start + window]])))
-    return np.concatenate(out) if out else requests
+        within = np.concatenate([blocks[i] for i in order[start : start + window]])
+        draw.shuffle(within)
+        out.append(within)
+    return out[0] if len(out) == 1 else np.concatenate(out) if out else requests
 
 
 def steps(requests: np.ndarray, rows: np.ndarray, events: np.ndarray, budget: Budget) -> list[Step]:

@@ -68,7 +68,7 @@ def prepare(
         scratch = Scratch(partial / "scratch", block)
         manifest = _prepared(partial, schema, samples, events, keys, split, progress, scratch)
         shutil.rmtree(partial / "scratch", ignore_errors=True)
-        manifest |= {"notes": list(notes), "content": content_hash(partial)}
+        manifest |= {"notes": [*notes, *manifest["notes"]], "content": content_hash(partial)}
         _write_json(partial / "manifest.json", manifest)  # last: without it the folder is no data set
     return Dataset.open(folder)
 
@@ -203,6 +203,7 @@ def _prepared(
         "ties": {h.name: h.ties for h in schema.histories},
         "events": {name: past.events for name, past in pasts.items()},
         "base_rates": base_rates,
+        "notes": _unlabelled(schema, samples, scratch),
     }
 
 
@@ -254,6 +255,27 @@ def _base_rates(
             )
         rates[task.name] = rate
     return rates
+
+
+def _unlabelled(schema: Schema, samples: Samples, scratch: Scratch) -> list[str]:
+    """A sentence for each task of whose space some rows have no label."""
+    notes, names = [], [t.name for t in schema.tasks]
+    for k, task in enumerate(schema.tasks):
+        space, missing = 0, 0
+        for at in scratch.pieces(samples.rows):
+            inside = np.ones(len(samples.labels[at]), dtype=bool)
+            if task.within is not None:
+                parent = names.index(task.within)
+                inside = (samples.labels[at, parent] == 1) & (samples.weights[at, parent] != 0)
+            space += int(inside.sum())
+            missing += int((inside & np.isnan(samples.labels[at, k])).sum())
+        if missing:
+            where = f" with {task.within} = 1" if task.within is not None else ""
+            notes.append(
+                f"{missing:,} of {space:,} rows{where} have no label {task.column or task.name!r} (null or NaN): for the task "
+                f"{task.name!r} they weigh 0, in training and in metrics"
+            )
+    return notes
 
 
 def _size(parts: Array, code: int, requests: Requests, scratch: Scratch) -> list[int]:

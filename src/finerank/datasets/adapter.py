@@ -4,6 +4,7 @@ An adapter reads a folder of raw files and writes, with `Converted.write`, a fol
 
     samples.parquet   one row per candidate          recipe.toml    a sensible recipe for the data set's usual protocol
     events.parquet    one row per event, if any      counts.json    lines read, kept, and dropped by reason; the protocol
+    models.toml       changes to the recipe by name: models with published settings (`finerank bench --variants`), if any
 
 Lines that are unknown, malformed or cut are counted by reason, never passed over in silence.
 """
@@ -17,6 +18,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ class Converted:
     """What an adapter made of the raw files.
 
     recipe    TOML text; its samples and events are "samples.parquet" and "events.parquet"
+    models    TOML text: a table per model with the settings that were published for it; see `published`
     counts    lines by what became of them: {"read": 100, "kept": 98, "malformed": 2, ...}
     notes     sentences for the reader: the protocol, and any oddity (a reproduction mode that looks into the future)
     """
@@ -39,6 +42,7 @@ class Converted:
     samples: pl.DataFrame | pl.LazyFrame
     recipe: str
     events: pl.DataFrame | pl.LazyFrame | None = None
+    models: str | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -55,9 +59,16 @@ class Converted:
             told = {"counts": dict(self.counts), "notes": list(self.notes)}
             (partial / "counts.json").write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
             (partial / "recipe.toml").write_text(self.recipe, encoding="utf-8")
+            if self.models is not None:
+                (partial / "models.toml").write_text(self.models, encoding="utf-8")
             partial.replace(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def published(name: str) -> str:
+    """The models with published settings of a data set, as TOML text: `models/<name>.toml` beside this module."""
+    return (resources.files("finerank.datasets") / "models" / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def vacant(folder: Path) -> None:

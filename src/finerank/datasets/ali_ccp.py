@@ -20,7 +20,7 @@ from pathlib import Path
 
 import polars as pl
 
-from finerank.datasets.adapter import Adapter, Converted, register
+from finerank.datasets.adapter import Adapter, Converted, published, register
 from finerank.datasets.protocol import declare, total
 from finerank.datasets.raw import fields, find, marked, sound, told
 from finerank.errors import UserError
@@ -85,7 +85,13 @@ def convert(folder: Path, options: AliCcpOptions) -> Converted:
         "Halves as published; validation is the end of the training half. Samples of one common index are one request.",
         f"Of a user's lists the {options.longest} entries with the greatest values are kept.",
     )
-    return Converted(samples=pl.concat(halves), recipe=_recipe(options), counts=total(*counts), notes=notes)
+    return Converted(
+        samples=pl.concat(halves),
+        recipe=_recipe(options),
+        models=published("ali_ccp"),
+        counts=total(*counts),
+        notes=notes,
+    )
 
 
 # ------------------------------------------------------------------------------------------------ lines

@@ -30,7 +30,7 @@ import numpy as np
 import polars as pl
 
 from finerank.data.split import NAMES, TEST, TRAIN, VALIDATION
-from finerank.datasets.adapter import Adapter, Converted, register
+from finerank.datasets.adapter import Adapter, Converted, published, register
 from finerank.datasets.implicit import Law, Sampler
 from finerank.datasets.raw import (
     MALFORMED,
@@ -138,6 +138,7 @@ def convert(folder: Path, options: Options) -> Converted:
         samples=described(event, shown).with_columns(split, label=label).with_columns(request="sequence"),
         events=described(np.arange(len(user)), item),
         recipe=commented("Deep Interest Network on Amazon reviews.", *notes) + RECIPE,
+        models=published("amazon"),
         counts=counts,
         notes=tuple(notes),
     )

@@ -15,7 +15,7 @@ from typing import Literal
 
 import polars as pl
 
-from finerank.datasets.adapter import Adapter, Converted, register
+from finerank.datasets.adapter import Adapter, Converted, published, register
 from finerank.datasets.protocol import by_lot, by_position, declare, lot_note, total
 from finerank.datasets.raw import fields, find, marked, sound, told
 from finerank.errors import UserError
@@ -67,7 +67,7 @@ def convert(folder: Path, options: AvazuOptions) -> Converted:
         numbered = sound(frame).with_row_index("row")
         expression, notes = _split(options, counts["kept"], numbered)
         samples = numbered.with_columns(split=expression).drop("row")
-    return Converted(samples=samples, recipe=_recipe(options), counts=counts, notes=notes)
+    return Converted(samples=samples, recipe=_recipe(options), models=published("avazu"), counts=counts, notes=notes)
 
 
 def _lines(path: Path, header: bool = False) -> pl.LazyFrame:

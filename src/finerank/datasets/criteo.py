@@ -16,7 +16,7 @@ from typing import Literal
 
 import polars as pl
 
-from finerank.datasets.adapter import Adapter, Converted, register
+from finerank.datasets.adapter import Adapter, Converted, published, register
 from finerank.datasets.protocol import by_lot, by_position, declare, lot_note, total
 from finerank.datasets.raw import fields, find, marked, sound, told
 from finerank.errors import UserError
@@ -40,11 +40,13 @@ class CriteoOptions:
                 x1, x4: by lot, 72:18:10 and 80:10:10, as in the public leaderboards
     seed        of the lot
     min_count   rarer categories count as one: 10 or 2 on the whole file, 1 on a sample
+    numbers     what the counts become beside their buckets: minmax (default), or log1p, as the DCN paper has them
     """
 
     split: Literal["position", "dcn", "ffm", "x1", "x4"] = "position"
     seed: int = 2018
     min_count: int = 10
+    numbers: Literal["minmax", "log1p"] = "minmax"
 
 
 def convert(folder: Path, options: CriteoOptions) -> Converted:
@@ -66,7 +68,7 @@ def convert(folder: Path, options: CriteoOptions) -> Converted:
         counts = told(frame)
         expression, notes = _split(options, counts["kept"])
         samples = sound(frame).with_row_index("row").with_columns(split=expression).drop("row")
-    return Converted(samples=samples, recipe=_recipe(options), counts=counts, notes=notes)
+    return Converted(samples=samples, recipe=_recipe(options), models=published("criteo"), counts=counts, notes=notes)
 
 
 def _lines(path: Path) -> pl.LazyFrame:
@@ -109,9 +111,9 @@ by = "column"
 
 # ---- the 13 counts, in the buckets of floor(ln(v)^2) for v > 2, else v - 2
 
-{buckets}# ---- and as numbers: least to greatest of training becomes 0 to 1
+{buckets}# ---- and as numbers
 
-{declare(NUMBERS, "candidate", "numeric", transform="minmax")}# ---- the 26 categories
+{declare(NUMBERS, "candidate", "numeric", transform=options.numbers)}# ---- the 26 categories
 
 {declare(CATEGORIES, "candidate", encoding=encoding)}[[task]]
 name = "click"

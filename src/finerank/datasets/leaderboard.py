@@ -15,7 +15,7 @@ from pathlib import Path
 
 import polars as pl
 
-from finerank.datasets.adapter import Adapter, Converted, register
+from finerank.datasets.adapter import Adapter, Converted, published, register
 from finerank.datasets.protocol import declare, total
 from finerank.datasets.raw import fields, find, marked, sound, told
 
@@ -47,7 +47,9 @@ def _convert(name: str) -> Callable[[Path, LeaderboardOptions], Converted]:
         samples = pl.concat([sound(frame).with_columns(split=pl.lit(part)) for part, frame in parts.items()])
         counts = total(*found.values())
         notes = ("The parts are those of the files, drawn by lot by their publishers.", _size(name, counts["kept"]))
-        return Converted(samples=samples, recipe=_recipe(name, options), counts=counts, notes=notes)
+        return Converted(
+            samples=samples, recipe=_recipe(name, options), models=published(name), counts=counts, notes=notes
+        )
 
     return convert
 
@@ -67,7 +69,7 @@ def _recipe(name: str, options: LeaderboardOptions) -> str:
     encoding = {"kind": "vocabulary", "min_count": options.min_count}
     columns = COLUMNS[name]
     return f"""\
-# {name}: DeepFM with the leaderboard's settings (BARS, {name}_x1). Each line is a request of its own.
+# {name}: each line is a request of its own. Settings that the leaderboard's (BARS) models share; models.toml has theirs.
 
 [data]
 samples = "samples.parquet"
@@ -82,15 +84,13 @@ column = "label"
 
 [model]
 name = "deepfm"
-representation = {{embedding = {{width = 10}}}}
-interactions = ["linear", "fm", {{kind = "tower", hidden = [400, 400, 400], dropout = 0.2, batch_norm = true}}]
 
 [training]
-epochs = 20
-patience = 2
+epochs = 100
+patience = 1
+plateau = 0.1
 monitor = "auc"
 batch = {{rows = 4096}}
-regularise = {{kind = "l2", strength = 0.05}}
 """
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 import polars as pl
 
-from finerank.datasets.adapter import Adapter, Converted, register
+from finerank.datasets.adapter import Adapter, Converted, published, register
 from finerank.datasets.raw import MALFORMED, Columns, commented, fields, find, lines, marked, raw_lines, sound, told
 from finerank.errors import UserError
 from finerank.runtime.hashing import hash_integers, mix
@@ -35,6 +35,7 @@ class Options:
                       a row's neighbours in the history are rows of test
     validation, test  shares
     seed              of the random split and of the users'
+    longest           ratings of a history, the newest
     """
 
     label: Label = "at_least_4"
@@ -42,12 +43,13 @@ class Options:
     validation: float = 0.1
     test: float = 0.1
     seed: int = 1
+    longest: int = 50
 
     def __post_init__(self) -> None:
-        if not (0 < self.validation < 1 and 0 < self.test < 1 and self.validation + self.test < 1):
+        if not (0 < self.validation < 1 and 0 < self.test < 1 and self.validation + self.test < 1) or self.longest < 1:
             raise UserError(
-                f"movielens: validation = {self.validation}, test = {self.test}; accepted: shares above 0 that leave "
-                "some rows for training"
+                f"movielens: validation = {self.validation}, test = {self.test}, longest = {self.longest}; accepted: "
+                "shares above 0 that leave some rows for training, and a length of at least 1"
             )
 
 
@@ -148,7 +150,9 @@ def _convert(
     return Converted(
         samples=samples,
         events=events,
-        recipe=recipe + RECIPE.replace("@split", split).replace("@features", features),
+        recipe=recipe
+        + RECIPE.replace("@split", split).replace("@features", features).replace("@longest", str(options.longest)),
+        models=published("movielens_20m") if size == "20M" else None,
         counts=counts,
         notes=tuple(notes),
     )
@@ -212,7 +216,7 @@ level = "event"
 [[history]]
 name = "rated"
 fields = ["movie_id", "genres", "rating"]
-max_length = 50
+max_length = @longest
 
 [[task]]
 name = "label"

@@ -21,6 +21,7 @@ from finerank.data.builder import BatchBuilder, to_tensors
 from finerank.data.columns import take_block
 from finerank.data.dataset import Dataset
 from finerank.errors import UserError, nearest
+from finerank.explain.between import Between, between_fields
 from finerank.explain.readable import names_of
 from finerank.models.composition import Link, Model
 from finerank.runtime.blocks import Block, Lists
@@ -55,13 +56,18 @@ class Explained:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A request, seen through a model. `time`: microseconds as in the data."""
+    """A request, seen through a model.
+
+    time     microseconds as in the data
+    between  how fields are weighed against each other
+    """
 
     user: str
     time: int
     head: str
     request: Mapping[str, str]
     candidates: tuple[Explained, ...]
+    between: tuple[Between, ...] = ()
 
 
 def explain(
@@ -85,6 +91,7 @@ def explain(
     with torch.inference_mode():
         out = trainer.model(batch)
         without = trainer.model(_each_event_left_out(batch)).logits[:, h]
+        between = between_fields(trainer.model, batch)
     logits = out.logits[:, h]
     candidates = names_of(data.encoder, data.fitted.candidate, take_block(data.candidate, rows))
     seen: list[list[Seen]] = [[] for _ in rows]
@@ -109,7 +116,7 @@ def explain(
         for c in range(len(rows))
     )
     context = names_of(data.encoder, data.fitted.request, take_block(data.request, np.array([request])))[0]
-    return Explanation(user, int(data.time[request]), head, context, explained)
+    return Explanation(user, int(data.time[request]), head, context, explained, between)
 
 
 def latest_request(data: Dataset, user: str, split: str) -> int:

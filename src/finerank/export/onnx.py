@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
@@ -30,9 +32,32 @@ def write_onnx(model: Model, fitted: FittedSchema, path: Path) -> list[str]:
     assert written is not None
     inputs = written.model.graph.inputs
     inputs[:] = [value for value in inputs if value.uses()]
+    _size_what_is_empty(written.model.graph)
     ClearMetadataAndDocStringPass()(written.model)  # paths of this machine, and half of the file
     written.save(path, external_data=True)
     return [str(value.name) for value in inputs]
+
+
+def _size_what_is_empty(graph: ir.Graph) -> None:
+    """Gives the first axis of an empty reshaped tensor, [N, 0] say, as that of what it was made of.
+
+    The exporter writes -1 there, which says nothing where the other sizes multiply to 0, and onnxruntime refuses it. A side
+    without any field or number (a schema without request-level features) is such a tensor.
+    """
+    for node in list(graph):
+        out, given = node.outputs[0], node.inputs[0] if node.inputs else None
+        if node.op_type != "Reshape" or given is None or out.shape is None or given.shape is None or 0 not in out.shape:
+            continue
+        if out.shape[0] != given.shape[0]:
+            continue
+        rest = ir.tensor(np.array([int(size) for size in list(out.shape)[1:]], dtype=np.int64))  # type: ignore[arg-type]
+        ends = [ir.AttrInt64("start", 0), ir.AttrInt64("end", 1)]
+        first = ir.Node("", "Shape", [given], ends)
+        others = ir.Node("", "Constant", [], [ir.AttrTensor("value", rest)])
+        size = ir.Node("", "Concat", [first.outputs[0], others.outputs[0]], [ir.AttrInt64("axis", 0)])
+        graph.insert_before(node, [first, others, size])
+        node.replace_input_with(1, size.outputs[0])
+        node.attributes["allowzero"] = ir.AttrInt64("allowzero", 1)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from importlib import resources
@@ -24,7 +25,7 @@ import torch
 import xxhash
 
 FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
+    *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC"),
     *("-fno-math-errno", "-fno-trapping-math", "-Wno-unknown-pragmas"),
 )
 COMPILERS = ("g++", "c++", "clang++")
@@ -81,10 +82,17 @@ def _compile(compiler: str, path: Path) -> None:
         resources.as_file(resources.files("finerank.kernels")) as sources,
         tempfile.TemporaryDirectory(dir=path.parent) as folder,
     ):
-        partial = Path(folder) / path.name
-        files = sorted(str(file) for file in sources.glob("*.cpp"))
-        subprocess.run([compiler, *FLAGS, *files, "-o", str(partial)], check=True, capture_output=True, timeout=300)
+        partial, files = Path(folder) / path.name, sorted(sources.glob("*.cpp"))
+        objects = [str(Path(folder) / f"{file.stem}.o") for file in files]
+        commands = [[compiler, *FLAGS, "-c", str(f), "-o", o] for f, o in zip(files, objects, strict=True)]
+        with ThreadPoolExecutor() as pool:  # side by side: each takes seconds
+            list(pool.map(_run, commands))
+        _run([compiler, *FLAGS, "-shared", *objects, "-o", str(partial)])
         partial.replace(path)  # whole or not at all, also with several processes at once
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
 
 
 def _key(compiler: str) -> str:

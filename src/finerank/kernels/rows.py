@@ -6,6 +6,7 @@ V rows of a table · D its width · n lookups · U distinct rows
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,11 +41,19 @@ def call(name: str, *arguments: Tensor | int | float | ctypes.Array[Any] | None)
     return int(function(*given, ctypes.c_int(torch.get_num_threads())))
 
 
-def distinct(ids: Tensor, mark: Tensor) -> tuple[Tensor, Tensor]:
-    """(rows [U], local [n]): the distinct ids and, for each id, where it stands among them. mark: int32 [V], scratch."""
+def distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows [U], local [n]): the distinct ids and, for each id, where it stands among them."""
     rows, local = torch.empty_like(ids), torch.empty_like(ids)
-    count = call("distinct", len(ids), ids, mark, rows, local)
+    count = call("distinct", len(ids), ids, rows, local)
     return rows[:count], local
+
+
+def gather(weight: Tensor, rows: Tensor) -> Tensor:
+    """[V, D], int64 [n] -> [n, D]: weight[rows], through which no gradient goes. Raises IndexError outside of [0, V)."""
+    out = weight.new_empty((len(rows), weight.shape[1]))
+    if call(f"gather_{NAMES[weight.dtype]}", len(rows), *weight.shape, rows, weight, out):
+        raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a table that has {len(weight)}")
+    return out
 
 
 class _Lookup(Function):
@@ -84,3 +93,8 @@ def adam(
     name = f"adam_{NAMES[weight.dtype]}"
     given = (rows, grad.contiguous(), weight, m, v, *map(float, betas), float(eps), float(size), float(root), mine)
     call(name, len(rows), weight.shape[1], *given)
+
+
+def pointers(tensors: Sequence[Tensor]) -> ctypes.Array[Any]:
+    """Where they lie, for `call`."""
+    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))

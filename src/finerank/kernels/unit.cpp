@@ -11,73 +11,47 @@
 // Candidates with the same history stand together and go to one thread, so that no gradient is written by two; the
 // gradients of the weights are summed per thread and then in the order of the threads: the same numbers in every run.
 
-#include <algorithm>
 #include <cstring>
 
 #include "unit.h"
 
 namespace {
 
-// What reads Z for the first time goes through it in order, so that the processor fetches ahead; the other loops go down
-// the columns, a vector of them at a time, and what they sum over the pairs stays in a register.
-// out = the activation of z, [t, width]
-template <class T>
-void activate(i64 t, i64 width, const T* z, const T* slope, T* out) {
-    for (i64 i = 0; i < t; i++)
-        for (i64 h = 0; h < width; h += LENGTH<T>) store(out + i * width + h, active<T>(load(z + i * width + h), load(slope + h)));
-}
-
-// From the gradient of a layer's activation to that of z, in place; its sum over the pairs is added to `sum`.
-template <class T>
-void through(i64 t, i64 width, const T* z, const T* slope, T* grad, T* dslope, T* sum) {
-    for (i64 h = 0; h < width; h += LENGTH<T>) {
-        const V<T> s = load(slope + h), none = {};
-        V<T> ds = load(dslope + h), total = load(sum + h);
-        for (i64 i = 0; i < t; i++) {
-            const V<T> zh = load(z + i * width + h), g = load(grad + i * width + h);
-            const V<T> out = zh > 0 ? g : g * s;
-            ds += zh > 0 ? none : g * zh;
-            total += out;
-            store(grad + i * width + h, out);
-        }
-        store(dslope + h, ds);
-        store(sum + h, total);
-    }
-}
-
-// The last layer, out = <w, activation of z> + bias.
-template <class T>
-void score(i64 t, i64 width, const T* z, const T* slope, const T* w, T bias, T* out) {
-    for (i64 i = 0; i < t; i++) {
+// out = <w, activation of z> + bias
+template <bool bent, class T>
+void score(i64 rows, i64 width, const T* z, const T* slope, const T* w, T bias, T* out) {
+    for (i64 i = 0; i < rows; i++) {
         V<T> sum = {};
-        for (i64 h = 0; h < width; h += LENGTH<T>) sum += load(w + h) * active<T>(load(z + i * width + h), load(slope + h));
+        for (i64 h = 0; h < width; h += LENGTH<T>) {
+            const Activation<T, bent> act{load(slope + h)};
+            sum += load(w + h) * act(load(z + i * width + h));
+        }
         T total = bias;
         for (i64 j = 0; j < LENGTH<T>; j++) total += sum[j];
         out[i] = total;
     }
 }
 
-template <class T>
-void score_backward(i64 t, i64 width, const T* z, const T* slope, const T* w, const T* g, T* dw, T* dbias, T* grad) {
-    for (i64 i = 0; i < t; i++) {
-        for (i64 h = 0; h < width; h += LENGTH<T>) {
-            store(dw + h, load(dw + h) + g[i] * active<T>(load(z + i * width + h), load(slope + h)));
-            store(grad + i * width + h, g[i] * load(w + h));
+// grad: the gradient of z; what the rows sum to is added to dslope, sum and dw.
+template <bool bent, class T>
+void score_backward(i64 rows, i64 width, const T* z, const T* slope, const T* w, const T* g, T* dslope, T* sum, T* dw, T* grad) {
+    for (i64 h = 0; h < width; h += LENGTH<T>) {
+        const Activation<T, bent> act{load(slope + h)};
+        const V<T> wh = load(w + h);
+        V<T> ds = load(dslope + h), total = load(sum + h), weight = load(dw + h);
+        for (i64 i = 0; i < rows; i++) {
+            const V<T> zh = load(z + i * width + h);
+            V<T> d = g[i] * wh;
+            weight += g[i] * act(zh);
+            act.back(zh, d, ds);
+            total += d;
+            store(grad + i * width + h, d);
         }
-        *dbias += g[i];
+        store(dslope + h, ds), store(sum + h, total), store(dw + h, weight);
     }
 }
 
-// M = A + B·diag(q): [rows, K] each
-template <class T>
-void scaled(i64 rows, i64 K, const T* A, const T* B, const T* q, T* M) {
-    for (i64 i = 0; i < K; i += LENGTH<T>) {
-        const V<T> qi = load(q + i);
-        for (i64 h = 0; h < rows; h++) store(M + h * K + i, load(A + h * K + i) + load(B + h * K + i) * qi);
-    }
-}
-
-template <class T>
+template <class T, bool bent>
 void forward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* count, const i64* start, const T* q, const T* k,
              const T* e, const T* c, const T* flat, T* const* Z, T* out, int threads) {
     const Shared<const T> p(flat, K, L, H);
@@ -85,48 +59,55 @@ void forward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* cou
     std::vector<T> At(K * H[0]), Bt(K * H[0]);
     transpose(H[0], K, p.A, At.data());
     transpose(H[0], K, p.B, Bt.data());
-    std::vector<std::vector<T>> Wt;
+    std::vector<std::vector<T>> Wt(1);
     for (i64 l = 1; l < L; l++) {
         Wt.emplace_back(H[l] * H[l - 1]);
-        transpose(H[l], H[l - 1], p.W[l - 1], Wt.back().data());
+        transpose(H[l], H[l - 1], p.W[l], Wt.back().data());
     }
     const i64 most = N ? *std::max_element(count, count + N) : 0, widest = *std::max_element(H, H + L);
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<T> M(K * H[0]), act(most * widest), scratch(Z ? 0 : most * widest);
-        auto layer = [&](i64 l, i64 n) { return Z ? Z[l] + start[n] * H[l] : scratch.data(); };
+        // two of each: a layer is read while the next is written
+        std::vector<T> M(K * H[0]), act[2], scratch[2];
+        for (int i = 0; i < 2; i++) act[i].resize(bent ? (TOGETHER + most) * widest : 0), scratch[i].resize(Z ? 0 : (TOGETHER + most) * widest);
         const Range mine = share(N, first, count, omp_get_thread_num(), threads);
-        for (i64 n = mine.low; n < mine.high; n++) {
-            const i64 t = count[n];
-            if (!t) continue;
-            for (i64 i = 0; i < K; i++) {
-                const T qi = q[n * K + i];
-#pragma omp simd
-                for (i64 h = 0; h < H[0]; h++) M[i * H[0] + h] = At[i * H[0] + h] + qi * Bt[i * H[0] + h];
+        in_blocks(mine, [&](i64 n) { return count[n]; }, [&](i64 low, i64 high, i64 rows) {
+            // Z of layer l, and what the next one reads of it, for row r of the block
+            auto layer = [&](i64 l, i64 r) { return (Z ? Z[l] + start[low] * H[l] : scratch[l % 2].data()) + r * H[l]; };
+            auto active = [&](i64 l, i64 r) { return bent ? act[l % 2].data() + r * H[l] : layer(l, r); };
+            // what follows the product of layer l: without a slope, max(z, 0) stands for z
+            auto keep = [&](i64 l, i64 r) {
+                return [width = H[l], slope = p.s[l], last = l + 1 == L, z = layer(l, r), a = active(l, r)](i64 i, i64 h, auto& sums) INLINED {
+                    const Activation<T, bent> of{load(slope + h)};
+                    i64 at = i * width + h;
+                    for (auto& sum : sums) {
+                        store(z + at, bent ? sum : of(sum));
+                        if (bent && !last) store(a + at, of(sum));
+                        at += width;
+                    }
+                };
+            };
+            for (i64 n = low; n < high; n++) {
+                if (!count[n]) continue;
+                for (i64 i = 0; i < K; i++) {
+                    const V<T> qi = V<T>{} + q[n * K + i];
+                    for (i64 h = i * H[0]; h < (i + 1) * H[0]; h += LENGTH<T>) store(M.data() + h, load(At.data() + h) + qi * load(Bt.data() + h));
+                }
+                const T *cn = c + n * H[0], *en = e ? e + first[n] * H[0] : nullptr;
+                const Left<T> keys{k + first[n] * K, K, 1};
+                const auto end = keep(0, start[n] - start[low]);
+                multiply(count[n], H[0], K, keys, M.data(), [=, width = H[0]](i64 i, i64 h) INLINED {
+                    return en ? load(cn + h) + load(en + i * width + h) : load(cn + h);
+                }, end);
             }
-            T* z = layer(0, n);
-            for (i64 i = 0; i < t; i++) {
-                std::memcpy(z + i * H[0], c + n * H[0], H[0] * sizeof(T));
-                if (e)
-#pragma omp simd
-                    for (i64 h = 0; h < H[0]; h++) z[i * H[0] + h] += e[(first[n] + i) * H[0] + h];
-            }
-            multiply<T, true>(t, H[0], K, k + first[n] * K, K, 1, M.data(), z);
-            const T* slope = p.slope;
-            for (i64 l = 1; l < L; l++) {
-                const i64 in = H[l - 1], width = H[l];
-                activate(t, in, z, slope, act.data());
-                z = layer(l, n);
-                for (i64 i = 0; i < t; i++) std::memcpy(z + i * width, p.b[l - 1], width * sizeof(T));
-                multiply<T, true>(t, width, in, act.data(), in, 1, Wt[l - 1].data(), z);
-                slope = p.s[l - 1];
-            }
-            score(t, H[L - 1], z, slope, p.w, *p.bias, out + start[n]);
-        }
+            for (i64 l = 1; l < L; l++)
+                multiply(rows, H[l], H[l - 1], Left<T>{active(l - 1, 0), H[l - 1], 1}, Wt[l].data(), [b = p.b[l]](i64, i64 h) INLINED { return load(b + h); }, keep(l, 0));
+            score<bent>(rows, H[L - 1], layer(L - 1, 0), p.s[L - 1], p.w, *p.bias, out + start[low]);
+        });
     }
 }
 
-template <class T>
+template <class T, bool bent>
 void backward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* count, const i64* start, const T* q, const T* k,
               const T* flat, T* const* Z, const T* grad, T* dq, T* dk, T* de, T* dc, T* dflat, i64 size, int threads) {
     const Shared<const T> p(flat, K, L, H);
@@ -135,55 +116,85 @@ void backward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* co
 #pragma omp parallel num_threads(threads)
     {
         Shared<T> d(sums.data() + size * omp_get_thread_num(), K, L, H);
-        std::vector<T> M(K * H[0]), dM(K * H[0]), act(most * widest), here(most * widest), below(most * widest);
+        const i64 room = (TOGETHER + most) * widest;
+        std::vector<T> M(K * H[0]), act(bent ? room : 0), here(room), next(room);  // here: the gradient of a layer's Z
         const Range mine = share(N, first, count, omp_get_thread_num(), threads);
-        for (i64 n = mine.low; n < mine.high; n++) {
-            const i64 t = count[n];
-            if (!t) continue;
-            const T* g = grad + start[n];
-            const i64 last = H[L - 1];
-            const T* z = Z[L - 1] + start[n] * last;
-            const T* slope = L > 1 ? p.s[L - 2] : p.slope;
-            T* dslope = L > 1 ? d.s[L - 2] : d.slope;
-            // here: the gradient of a layer's activation, then of its pre-activation
-            score_backward(t, last, z, slope, p.w, g, d.w, d.bias, here.data());
+        in_blocks(mine, [&](i64 n) { return count[n]; }, [&](i64 low, i64 high, i64 rows) {
+            const i64 from = start[low], last = H[L - 1];
+            const T* g = grad + from;
+            for (i64 i = 0; i < rows; i++) *d.bias += g[i];
+            // f(row, rows, sum) for layer l: all rows at once, but for the first layer, where each candidate has sums of its own
+            auto each = [&](i64 l, auto f) {
+                if (l) return f(i64{0}, rows, d.b[l]);
+                for (i64 n = low; n < high; n++) f(start[n] - from, count[n], dc + n * H[0]);
+            };
+            each(L - 1, [&](i64 row, i64 many, T* sum) {
+                score_backward<bent>(many, last, Z[L - 1] + (from + row) * last, p.s[L - 1], p.w, g + row, d.s[L - 1], sum, d.w, here.data() + row * last);
+            });
             for (i64 l = L - 1; l > 0; l--) {
                 const i64 width = H[l], in = H[l - 1];
-                through(t, width, z, slope, here.data(), dslope, d.b[l - 1]);
-                z = Z[l - 1] + start[n] * in;
-                slope = l > 1 ? p.s[l - 2] : p.slope;
-                dslope = l > 1 ? d.s[l - 2] : d.slope;
-                activate(t, in, z, slope, act.data());
-                multiply<T, true>(width, in, t, here.data(), 1, width, act.data(), d.W[l - 1]);
-                multiply<T, false>(t, in, width, here.data(), width, 1, p.W[l - 1], below.data());
-                std::swap(here, below);
+                each(l - 1, [&](i64 row, i64 many, T* sum) {
+                    multiply(
+                        many, in, width, Left<T>{here.data() + row * width, width, 1}, p.W[l],
+                        [](i64, i64) INLINED { return V<T>{}; },
+                        [=, z = Z[l - 1] + (from + row) * in, slope = p.s[l - 1], dslope = d.s[l - 1], to = next.data() + row * in, a = act.data() + row * in](i64 i, i64 h, auto& sums) INLINED {
+                            const Activation<T, bent> of{load(slope + h)};
+                            V<T> ds = load(dslope + h), total = load(sum + h);
+                            i64 at = i * in + h;
+                            for (auto& g : sums) {
+                                const V<T> zh = load(z + at);
+                                if (bent) store(a + at, of(zh));
+                                of.back(zh, g, ds);
+                                total += g;
+                                store(to + at, g);
+                                at += in;
+                            }
+                            if (bent) store(dslope + h, ds);
+                            store(sum + h, total);
+                        });
+                });
+                accumulate(width, in, rows, Left<T>{here.data(), 1, width}, bent ? act.data() : Z[l - 1] + from * in, d.W[l]);
+                std::swap(here, next);
             }
-            through(t, H[0], z, slope, here.data(), dslope, dc + n * H[0]);
-            if (de)
-                for (i64 i = 0; i < t * H[0]; i++) de[first[n] * H[0] + i] += here[i];
-            const T* qn = q + n * K;
-            scaled(H[0], K, p.A, p.B, qn, M.data());
-            multiply<T, true>(t, K, H[0], here.data(), H[0], 1, M.data(), dk + first[n] * K);
-            multiply<T, false>(H[0], K, t, here.data(), 1, H[0], k + first[n] * K, dM.data());
-            scaled_backward(H[0], K, p.B, qn, dM.data(), d.A, d.B, dq + n * K);
-        }
+            for (i64 n = low; n < high; n++) {
+                const i64 t = count[n];
+                if (!t) continue;
+                const T *dz = here.data() + (start[n] - from) * H[0], *qn = q + n * K, *keys = k + first[n] * K;
+                if (de)
+                    for (i64 i = 0; i < t * H[0]; i++) de[first[n] * H[0] + i] += dz[i];
+                for (i64 i = 0; i < K; i += LENGTH<T>) {
+                    const V<T> qi = load(qn + i);
+                    for (i64 at = i; at < H[0] * K; at += K) store(M.data() + at, load(p.A + at) + qi * load(p.B + at));
+                }
+                accumulate(t, K, H[0], Left<T>{dz, H[0], 1}, M.data(), dk + first[n] * K);
+                matrix_backward(H[0], K, t, Left<T>{dz, 1, H[0]}, keys, p.B, qn, d.A, d.B, dq + n * K);
+            }
+        });
     }
     for (i64 i = 0; i < size; i++) dflat[i] = 0;
     for (int thread = 0; thread < threads; thread++)
         for (i64 i = 0; i < size; i++) dflat[i] += sums[size * thread + i];
 }
 
+// f(low, high): candidates of a range that follow each other and have the same history, so that what they need of its keys is
+// one product
+template <class F>
+void in_runs(Range mine, const i64* first, const i64* count, F f) {
+    for (i64 low = mine.low, n = low; n < mine.high; low = n) {
+        while (n < mine.high && first[n] == first[low] && count[n] == count[low]) n++;
+        f(low, n);
+    }
+}
+
 // out_n = sum over a candidate's pairs of weight * key
 template <class T>
 void attend(i64 N, i64 K, const i64* first, const i64* count, const i64* start, const T* w, const T* k, T* out, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (i64 n = 0; n < N; n++) {
-        T* to = out + n * K;
-        for (i64 i = 0; i < K; i++) to[i] = 0;
-        for (i64 t = 0; t < count[n]; t++)
-#pragma omp simd
-            for (i64 i = 0; i < K; i++) to[i] += w[start[n] + t] * k[(first[n] + t) * K + i];
-    }
+#pragma omp parallel num_threads(threads)
+    in_runs(share(N, first, count, omp_get_thread_num(), threads), first, count, [&](i64 low, i64 high) {
+        const i64 t = count[low];
+        std::fill(out + low * K, out + high * K, T{});
+        accumulate(high - low, K, t, Left<T>{w + start[low], t, 1}, k + first[low] * K, out + low * K);
+    });
 }
 
 template <class T>
@@ -191,33 +202,44 @@ void attend_backward(i64 N, i64 K, const i64* first, const i64* count, const i64
                      T* dw, T* dk, int threads) {
 #pragma omp parallel num_threads(threads)
     {
-        const Range mine = share(N, first, count, omp_get_thread_num(), threads);
-        for (i64 n = mine.low; n < mine.high; n++)
-            for (i64 t = 0; t < count[n]; t++) {
-                const T* at = k + (first[n] + t) * K;
-                T* to = dk + (first[n] + t) * K;
-                const T* g = grad + n * K;
-                const T weight = w[start[n] + t];
-                T sum = 0;
-#pragma omp simd reduction(+ : sum)
-                for (i64 i = 0; i < K; i++) sum += g[i] * at[i], to[i] += weight * g[i];
-                dw[start[n] + t] = sum;
+        std::vector<T> turned, products;
+        in_runs(share(N, first, count, omp_get_thread_num(), threads), first, count, [&](i64 low, i64 high) {
+            const i64 t = count[low], many = high - low, width = (many + 15) / 16 * 16;
+            const T *keys = k + first[low] * K, *g = grad + low * K;
+            accumulate(t, K, many, Left<T>{w + start[low], 1, t}, g, dk + first[low] * K);
+            if (many == 1) {
+                for (i64 i = 0; i < t; i++) {
+                    V<T> sum = {};
+                    for (i64 h = 0; h < K; h += LENGTH<T>) sum += load(g + h) * load(keys + i * K + h);
+                    T total = 0;
+                    for (i64 j = 0; j < LENGTH<T>; j++) total += sum[j];
+                    dw[start[low] + i] = total;
+                }
+                return;
             }
+            turned.assign(K * width, 0), products.assign(t * width, 0);
+            for (i64 n = 0; n < many; n++)
+                for (i64 h = 0; h < K; h++) turned[h * width + n] = g[n * K + h];
+            accumulate(t, width, K, Left<T>{keys, K, 1}, turned.data(), products.data());
+            for (i64 n = 0; n < many; n++)
+                for (i64 i = 0; i < t; i++) dw[start[low] + n * t + i] = products[i * width + n];
+        });
     }
 }
 
 }  // namespace
 
 #define EXPORT(T, name)                                                                                                    \
-    extern "C" void unit_forward_##name(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* count,             \
+    extern "C" void unit_forward_##name(i64 N, i64 K, i64 L, const i64* H, i64 bent, const i64* first, const i64* count,   \
                                         const i64* start, const T* q, const T* k, const T* e, const T* c, const T* flat,   \
                                         T* const* Z, T* out, int threads) {                                                \
-        forward<T>(N, K, L, H, first, count, start, q, k, e, c, flat, Z, out, threads);                                    \
+        (bent || sizeof(T) == 8 ? forward<T, true> : forward<T, sizeof(T) == 8>)(N, K, L, H, first, count, start, q, k, e, c, flat, Z, out, threads); \
     }                                                                                                                      \
-    extern "C" void unit_backward_##name(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* count,            \
+    extern "C" void unit_backward_##name(i64 N, i64 K, i64 L, const i64* H, i64 bent, const i64* first, const i64* count,  \
                                          const i64* start, const T* q, const T* k, const T* flat, T* const* Z,             \
                                          const T* grad, T* dq, T* dk, T* de, T* dc, T* dflat, i64 size, int threads) {     \
-        backward<T>(N, K, L, H, first, count, start, q, k, flat, Z, grad, dq, dk, de, dc, dflat, size, threads);           \
+        (bent || sizeof(T) == 8 ? backward<T, true> : backward<T, sizeof(T) == 8>)(N, K, L, H, first, count, start, q, k, flat, Z, grad, dq, dk, de,  \
+                                                        dc, dflat, size, threads);                                         \
     }                                                                                                                      \
     extern "C" void attend_forward_##name(i64 N, i64 K, const i64* first, const i64* count, const i64* start, const T* w,  \
                                           const T* k, T* out, int threads) {                                               \

@@ -2,14 +2,13 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
-#include "matrix.h"
+#include "activation.h"
 
 namespace {
-
-using i64 = std::int64_t;
 
 struct Range {
     i64 low, high;
@@ -29,53 +28,30 @@ Range share(i64 N, const i64* first, const i64* count, int thread, int threads) 
     return {bound(thread), thread + 1 == threads ? N : bound(thread + 1)};
 }
 
-template <class T>
-using V = typename Vector<T>::type;
-template <class T>
-constexpr i64 LENGTH = Vector<T>::length;
+constexpr i64 TOGETHER = 64;  // rows that go through the later layers at once, at least
 
-template <class T>
-inline V<T> load(const T* at) {
-    return *reinterpret_cast<const V<T>*>(at);
-}
-
-template <class T>
-inline void store(T* at, V<T> value) {
-    *reinterpret_cast<V<T>*>(at) = value;
-}
-
-template <class T>
-inline V<T> active(V<T> z, V<T> slope) {
-    return z > 0 ? z : slope * z;
-}
-
-// The gradients of A, B (added) and q (set) from that of M.
-template <class T>
-void scaled_backward(i64 rows, i64 K, const T* B, const T* q, const T* dM, T* dA, T* dB, T* dq) {
-    for (i64 i = 0; i < K; i += LENGTH<T>) {
-        const V<T> qi = load(q + i);
-        V<T> sum = {};
-        for (i64 h = 0; h < rows; h++) {
-            const V<T> m = load(dM + h * K + i);
-            store(dA + h * K + i, load(dA + h * K + i) + m);
-            store(dB + h * K + i, load(dB + h * K + i) + m * qi);
-            sum += m * load(B + h * K + i);
-        }
-        store(dq + i, sum);
+// f(low, high, rows) for runs of candidates of one thread that go together; of(n): the rows of candidate n
+template <class Of, class F>
+void in_blocks(Range mine, Of of, F f) {
+    for (i64 n = mine.low; n < mine.high;) {
+        const i64 low = n;
+        i64 rows = 0;
+        while (n < mine.high && rows < TOGETHER) rows += of(n++);
+        if (rows) f(low, n, rows);
     }
 }
 
-// Gradients of everything that all candidates share; laid out as the caller's flat buffer.
+// What all candidates share, or its gradients; laid out as the caller's flat buffer. s: slopes after each layer.
 template <class T>
 struct Shared {
-    T *A, *B, *slope;
-    std::vector<T*> W, b, s;
+    T *A, *B;
+    std::vector<T*> W{nullptr}, b{nullptr}, s;  // by layer; the first has A, B and what the caller computes itself
     T *w, *bias;
 
     Shared(T* at, i64 K, i64 L, const i64* H) {
         A = at, at += H[0] * K;
         B = at, at += H[0] * K;
-        slope = at, at += H[0];
+        s.push_back(at), at += H[0];
         for (i64 l = 1; l < L; l++) {
             W.push_back(at), at += H[l] * H[l - 1];
             b.push_back(at), at += H[l];
@@ -85,5 +61,27 @@ struct Shared {
         bias = at;
     }
 };
+
+// dM += as a product of dz [t, H] and keys, without ever standing in memory: M = A + B·diag(q), so each of its vectors goes into
+// the gradients of A, B (added to) and q (set).
+template <class E, class T>
+void matrix_backward(i64 H, i64 K, i64 terms, Left<E> dz, const E* keys, const T* B, const T* q, T* dA, T* dB, T* dq) {
+    std::fill(dq, dq + K, T{});
+    multiply(
+        H, K, terms, dz, keys, [](i64, i64) INLINED { return typename Terms<E>::Sum{}; },
+        [=](i64 h, i64 i, auto& sums) INLINED {
+            const V<T> qi = load(q + i);
+            V<T> total = load(dq + i);
+            i64 at = h * K + i;
+            for (auto& sum : sums) {
+                const V<T> m = (V<T>)sum;
+                store(dA + at, load(dA + at) + m);
+                store(dB + at, load(dB + at) + m * qi);
+                total += m * load(B + at);
+                at += K;
+            }
+            store(dq + i, total);
+        });
+}
 
 }  // namespace

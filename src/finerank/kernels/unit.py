@@ -5,7 +5,6 @@ N candidates · T events · P pairs · K width of an item · H hidden
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from finerank.kernels.build import library
-from finerank.kernels.rows import NAMES, call
+from finerank.kernels.rows import NAMES, call, pointers
 
 STEP = 16  # the loops take widths that are multiples of this: whole vector registers
 
@@ -51,6 +50,7 @@ class _Unit(Function):
         widths: list[int],
         spans: Spans,
         pairs: int,
+        bent: bool,
         bf16: bool,
     ) -> Tensor:
         q, k, c, e = q.contiguous(), k.contiguous(), c.contiguous(), None if e is None else e.contiguous()
@@ -64,10 +64,11 @@ class _Unit(Function):
         keep = any(ctx.needs_input_grad)
         before = [q.new_empty((room if keep else 0, width), dtype=kept) for width in widths]
         out = q.new_empty(pairs)
-        kept_at = _pointers(before) if keep else None
-        call(f"unit_forward_{name}", len(q), q.shape[1], len(widths), hidden, *places, q, k, e, c, flat, kept_at, out)
+        kept_at = pointers(before) if keep else None
+        shape = (len(q), q.shape[1], len(widths), hidden, int(bent))
+        call(f"unit_forward_{name}", *shape, *places, q, k, e, c, flat, kept_at, out)
         ctx.save_for_backward(q, k, flat, hidden, *places, *before)
-        ctx.extra, ctx.name, ctx.layers = e is not None, name, len(widths)
+        ctx.extra, ctx.name, ctx.layers, ctx.bent = e is not None, name, len(widths), int(bent)
         return out
 
     @staticmethod
@@ -77,10 +78,10 @@ class _Unit(Function):
         dq, dk, dflat = torch.zeros_like(q), torch.zeros_like(k), torch.empty_like(flat)
         dc = q.new_zeros((len(q), before[0].shape[1]))
         de = q.new_zeros((len(k), before[0].shape[1])) if ctx.extra else None
-        shape = (len(q), q.shape[1], len(before), hidden, *places)
-        given = (q, k, flat, _pointers(before), grads[0].contiguous())
+        shape = (len(q), q.shape[1], len(before), hidden, ctx.bent, *places)
+        given = (q, k, flat, pointers(before), grads[0].contiguous())
         call(f"unit_backward_{ctx.name}", *shape, *given, dq, dk, de, dc, dflat, len(flat))
-        return dq, dk, de, dc, dflat, None, None, None, None
+        return dq, dk, de, dc, dflat, None, None, None, None, None
 
 
 class _Attend(Function):
@@ -112,21 +113,24 @@ def unit_weights(
     last: tuple[Tensor, Tensor],
     spans: Spans,
     pairs: int,
+    bent: bool = True,
     bf16: bool = False,
 ) -> Tensor:
     """[P]: the unit's output for every pair. bf16: with the products in it (for float32, where `has_bf16`).
 
+    bent  False: all slopes are 0 and stay so, which is cheaper
+
     Z = of_candidates + of_events + key·k + product·(q * k) is the first layer before its activation, whose slope is
     `slope_H`; `layers` follow, then `last`, weight [1, H] and bias [1].
     """
-    parts = [_fill(_fill(w, 0), 1) for w in (key_HK, product_HK)] + [_fill(slope_H, 0)]
+    parts = [filled(filled(w, 0), 1) for w in (key_HK, product_HK)] + [filled(slope_H, 0)]
     widths = [len(parts[2])]
     for layer in layers:
-        parts += [_fill(_fill(layer.weight, 0), 1), _fill(layer.bias, 0), _fill(layer.slope, 0)]
+        parts += [filled(filled(layer.weight, 0), 1), filled(layer.bias, 0), filled(layer.slope, 0)]
         widths.append(len(parts[-1]))
-    flat = torch.cat([part.flatten() for part in (*parts, _fill(last[0], 1), last[1])])
-    e = None if of_events_TH is None else _fill(of_events_TH, 1)
-    given = (_fill(q_NK, 1), _fill(k_TK, 1), e, _fill(of_candidates_NH, 1), flat, widths, spans, pairs, bf16)
+    flat = torch.cat([part.flatten() for part in (*parts, filled(last[0], 1), last[1])])
+    e = None if of_events_TH is None else filled(of_events_TH, 1)
+    given = (filled(q_NK, 1), filled(k_TK, 1), e, filled(of_candidates_NH, 1), flat, widths, spans, pairs, bent, bf16)
     out: Tensor = _Unit.apply(*given)  # type: ignore[no-untyped-call]
     return out
 
@@ -138,15 +142,11 @@ def has_bf16() -> bool:
 
 def attend(weights_P: Tensor, k_TK: Tensor, spans: Spans) -> Tensor:
     """[P], [T, K] -> [N, K]: sum over a candidate's pairs of weight * key."""
-    out: Tensor = _Attend.apply(weights_P, k_TK, spans)  # type: ignore[no-untyped-call]
-    return out
+    out: Tensor = _Attend.apply(weights_P, filled(k_TK, 1), spans)  # type: ignore[no-untyped-call]
+    return out if out.shape[1] == k_TK.shape[1] else out[:, : k_TK.shape[1]]
 
 
-def _fill(x: Tensor, dim: int) -> Tensor:
+def filled(x: Tensor, dim: int) -> Tensor:
     """Zeros behind `dim` up to a multiple of STEP: they change no result."""
     missing = -x.shape[dim] % STEP
     return F.pad(x, [0] * (2 * (x.dim() - 1 - dim) + 1) + [missing]) if missing else x
-
-
-def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[Any]:
-    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))

@@ -25,7 +25,7 @@ from finerank.kernels.rows import fits
 from finerank.kernels.unit import Layer, Spans, has_bf16
 from finerank.kernels.unit import attend as compiled_attend
 from finerank.kernels.unit import unit_weights as compiled_weights
-from finerank.layers.activation import Activation, PReLU
+from finerank.layers.activation import Activation
 from finerank.layers.mlp import Hidden, linear
 from finerank.layers.precision import lowered
 from finerank.layers.segments import gather, segment_softmax, spread, weighted_sum
@@ -188,6 +188,7 @@ class ActivationUnit(nn.Module):
             (last.weight, last.bias),
             spans,
             pairs,
+            bent=self.options.activation != "relu",
             bf16=lowered() and k_TK.dtype == torch.float32 and has_bf16(),
         )
 
@@ -199,7 +200,7 @@ class ActivationUnit(nn.Module):
         linears = [self.first, *(m for m in self.rest if isinstance(m, nn.Linear))]
         layers = []
         for layer, after in zip(linears, (m for m in self.rest if isinstance(m, Hidden)), strict=False):
-            slope = _slope(after)
+            slope = after.slope()
             if slope is None:
                 return []
             layers.append(Layer(layer.weight, layer.bias, slope))
@@ -235,19 +236,6 @@ def _spans(pairs: Pairs) -> Spans | None:
     if pairs.first is None or pairs.count is None or torch.compiler.is_exporting():
         return None
     return Spans(pairs.first, pairs.count, pairs.count.cumsum(0) - pairs.count)
-
-
-def _slope(after: Hidden) -> Tensor | None:
-    """[H]: the slope below zero where what follows a layer is ReLU (0) or PReLU and no more; else None."""
-    if after.norm is not None or after.dropout is not None:
-        return None
-    match after.act:
-        case PReLU():
-            return after.act.slope
-        case nn.ReLU():
-            return torch.zeros(after.width)
-        case _:
-            return None
 
 
 def log_decay(ages_T: Tensor, tau: float, like: Tensor) -> Tensor:

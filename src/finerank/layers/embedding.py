@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from finerank.data.batch import Batch, TensorBlock, TensorLists
 from finerank.kernels import rows as loops
+from finerank.kernels.pages import in_huge_pages
 from finerank.layers.segments import segment_max, segment_mean, segment_sum
 from finerank.schema import FIRST, Columns, FittedSchema, ListColumn, field_names
 from finerank.widths import scaled_width
@@ -39,6 +40,7 @@ class Tables(nn.Module):
 
     sizes   rows of each table by name; row 0 of each (padding) is zero and stays so
     std     standard deviation of the initial values; 0 for first-order weights; own: of a table of its own, by name
+    high    initial values are uniform from 0 to this instead; 0: they are normal
     sparse  gather the touched rows into a leaf in training (see the module's docstring)
     """
 
@@ -49,26 +51,32 @@ class Tables(nn.Module):
         std: float,
         sparse: bool = True,
         own: Mapping[str, float] = MappingProxyType({}),
+        high: float = 0.0,
     ) -> None:
         super().__init__()
         self.sizes = dict(sizes)
-        self.width, self.std, self.own, self.sparse = width, std, own, sparse
+        self.width, self.std, self.own, self.high, self.sparse = width, std, own, high, sparse
         starts = np.concatenate([[0], np.cumsum(list(sizes.values()))])
         self.start = {name: int(start) for name, start in zip(sizes, starts, strict=False)}
-        self.weight = nn.Parameter(torch.empty(int(starts[-1]), width))
+        self.weight = nn.Parameter(in_huge_pages(torch.empty(int(starts[-1]), width)))
         with torch.no_grad():
-            self.weight.normal_(0.0, std) if std else self.weight.zero_()
+            _drawn(self.weight, std, high)
             for name, start in self.start.items():
                 if name in own:
-                    self.weight[start : start + sizes[name]].normal_(0.0, own[name])
+                    _drawn(self.weight[start : start + sizes[name]], own[name], 0.0)
                 self.weight[start] = 0.0
         self.touched: list[Touched] = []
         self.before_gather: Callable[[Tensor], None] | None = None  # told the distinct rows (a decay to catch up)
-        self._mark: np.ndarray | None = None  # scratch, [rows]
+        self._mark: np.ndarray | None = None  # scratch of the plain twin, [rows]
 
-    def std_of(self, name: str) -> float:
-        """The standard deviation of the initial values of one table."""
-        return self.own.get(name, self.std)
+    def mean_of(self, name: str) -> float:
+        """The mean of the law of one table's initial values."""
+        return 0.0 if name in self.own else self.high / 2
+
+    def fresh(self, name: str, count: int, generator: torch.Generator) -> Tensor:
+        """[count, D]: rows drawn as the initial values of one table are."""
+        std, high = (self.own[name], 0.0) if name in self.own else (self.std, self.high)
+        return _drawn(torch.empty(count, self.width), std, high, generator)
 
     def table(self, name: str) -> Tensor:
         """The rows of one table: a view [rows, D] of the weight."""
@@ -77,24 +85,28 @@ class Tables(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """int64 [n] positions in the weight -> [n, D]."""
+        compiled = loops.fits(self.weight) and not torch.compiler.is_exporting()
+        if not torch.is_grad_enabled() and compiled:
+            return loops.gather(self.weight, ids.contiguous())
         if not (self.sparse and self.training and torch.is_grad_enabled()):
             return F.embedding(ids, self.weight)
         rows, local = self._distinct(ids)
         if self.before_gather is not None:
             self.before_gather(rows)
-        values = self.weight.detach().index_select(0, rows).requires_grad_()
+        weight = self.weight.detach()
+        values = (loops.gather(weight, rows) if compiled else weight.index_select(0, rows)).requires_grad_()
         self.touched.append(Touched(rows, values))
-        return loops.lookup(values, local) if loops.fits(values) else F.embedding(local, values)
+        return loops.lookup(values, local) if compiled else F.embedding(local, values)
 
     def _distinct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """(rows, local): the distinct ids and, for each id, where it stands among them. Linear time: no sort."""
         if ids.device.type != "cpu":
             rows, local = torch.unique(ids, return_inverse=True)
             return rows, local
+        if loops.fits(self.weight):
+            return loops.distinct(ids)
         if self._mark is None or len(self._mark) != len(self.weight):
             self._mark = np.zeros(len(self.weight), dtype=np.int32)
-        if loops.fits(self.weight):
-            return loops.distinct(ids, torch.from_numpy(self._mark))
         mark, index = self._mark, ids.numpy()
         count = np.arange(len(index))
         mark[index] = count  # of equal ids the last one stays
@@ -115,6 +127,13 @@ class Tables(nn.Module):
         rows, local = self._distinct(torch.cat([t.rows for t in touched]))
         grads = torch.cat([t.values.grad for t in touched if t.values.grad is not None])
         return rows, grads.new_zeros((len(rows), self.width)).index_add_(0, local, grads)
+
+
+def _drawn(values: Tensor, std: float, high: float, generator: torch.Generator | None = None) -> Tensor:
+    """Fills `values` in place: uniform from 0 to `high`, else normal, else 0."""
+    if high:
+        return values.uniform_(0.0, high, generator=generator)
+    return values.normal_(0.0, std, generator=generator) if std else values.zero_()
 
 
 @dataclass(frozen=True)
@@ -156,6 +175,7 @@ class Embedding(nn.Module):
     forced   give every table this width and std, whatever its feature declares (first-order weights)
     scale    times the widths that features declare, rounded
     ages     embed the age of past events; False for models that do not read it, so that nothing idle is touched
+    high     initial values are uniform from 0 to this, whatever `std`; 0: normal
     """
 
     def __init__(
@@ -168,6 +188,7 @@ class Embedding(nn.Module):
         sparse: bool = True,
         ages: bool = True,
         scale: float = 1.0,
+        high: float = 0.0,
     ) -> None:
         super().__init__()
         chosen = {name: cols for name, cols in fitted.blocks() if blocks is None or name in blocks}
@@ -187,7 +208,7 @@ class Embedding(nn.Module):
             by_width.setdefault(used[table], {})[table] = fitted.tables[table].rows
         declared = {} if forced else {t: s for t in used if (s := fitted.tables[t].std) is not None}
         self.tables = nn.ModuleDict(
-            {str(w): Tables(sizes, w, std, sparse, declared) for w, sizes in sorted(by_width.items())}
+            {str(w): Tables(sizes, w, std, sparse, declared, high) for w, sizes in sorted(by_width.items())}
         )
         self.groups = {name: self._id_groups(name) for name in chosen}
 
@@ -269,7 +290,7 @@ class Embedding(nn.Module):
         if len({v.shape[1] for v in vectors_in_order}) == 1:
             return BlockVectors(order, torch.stack(vectors_in_order, dim=1), entries_of)
         if not vectors_in_order:
-            return BlockVectors(order, block.numbers.new_zeros((len(block), 0, self.width)))
+            return BlockVectors(order, block.numbers.new_zeros((block.ids.shape[0], 0, self.width)))
         return BlockVectors(order, vectors_in_order, entries_of)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from finerank.errors import UserError
 from finerank.layers.activation import Activation
-from finerank.layers.mlp import Hidden, SplitLinear
+from finerank.layers.mlp import Hidden, SplitLinear, initialise
 
 
 def apart(x: Tensor, groups: int) -> Tensor:
@@ -26,14 +26,14 @@ def apart(x: Tensor, groups: int) -> Tensor:
 
 
 class GroupedLinear(nn.Module):
-    """G linear layers, each over its own part of the row: [N, G * inputs] -> [N, G * outputs]; Xavier-normal each, bias 0."""
+    """G linear layers, each over its own part of the row, initialised as if alone: [N, G * inputs] -> [N, G * outputs]."""
 
-    def __init__(self, groups: int, inputs: int, outputs: int, bias: bool = True) -> None:
+    def __init__(self, groups: int, inputs: int, outputs: int, bias: bool = True, normed: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(groups, outputs, inputs))
         self.bias = nn.Parameter(torch.zeros(groups, outputs)) if bias else None
-        for weight in self.weight:
-            nn.init.xavier_normal_(weight)
+        for weight in self.weight.data:
+            initialise(weight, normed)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, G * inputs] -> [N, G * outputs]."""
@@ -63,7 +63,10 @@ class GroupedMLP(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for width in hidden:
-            layers += [GroupedLinear(groups, inputs, width), Hidden(groups * width, act, dropout, batch_norm)]
+            layers += [
+                GroupedLinear(groups, inputs, width, normed=batch_norm),
+                Hidden(groups * width, act, dropout, batch_norm),
+            ]
             inputs = width
         if outputs is not None:
             layers.append(GroupedLinear(groups, inputs, outputs, bias=False))
@@ -83,10 +86,12 @@ class GroupedMLP(nn.Module):
 class SplitGroups(SplitLinear):
     """G linear layers over the same row, as one: -> [N, G * outputs], each initialised as if it were alone."""
 
-    def __init__(self, groups: int, request: int, candidate: int, outputs: int, bias: bool = True) -> None:
+    def __init__(
+        self, groups: int, request: int, candidate: int, outputs: int, bias: bool = True, normed: bool = False
+    ) -> None:
         super().__init__(request, candidate, groups * outputs, bias)
         for weight in self.weight.data.view(groups, outputs, request + candidate):
-            nn.init.xavier_normal_(weight)
+            initialise(weight, normed)
 
 
 class Experts(nn.Module):
@@ -104,7 +109,7 @@ class Experts(nn.Module):
     ) -> None:
         super().__init__()
         self.groups = groups
-        self.first: SplitLinear = SplitGroups(groups, request, candidate, hidden[0])
+        self.first: SplitLinear = SplitGroups(groups, request, candidate, hidden[0], normed=batch_norm)
         self.act = Hidden(groups * hidden[0], act, dropout, batch_norm)
         self.rest = GroupedMLP(groups, hidden[0], hidden[1:], None, act, dropout, batch_norm)
 

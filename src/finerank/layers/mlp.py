@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from finerank.errors import UserError
-from finerank.layers.activation import Activation, activation
-from finerank.layers.precision import leave, product
+from finerank.kernels.tower import tower
+from finerank.kernels.unit import Layer, has_bf16
+from finerank.layers.activation import Activation, PReLU, activation
+from finerank.layers.precision import leave, lowered, product
 from finerank.layers.segments import one_each, spread
 
 
@@ -21,10 +24,24 @@ def check_layers(hidden: Sequence[int], dropout: float = 0.0) -> None:
         raise UserError(f"dropout = {dropout}; accepted: from 0 (none) to below 1")
 
 
-def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
-    """A linear layer with Xavier-normal weights and zero bias."""
+def initialise(weight: Tensor, normed: bool = False) -> None:
+    """Initial values of a layer's weights [outputs, inputs]: Xavier-normal (Glorot and Bengio 2010).
+
+    normed  batch normalisation follows: uniform within 1 / sqrt(inputs), a third to a half of that spread. The normalisation
+            undoes the scale, and so what it sets is how far a step of the optimiser turns the layer; the smaller one was the
+            better on every log tried (benchmarks/README.md, "Why one DIN stands at .63")
+    """
+    if normed:
+        bound = 1 / math.sqrt(max(1, weight.shape[1]))
+        nn.init.uniform_(weight, -bound, bound)
+    else:
+        nn.init.xavier_normal_(weight)
+
+
+def linear(inputs: int, outputs: int, bias: bool = True, normed: bool = False) -> nn.Linear:
+    """A linear layer with weights as `initialise` has them, and zero bias."""
     layer = nn.Linear(inputs, outputs, bias=bias)
-    nn.init.xavier_normal_(layer.weight)
+    initialise(layer.weight, normed)
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
@@ -45,6 +62,18 @@ class Hidden(nn.Module):
         if x.dtype == torch.bfloat16 and not (self.norm is None and isinstance(self.act, nn.ReLU)):
             return self._follow(x.float()).to(x.dtype)  # statistics and slopes are float32
         return self._follow(x)
+
+    def slope(self) -> Tensor | None:
+        """[H]: the slope below zero where all that follows is ReLU (0) or PReLU, as the compiled loops take it; else None."""
+        if self.norm is not None or self.dropout is not None:
+            return None
+        match self.act:
+            case PReLU():
+                return self.act.slope
+            case nn.ReLU():
+                return torch.zeros(self.width)
+            case _:
+                return None
 
     def _follow(self, x: Tensor) -> Tensor:
         if self.norm is not None:
@@ -84,7 +113,7 @@ class MLP(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for width in hidden:
-            layers += [linear(inputs, width), Hidden(width, act, dropout, batch_norm)]
+            layers += [linear(inputs, width, normed=batch_norm), Hidden(width, act, dropout, batch_norm)]
             inputs = width
         if outputs is not None:
             layers.append(linear(inputs, outputs, bias))
@@ -106,9 +135,9 @@ class SplitLinear(nn.Module):
     The same numbers as one linear layer over the joined input, of which it is initialised as a part each.
     """
 
-    def __init__(self, request: int, candidate: int, outputs: int, bias: bool = True) -> None:
+    def __init__(self, request: int, candidate: int, outputs: int, bias: bool = True, normed: bool = False) -> None:
         super().__init__()
-        joined = linear(request + candidate, outputs, bias)
+        joined = linear(request + candidate, outputs, bias, normed)
         self.weight, self.bias = joined.weight, joined.bias
         self.request = request
 
@@ -139,7 +168,7 @@ class SplitMLP(nn.Module):
     ) -> None:
         super().__init__()
         first = hidden[0] if hidden else outputs
-        self.first = SplitLinear(request, candidate, first, bias=bool(hidden))
+        self.first = SplitLinear(request, candidate, first, bool(hidden), normed=batch_norm and bool(hidden))
         self.rest: nn.Module = nn.Identity()
         if hidden:
             after = Hidden(first, act, dropout, batch_norm)
@@ -147,5 +176,39 @@ class SplitMLP(nn.Module):
 
     def forward(self, x_R: Tensor, x_N: Tensor, request_of_N: Tensor) -> Tensor:
         """[R, request], [N, candidate], [N] -> [N, outputs]."""
+        if lowered() and x_N.dtype == torch.float32 and has_bf16() and (layers := self._compiled_layers()):
+            return self._compiled(x_R, x_N, request_of_N, *layers)
         out: Tensor = self.rest(self.first(x_R, x_N, request_of_N, inside=not isinstance(self.rest, nn.Identity)))
         return out
+
+    def _compiled(
+        self, x_R: Tensor, x_N: Tensor, request_of_N: Tensor, layers: list[Layer], last: Tensor, bent: bool
+    ) -> Tensor:
+        """[N, 1] by the compiled loops: the twin of what `forward` does otherwise."""
+        weight, bias, request = self.first.weight, self.first.bias, self.first.request
+        assert bias is not None
+        add, of = bias.unsqueeze(0), None
+        if request and one_each(request_of_N, x_R.shape[0]):
+            x_N = torch.cat([x_R, x_N], dim=1)
+        elif request:
+            add, of = nn.functional.linear(x_R, weight[:, :request], bias), request_of_N
+            layers[0] = Layer(weight[:, request:], bias, layers[0].slope)
+        return tower(x_N, add, of, layers, last, bent)
+
+    def _compiled_layers(self) -> tuple[list[Layer], Tensor, bool] | None:
+        """(layers, last weight, whether an activation has a slope) where the compiled loops can: one output, ReLU or PReLU."""
+        if not isinstance(self.rest, nn.Sequential):
+            return None
+        after, mlp = self.rest
+        assert isinstance(after, Hidden)
+        assert isinstance(mlp, MLP)
+        hiddens = [after, *(m for m in mlp.layers if isinstance(m, Hidden))]
+        *others, last = (m for m in mlp.layers if isinstance(m, nn.Linear))
+        linears: list[SplitLinear | nn.Linear] = [self.first, *others]
+        layers = []
+        for layer, hidden in zip(linears, hiddens, strict=True):
+            slope, bias = hidden.slope(), layer.bias
+            if slope is None or bias is None:
+                return None
+            layers.append(Layer(layer.weight, bias, slope))
+        return None if last.out_features != 1 else (layers, last.weight, isinstance(after.act, PReLU))

@@ -23,11 +23,11 @@ from finerank.errors import UserError
 from finerank.layers.mlp import check_layers, linear
 from finerank.layers.products import by_slices, products, spread_fields
 from finerank.layers.segments import spread
-from finerank.models.composition import Features, Interaction, Widths
+from finerank.models.composition import Features, Interaction, Weighed, Widths
 from finerank.models.lr import Linear
 from finerank.models.plain import EmbeddingOptions, Plain, TaskHeads
 from finerank.models.registry import Composition, named, part
-from finerank.models.vectors import FieldVectors
+from finerank.models.vectors import FieldVectors, above_diagonal, vector_names
 from finerank.schema import FittedSchema
 
 
@@ -39,14 +39,14 @@ class AttentionalPairs(Interaction):
     class Options:
         """The attention network.
 
-        factor   T, its width: 8 to 128, usually 16
+        factor   T, its width: 8 to 128, beside vectors 256 wide in the paper; 16 for vectors of some 10
         dropout  of the pooled products, never within the attention network
         l2       times |W|^2, added to the loss: the paper regularises W alone; 0 leaves it free
         std      of the initial vectors of numbers
         """
 
         kind: ClassVar[str] = "attentional_pairs"
-        factor: int = 16
+        factor: int = 128
         dropout: float = 0.3
         l2: float = 0.0
         std: float = 0.01
@@ -61,6 +61,7 @@ class AttentionalPairs(Interaction):
     def __init__(self, fitted: FittedSchema, widths: Widths, outputs: int, options: Options) -> None:
         super().__init__()
         self.vectors = FieldVectors(widths, options.std, "interaction 'attentional_pairs'")
+        self.names = tuple(vector_names(fitted, widths))
         if self.vectors.fields < 2:
             raise UserError("interaction 'attentional_pairs': one field only; accepted: at least 2, or a 'linear' part")
         self.attention = linear(widths.dim, options.factor)  # W, b
@@ -74,6 +75,13 @@ class AttentionalPairs(Interaction):
         if not self.l2:
             return {}
         return {"attention_l2": self.l2 * self.attention.weight.square().sum() * features.batch.share}
+
+    def between_fields(self, features: Features) -> dict[str, Weighed]:
+        """a of every pair, which sum to 1 over a row."""
+        v_NFD = self.vectors.rows(features)
+        p_NnD = products(v_NFD, v_NFD)
+        a_Nn = torch.softmax(self.score(torch.relu(self.attention(p_NnD))).squeeze(2), dim=1)
+        return {"attention of pairs": Weighed(self.names, self.names, above_diagonal(a_Nn, self.vectors.fields))}
 
     def pooled(self, features: Features) -> Tensor:
         """[N, D]: sum of a_ij p_ij."""
@@ -114,7 +122,7 @@ class AttentionalPairs(Interaction):
 AFM = named(
     Composition(
         name="afm",
-        representation=Plain.Options(embedding=EmbeddingOptions(width=16)),
+        representation=Plain.Options(embedding=EmbeddingOptions(width=256)),
         interactions=(Linear.Options(), AttentionalPairs.Options()),
         heads=TaskHeads.Options(),
         paper="1708.04617",

@@ -16,7 +16,7 @@ is kept if any output reads it. R requests · N candidates · F fields and numbe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, ClassVar, Literal
@@ -29,12 +29,12 @@ from finerank.layers.gates import Gates, Proximal
 from finerank.layers.mlp import BatchNorm
 from finerank.layers.segments import spread
 from finerank.models.base import Tower
-from finerank.models.composition import Features, Interaction, Widths
+from finerank.models.composition import Features, Interaction, Weighed, Widths
 from finerank.models.lr import Linear
 from finerank.models.plain import EmbeddingOptions, Plain, TaskHeads
 from finerank.models.registry import Composition, named, part, stage
 from finerank.models.stages import Handover, Stage, Workshop
-from finerank.models.vectors import FieldVectors
+from finerank.models.vectors import FieldVectors, vector_names
 from finerank.schema import FittedSchema
 
 ALL = ("*",)
@@ -100,6 +100,7 @@ class Products(nn.Module):
             groups.setdefault((of_request, len(chosen) - of_request), []).append(name)
         self.names = [name for group in groups.values() for name in group]
         self.groups = list(groups)
+        self.fields, self.factors = tuple(fields), [known[name] for name in self.names]
         sides = (request, len(fields) - request)
         # one matrix of inner products gives all pairs of a group, where none of them is dropped
         self.complete = [sum(of) == 2 and len(groups[of]) == math.prod(map(math.comb, sides, of)) for of in groups]
@@ -134,6 +135,19 @@ class Products(nn.Module):
         products = torch.cat(out, dim=1)
         return products if self.norm is None else self.norm(products)
 
+    def between_fields(self, features: Features) -> dict[str, Weighed]:
+        """alpha of the pairs that there are, the same for all rows; of each output where there are several. Triples, and pairs
+        that were dropped, are not weighed."""
+        found, rows = {}, (features.batch.N, -1, -1)
+        for k, alpha_P in enumerate(self.gates.weight, 1):
+            square = alpha_P.new_full((len(self.fields), len(self.fields)), torch.nan)
+            for (i, *others), alpha in zip(self.factors, alpha_P.unbind(0), strict=True):
+                if len(others) == 1:
+                    square[i, others[0]] = alpha
+            name = "alpha" if len(self.gates.weight) == 1 else f"alpha of output {k}"
+            found[name] = Weighed(self.fields, self.fields, square.expand(rows))
+        return found
+
     def kept(self) -> tuple[str, ...]:
         """Names of the products whose gates are not 0."""
         return tuple(name for name, on in zip(self.names, self.gates.open().tolist(), strict=True) if on)
@@ -153,19 +167,6 @@ def _gram(a_nFD: Tensor, b_nGD: Tensor, index: Tensor) -> Tensor:
     return gram_nFG.flatten(1).index_select(1, index[0] * b_nGD.shape[1] + index[1])
 
 
-def vector_names(fitted: FittedSchema, widths: Widths) -> list[str]:
-    """Names of what `FieldVectors` gives, in its order: the request's fields and numbers, then the candidate's."""
-
-    def side(what: str, fields: int, known: Sequence[str], numbers: int, of_numbers: Sequence[str]) -> list[str]:
-        made = [*known, *(f"{what}#{i}" for i in range(len(known), fields))]
-        return [*made, *of_numbers, *(f"{what} number#{i}" for i in range(len(of_numbers), numbers))]
-
-    return [
-        *side("request", widths.request_fields, widths.names_R, widths.request_numbers, fitted.request.numbers),
-        *side("candidate", widths.candidate_fields, widths.names_N, widths.candidate_numbers, fitted.candidate.numbers),
-    ]
-
-
 @part
 class SelectedProducts(Interaction):
     """sum of alpha · product over the products that are kept; one alpha per output."""
@@ -178,6 +179,10 @@ class SelectedProducts(Interaction):
     def __init__(self, fitted: FittedSchema, widths: Widths, outputs: int, options: Options) -> None:
         super().__init__()
         self.products = Products(fitted, widths, outputs, options, "autofis")
+
+    def between_fields(self, features: Features) -> dict[str, Weighed]:
+        """See `Products.between_fields`."""
+        return self.products.between_fields(features)
 
     def forward(self, features: Features) -> Tensor:
         """[N, K]."""
@@ -202,6 +207,10 @@ class SelectedInputs(Interaction):
         self.products = Products(fitted, widths, 1, options, "autofis_inner")
         wider = replace(widths, candidate_numbers=widths.candidate_numbers + len(self.products.names))
         self.tower = Tower(fitted, wider, outputs, options.tower)
+
+    def between_fields(self, features: Features) -> dict[str, Weighed]:
+        """See `Products.between_fields`."""
+        return self.products.between_fields(features)
 
     def forward(self, features: Features) -> Tensor:
         """[N, K]."""

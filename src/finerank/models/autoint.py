@@ -6,9 +6,11 @@ Per layer: e_m <- relu([e~_m of all heads] + W_res e_m);  logit = w · [e_1, ...
 A field looks at itself too. AutoInt+ puts a network on the embeddings beside it. Public code often divides the products by
 sqrt(d'): `scaled`.
 
-Differs from the textbook: embeddings begin wider than elsewhere (0.05): from 0.01 all products are near 0 and attention stays
-uniform for long. Nothing is shared within a request: projecting its fields once and repeating the four wide results was
-measured to cost more than projecting them for every candidate.
+From embeddings as small as usual (0.01) all products are near 0 and attention stays uniform for long; a greater `std` of the
+embedding shortens that.
+
+Differs from the textbook: nothing is shared within a request: projecting its fields once and repeating the four wide results
+was measured to cost more than projecting them for every candidate.
 N candidates · F fields and numbers (a number is value · vector) · D width · H heads · d' width of a head
 """
 
@@ -24,10 +26,10 @@ from finerank.errors import UserError
 from finerank.layers.mlp import check_layers, linear
 from finerank.layers.products import by_slices
 from finerank.models.base import Tower
-from finerank.models.composition import Features, Interaction, Widths
-from finerank.models.plain import EmbeddingOptions, Plain, TaskHeads
+from finerank.models.composition import Features, Interaction, Weighed, Widths
+from finerank.models.plain import Plain, TaskHeads
 from finerank.models.registry import Composition, named, part
-from finerank.models.vectors import FieldVectors
+from finerank.models.vectors import FieldVectors, vector_names
 from finerank.schema import FittedSchema
 
 
@@ -67,9 +69,19 @@ class AutoInt(Interaction):
     def __init__(self, fitted: FittedSchema, widths: Widths, outputs: int, options: Options) -> None:
         super().__init__()
         self.vectors = FieldVectors(widths, options.std, "interaction 'autoint'")
+        self.names = tuple(vector_names(fitted, widths))
         dims = [widths.dim] + [options.heads * options.width] * options.layers
         self.layers = nn.Sequential(*(Interacting(dim, options) for dim in dims[:-1]))
         self.last = linear(self.vectors.fields * dims[-1], outputs, bias=False)
+
+    def between_fields(self, features: Features) -> dict[str, Weighed]:
+        """How much each field looks at each, layer by layer: the mean over the heads, which sums to 1 over what is seen."""
+        x_NFD, found = self.vectors.rows(features), {}
+        for i, layer in enumerate(self.layers, 1):
+            assert isinstance(layer, Interacting)
+            found[f"attention of layer {i}"] = Weighed(self.names, self.names, layer.weights(x_NFD).mean(1))
+            x_NFD = layer(x_NFD)
+        return found
 
     def forward(self, features: Features) -> Tensor:
         """[N, outputs]."""
@@ -115,7 +127,7 @@ class Interacting(nn.Module):
 AUTOINT = named(
     Composition(
         name="autoint",
-        representation=Plain.Options(embedding=EmbeddingOptions(std=0.05)),
+        representation=Plain.Options(),
         interactions=(AutoInt.Options(),),
         heads=TaskHeads.Options(),
         paper="1810.11921",
@@ -125,7 +137,7 @@ AUTOINT = named(
 AUTOINT_PLUS = named(
     Composition(
         name="autoint_plus",
-        representation=Plain.Options(embedding=EmbeddingOptions(std=0.05)),
+        representation=Plain.Options(),
         interactions=(AutoInt.Options(), Tower.Options(hidden=(400, 400), activation="relu")),
         heads=TaskHeads.Options(),
         paper="1810.11921",

@@ -123,6 +123,21 @@ def sampled_softmax(
     return torch.where(items_n >= FIRST, loss, 0.0)
 
 
+def in_batch_softmax(logits_nn: Tensor, items_n: Tensor, requests_n: Tensor, log_q_n: Tensor | None = None) -> Tensor:
+    """[n]: -log of the probability of each row's own item among those of the rows, with - log Q of each item.
+
+    logits    of every row's request (first axis) against every row's item
+    log_q     of the items' shares, by which they come into a batch; None: no correction, and popular items are pushed down
+    Rows of the same request, and rows of the same item, do not stand against each other; nor do items without a row of their
+    own. A request that is alone in its step has no negatives and no loss (Yi et al., RecSys 2019, section 3).
+    """
+    corrected = logits_nn if log_q_n is None else logits_nn - log_q_n
+    same = (requests_n.unsqueeze(1) == requests_n) | (items_n.unsqueeze(1) == items_n) | (items_n < FIRST)
+    own = torch.eye(len(items_n), dtype=torch.bool, device=items_n.device)
+    loss = -torch.log_softmax(corrected.masked_fill(same & ~own, -torch.inf), dim=1).diagonal()
+    return torch.where(items_n >= FIRST, loss, 0.0)
+
+
 @part
 class Match(Interaction):
     """<u, v> of the request's and the candidate's one field, and the candidate's number where it has one."""

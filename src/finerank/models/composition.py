@@ -124,6 +124,19 @@ class Features:
         return torch.cat([spread(x_R, self.batch.request_of), x_N], dim=1)
 
 
+@dataclass(frozen=True)
+class Weighed:
+    """How strongly the fields of each row are weighed against each other.
+
+    rows, columns  names of the F and G fields of the two axes: what looks, and what it looks at
+    weights        [N, F, G]; NaN where two fields are not weighed: pairs without direction stand above the diagonal alone
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    weights: Tensor
+
+
 def _join(fields: Tensor, numbers: Tensor) -> Tensor:
     flat = fields.flatten(1)
     return torch.cat([flat, numbers], dim=1) if numbers.shape[1] else flat
@@ -185,6 +198,11 @@ class Interaction(Part):
 
     def monitor(self, features: Features) -> Mapping[str, Tensor]:
         """What is worth watching of each row, by name: [N, ...]. A run keeps the means over its validation rows."""
+        return {}
+
+    def between_fields(self, features: Features) -> Mapping[str, Weighed]:
+        """Attention between fields, or strengths of their pairs, by what they are; {} where it has none. For people: it is not
+        in the served graph, as the attention of a representation to past events is (`Features.attention`)."""
         return {}
 
 
@@ -361,6 +379,14 @@ class Model(nn.Module):
         for interaction in self.interactions:
             found |= interaction.monitor(features)  # type: ignore[operator]
         return found | dict(self.head.monitor(self.head(logits)))
+
+    def between_fields(self, batch: Batch) -> dict[str, Weighed]:
+        """How the interactions weigh fields against each other, by what it is (`Interaction.between_fields`)."""
+        features = self.representation(batch if self.narrow is None else self.narrow(batch))
+        found: dict[str, Weighed] = {}
+        for interaction in self.interactions:
+            found |= interaction.between_fields(features)  # type: ignore[operator]
+        return found
 
     def target(self, batch: Batch, head: Head) -> tuple[Tensor, Tensor]:
         """(labels [N], weights [N]) a head is judged by; labels under weight 0 are 0, never NaN."""

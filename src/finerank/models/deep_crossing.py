@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from finerank.layers.mlp import SplitLinear, check_layers, linear
 from finerank.layers.segments import spread
 from finerank.models.composition import Features, Interaction, Widths
-from finerank.models.plain import Plain, TaskHeads
+from finerank.models.plain import EmbeddingOptions, Plain, TaskHeads
 from finerank.models.registry import Composition, named, part
 from finerank.schema import FittedSchema
 
@@ -35,13 +35,13 @@ class DeepCrossing(Interaction):
     class Options:
         """The units.
 
-        hidden     inner width of each residual unit: 512-512-256-128-64 in the paper, over a stack of thousands;
-                   (): logistic regression on the stack
+        hidden     inner width of each residual unit: 512-512-256-128-64 in the paper, over fields 256 wide; for few fields
+                   some hundred neurons do; (): logistic regression on the stack
         post_relu  a ReLU after the addition
         """
 
         kind: ClassVar[str] = "residual_units"
-        hidden: tuple[int, ...] = (128, 64)
+        hidden: tuple[int, ...] = (512, 512, 256, 128, 64)
         post_relu: bool = False
 
         def __post_init__(self) -> None:
@@ -95,7 +95,7 @@ class Unit(nn.Module):
 DEEP_CROSSING = named(
     Composition(
         name="deep_crossing",
-        representation=Plain.Options(),
+        representation=Plain.Options(embedding=EmbeddingOptions(width=256)),
         interactions=(DeepCrossing.Options(),),
         heads=TaskHeads.Options(),
         paper="10.1145/2939672.2939704",

@@ -8,13 +8,13 @@ is the one independent pCTR by which every competitor's pCTCVR is formed.
                    negatives = 0.1, task = "click", correction = "none" (none left would be BASE, 1 all of them)
     oversampling   OVERSAMPLING: cvr_base with [training.tasks] kind = "fixed", positives = {conversion = 5.0}: a positive
                    counted five times is five copies of it; 1 is BASE
-    unbias         UNBIAS: clicked rows weigh E[pCTR] / pCTR, clipped, pCTR being the click network's; a constant pCTR
-                   makes it BASE
+    unbias         UNBIAS: clicked rows weigh E[pCTR] / pCTR, clipped, pCTR being that of the click network, which a stage
+                   trains beforehand; a constant pCTR makes it BASE. `stages = []`: both learn at the same time
     division       DIVISION: pCTCVR / pCTR of two networks; clipped at 1, how often is counted (`whole_chain.py`)
     esmm_ns        ESMM without shared embeddings (`esmm.py`)
 
-Differs from the textbook: UNBIAS' click network learns at the same time, its pCTR is taken as it is at that step; the weights
-are divided by the rate of clicks, which makes them 1 on average and leaves the optimum where it is.
+Differs from the textbook: UNBIAS' click network goes on learning beside the conversions, by clicks alone; the weights are
+multiplied with the rate of clicks, which makes them 1 on average and leaves the optimum where it is.
 N candidates · H heads
 """
 
@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,11 +31,13 @@ from torch.nn import functional as F
 from finerank.data.batch import Batch
 from finerank.errors import UserError
 from finerank.models.base import Pooled, Tower
+from finerank.models.composition import Model
 from finerank.models.esmm import chain_of, check_binary
 from finerank.models.plain import TaskHeads
-from finerank.models.registry import Composition, named, part
+from finerank.models.registry import Composition, named, part, stage
+from finerank.models.stages import Handover, Stage, Workshop
 from finerank.models.whole_chain import WholeChain
-from finerank.schema import FittedSchema
+from finerank.schema import FittedSchema, Task
 
 
 @part
@@ -44,10 +46,15 @@ class InversePropensity(TaskHeads):
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
-        """clip: the greatest weight; large weights of few rows make training noisy."""
+        """The weights, and what is learnt.
+
+        clip    the greatest weight; large weights of few rows make training noisy
+        learns  all · spaces: only the tasks that others lie within (set by the stage)
+        """
 
         kind: ClassVar[str] = "inverse_propensity"
         clip: float = 10.0
+        learns: Literal["all", "spaces"] = "all"
 
         def __post_init__(self) -> None:
             if not self.clip > 0:
@@ -59,6 +66,8 @@ class InversePropensity(TaskHeads):
         check_binary(tasks, self.Options.kind, "weigh by probabilities")
         self.clip = options.clip
         self.above = [chain_of(tasks, i)[:-1] for i in range(len(tasks))]
+        if options.learns == "spaces":
+            self.heads = tuple(replace(head, trained=i in _spaces(tasks)) for i, head in enumerate(self.heads))
         self.rates = [math.prod(float(fitted.base_rates[tasks[j].name]) for j in above) for above in self.above]
 
     def loss(self, index: int, logits_NH: Tensor, labels_N: Tensor, batch: Batch) -> Tensor:
@@ -71,7 +80,49 @@ class InversePropensity(TaskHeads):
         return loss * weight
 
 
-def _competitor(name: str, heads: object, exemptions: Mapping[str, tuple[str, str]] = {}) -> Composition:
+def _spaces(tasks: tuple[Task, ...]) -> list[int]:
+    """The tasks that others lie within."""
+    return sorted({j for i in range(len(tasks)) for j in chain_of(tasks, i)[:-1]})
+
+
+@stage
+class Propensities(Stage):
+    """Train the networks of the tasks that others lie within; the others then learn under their probabilities."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """training: keys of [training] that differ for these networks, e.g. {epochs = 3}."""
+
+        kind: ClassVar[str] = "propensities"
+        training: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self, model: Composition) -> None:
+        """See `Stage.check`."""
+        if not isinstance(model.heads, InversePropensity.Options) or not model.separate:
+            raise UserError(
+                f"stage 'propensities' trains networks of their own for heads 'inverse_propensity', and the model has heads "
+                f"{model.heads.kind!r}, separate = {str(model.separate).lower()}; drop it: stages = []"
+            )
+
+    def run(self, model: Composition, shop: Workshop) -> Handover:
+        """See `Stage.run`."""
+        trained = shop.train(replace(model, heads=replace(model.heads, learns="spaces")))
+        spaces = _spaces(shop.dataset.fitted.schema.tasks)
+        learnt = trained.state_dict()
+
+        def give(fresh: Model) -> None:
+            for name, mine in fresh.state_dict().items():
+                if any(f".of.{i}." in name for i in spaces):
+                    mine.copy_(learnt[name])
+            for i in spaces:
+                fresh.head.bias[i] = trained.head.bias[i]  # type: ignore[index, operator]
+
+        return Handover(model, give)
+
+
+def _competitor(
+    name: str, heads: object, exemptions: Mapping[str, tuple[str, str]] = {}, stages: tuple[object, ...] = ()
+) -> Composition:
     return Composition(
         name=name,
         representation=Pooled.Options(),
@@ -81,6 +132,7 @@ def _competitor(name: str, heads: object, exemptions: Mapping[str, tuple[str, st
         requires=("history", "two tasks"),
         separate=True,
         exemptions=exemptions,
+        stages=stages,
     )
 
 
@@ -97,5 +149,5 @@ AMAN = named(
         },
     )
 )
-UNBIAS = named(_competitor("unbias", InversePropensity.Options()))
+UNBIAS = named(_competitor("unbias", InversePropensity.Options(), stages=(Propensities.Options(),)))
 DIVISION = named(_competitor("division", WholeChain.Options()))

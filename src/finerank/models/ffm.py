@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.autograd import Function
 
 from finerank.errors import UserError
-from finerank.layers.embedding import Tables
 from finerank.layers.segments import spread
 from finerank.models.composition import Features, Interaction, Widths
 from finerank.models.lr import Linear, NoFields
@@ -66,16 +65,8 @@ class FFM(Interaction):
             raise UserError(
                 f"interaction 'ffm': {fields} field in the schema; accepted: at least 2, or a 'linear' part"
             )
-        high = options.dim**-0.5
-        # the spread about 0 of the draws below is what a growing table gives to new rows
-        self.vectors = OwnVectors(fitted, widths, (fields - 1) * options.dim, std=high / 3**0.5)
-        with torch.no_grad():
-            for parameter in self.vectors.parameters():
-                parameter.uniform_(0.0, high)
-            for tables in self.vectors.embedding.tables.values():
-                assert isinstance(tables, Tables)
-                for start in tables.start.values():
-                    tables.weight[start] = 0.0
+        # uniform from 0 to 1 / sqrt(D), as in the authors' code
+        self.vectors = OwnVectors(fitted, widths, (fields - 1) * options.dim, std=0.0, high=options.dim**-0.5)
 
     def forward(self, features: Features) -> Tensor:
         """[N, 1]."""

@@ -7,11 +7,11 @@ From a table of vectors of its own, E1 [F, D]: layer by layer
 
 and the classifier, a product network (`pnn`), reads the fields of the representation and all R_i.
 
-**The order of fields matters**: a kernel sees neighbours. It is that of the schema within each side: the request's fields
-and then numbers, the candidate's fields and then numbers.
+The order of fields matters: a kernel sees neighbours. It is that of the schema within each side: the request's fields
+and then numbers, the candidate's fields and then numbers. The defaults are the paper's for Avazu (section 4.1), a network of
+millions of weights; for small data give fewer maps and a narrower classifier.
 
-Differs from the textbook: F need not be a power of the pool's height: the last window of a pool may be short. The classifier
-is smaller by default than the paper's.
+Differs from the textbook: F need not be a power of the pool's height: the last window of a pool may be short.
 R requests · N candidates · F fields and numbers · D width · M maps of a convolution · G generated fields · K outputs
 """
 
@@ -42,7 +42,7 @@ class FGCNN(Interaction):
     class Options:
         """The generator and the classifier.
 
-        maps        of each convolution: 14-16-18-20 in the paper for Avazu; fewer layers suit fewer fields
+        maps        of each convolution: 14-16-18-20 (Avazu) or 38-40-42-44 (Criteo); fewer layers suit fewer fields
         new         fields that each layer makes for each place that is left; 3 in the paper
         height      of the kernels in fields, odd: 7 (Avazu) or 9 (Criteo) in the paper
         pool        fields of which the largest goes on
@@ -52,13 +52,13 @@ class FGCNN(Interaction):
         """
 
         kind: ClassVar[str] = "fgcnn"
-        maps: tuple[int, ...] = (14, 16)
-        new: tuple[int, ...] = (3, 3)
+        maps: tuple[int, ...] = (14, 16, 18, 20)
+        new: tuple[int, ...] = (3, 3, 3, 3)
         height: int = 7
         pool: int = 2
         batch_norm: bool = True
         std: float = 0.01
-        classifier: ProductOptions = ProductOptions(hidden=(128, 64), batch_norm=True)
+        classifier: ProductOptions = ProductOptions(hidden=(4096, 2048), batch_norm=True)
 
         def __post_init__(self) -> None:
             if len(self.maps) != len(self.new) or not self.maps or min(*self.maps, *self.new) < 1:
@@ -125,7 +125,7 @@ class Generator(nn.Module):
 FGCNN_IPNN = named(
     Composition(
         name="fgcnn",
-        representation=Plain.Options(embedding=EmbeddingOptions(width=10)),
+        representation=Plain.Options(embedding=EmbeddingOptions(width=40)),
         interactions=(FGCNN.Options(),),
         heads=TaskHeads.Options(),
         paper="1904.04447",

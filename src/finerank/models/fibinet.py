@@ -27,11 +27,11 @@ from finerank.errors import UserError
 from finerank.layers.activation import Activation
 from finerank.layers.mlp import SplitLinear, SplitMLP, check_layers, linear
 from finerank.layers.products import split_products, spread_fields, whole_rows
-from finerank.models.composition import Features, Interaction, Widths
+from finerank.models.composition import Features, Interaction, Weighed, Widths
 from finerank.models.lr import Linear
 from finerank.models.plain import EmbeddingOptions, Plain, TaskHeads
 from finerank.models.registry import Composition, named, part
-from finerank.models.vectors import FieldVectors
+from finerank.models.vectors import FieldVectors, vector_names
 from finerank.schema import FittedSchema
 
 Kind = Literal["all", "each", "interaction"]
@@ -76,6 +76,7 @@ class FiBiNET(Interaction):
         super().__init__()
         o = options
         self.vectors = FieldVectors(widths, o.std, "interaction 'fibinet'")
+        self.names = tuple(vector_names(fitted, widths))
         request, candidate = self.vectors.request, self.vectors.candidate
         self.weighting = Squeeze(request, candidate, o.reduction, o.excitation)
         plain = o.products == "hadamard"
@@ -87,6 +88,11 @@ class FiBiNET(Interaction):
         self.network = SplitMLP(
             own * d, (2 * pairs - own) * d, o.hidden, outputs, o.activation, o.dropout, o.batch_norm
         )
+
+    def between_fields(self, features: Features) -> dict[str, Weighed]:
+        """A of every field (SENET)."""
+        weights_NF = self.weighting(*self.vectors.sides(features), features.batch.request_of)
+        return {"weights of fields": Weighed(("weight",), self.names, weights_NF.unsqueeze(1))}
 
     def forward(self, features: Features) -> Tensor:
         """[N, K]."""

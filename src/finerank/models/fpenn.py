@@ -1,8 +1,9 @@
-"""Field-aware Probabilistic Embedding Neural Network. Liu et al., RecSys 2018; the equations are our definition.
+"""Field-aware embeddings that are distributions, after FPENN (Field-aware Probabilistic Embedding; Liu et al., RecSys 2018).
 
-Of the paper only the abstract was at hand: field-aware embeddings are distributions, reparameterised in training, under a
-quadratic and a deep head. What else stands here is ours. Each value has, for every other field f, mu_f and
-s_f = softplus(rho_f); a score is of their mean, of an optimistic bound, or of a draw:
+The equations are ours, NOT the paper's: only its abstract was at hand. From it come field-aware embeddings that are
+distributions, reparameterised in training, a linear, a quadratic and a deep head, and scores by Thompson sampling or an upper
+confidence bound. All else is our own definition, so no number of the paper can be expected from this model. Each value has, for
+every other field f, mu_f and s_f = softplus(rho_f); a score is of their mean, of an optimistic bound, or of a draw:
 
     training v = mu + s∘e, e ~ N(0, I)   served  mean: v = mu   ucb: v = mu + c·s   ts: v = mu + s∘e(seed, request, value)
     logit = linear + sum_{i<j} <v_{i,f(j)}, v_{j,f(i)}> + tower of all v
@@ -42,7 +43,7 @@ from finerank.schema import Columns, FittedSchema, Growing
 
 @part
 class Distributions(Interaction):
-    """The quadratic and the deep head over embeddings that are distributions; one output."""
+    """The quadratic and the deep head over embeddings that are distributions, by our own equations; one output."""
 
     @dataclass(frozen=True, kw_only=True)
     class Options:

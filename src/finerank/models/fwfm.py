@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from finerank.errors import UserError
 from finerank.layers.products import pairs
 from finerank.layers.segments import spread
-from finerank.models.composition import Features, Interaction, Widths
+from finerank.models.composition import Features, Interaction, Weighed, Widths
 from finerank.models.lr import Linear
 from finerank.models.plain import EmbeddingOptions, Plain, TaskHeads
 from finerank.models.registry import Composition, named, part
-from finerank.models.vectors import FieldVectors, OwnVectors
+from finerank.models.vectors import FieldVectors, OwnVectors, above_diagonal, vector_names
 from finerank.schema import FittedSchema
 
 
@@ -55,6 +55,7 @@ class FwFM(Interaction):
     def __init__(self, fitted: FittedSchema, widths: Widths, outputs: int, options: Options) -> None:
         super().__init__()
         self.vectors = FieldVectors(widths, options.std, "interaction 'fwfm'")
+        self.names = tuple(vector_names(fitted, widths))
         fields = self.vectors.fields
         i, j = pairs(fields)
         self.weights = nn.Parameter(torch.ones(outputs, len(i)))
@@ -75,6 +76,13 @@ class FwFM(Interaction):
         """[K, F, F]: r as a symmetric matrix with a diagonal of 0."""
         padded = torch.cat([self.weights, self.weights.new_zeros(len(self.weights), 1)], dim=1)
         return padded.index_select(1, self.place.flatten()).view(-1, *self.place.shape)
+
+    def between_fields(self, features: Features) -> dict[str, Weighed]:
+        """r of every pair, the same for all rows; of each output where there are several."""
+        square_KFF = above_diagonal(self.weights, self.vectors.fields)
+        names = ["r"] if len(square_KFF) == 1 else [f"r of output {k}" for k in range(1, len(square_KFF) + 1)]
+        rows = (features.batch.N, -1, -1)
+        return {n: Weighed(self.names, self.names, r.expand(rows)) for n, r in zip(names, square_KFF, strict=True)}
 
     def forward(self, features: Features) -> Tensor:
         """[N, K]."""

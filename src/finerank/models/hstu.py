@@ -11,15 +11,17 @@ rab(i, j) = position[i - j] + time[bucket of the time between i and j], buckets 
 
 The candidate is the last element of the sequence; it sees the past and itself, and the past never sees it. So all layers of
 the past are computed once per request, and a candidate costs a row of attention per layer (section 3.4's M-FALCON, here
-without micro-batches). Differs from the paper: all events are of one sort, so items and actions do not take turns; an event's
-own fields and numbers are added to it by a linear layer. n is the history's `max_length` + 1, a constant, so that the division
-by it does not depend on who else is in the batch. Events of list columns have no times, and then positions alone count.
+without micro-batches). Items and actions take turns, as in the paper: what an event says beside what the candidate has too
+(its sort, a rating, a dwell time) is its action, a linear layer of which follows the item as an element of its own, with the
+item's time. Where events say nothing else all actions would be one, and items stand alone. n is the greatest number of
+elements, candidate included, a constant, so that the division by it does not depend on who else is in the batch. Events of
+list columns have no times, and then positions alone count.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +63,7 @@ class SequentialTransduction(Representation):
         heads      attention heads
         dropout    before the residual connection
         time       whether the bias also knows the time between two elements
+        actions    tokens: elements of their own, as in the paper · added: to their item, which halves the sequence
         """
 
         kind: ClassVar[str] = "sequential_transduction"
@@ -69,6 +72,7 @@ class SequentialTransduction(Representation):
         heads: int = 2
         dropout: float = 0.0
         time: bool = True
+        actions: Literal["tokens", "added"] = "tokens"
 
         def __post_init__(self) -> None:
             check_sizes(self.dropout, layers=self.layers, heads=self.heads)
@@ -81,15 +85,16 @@ class SequentialTransduction(Representation):
         names = [p.history for p in self.pairs]
         self.needs = Needs(pairs=frozenset(names))
         self.attends = {name: name for name in names}
-        self.most = {name: fitted.schema.history(name).max_length + 1 for name in names}
+        self.most: dict[str, int] = {}
         self.units, self.context = nn.ModuleList(), nn.ModuleList()
         for pair in self.pairs:
             k = self.embed.width_of(pair.history, pair.names)
             timed = options.time and not fitted.schema.history(pair.history).lists
-            most = self.most[pair.history]
+            beside = self.embed.width_of(pair.history, pair.context) + len(fitted.histories[pair.history].numbers)
+            turns = 2 if beside and options.actions == "tokens" else 1
+            most = self.most[pair.history] = turns * fitted.schema.history(pair.history).max_length + 1
             units = (Unit(k, options.heads, most, timed, options.dropout) for _ in range(options.layers))
             self.units.append(nn.ModuleList(units))
-            beside = self.embed.width_of(pair.history, pair.context) + len(fitted.histories[pair.history].numbers)
             self.context.append(linear(beside, k, bias=False) if beside else nn.Identity())
         widths = plain_widths(fitted, self.embed)
         more = sum(len(p.names) for p in self.pairs)
@@ -104,17 +109,42 @@ class SequentialTransduction(Representation):
             history, pairs = batch.histories[pair.history], batch.pairs[pair.history]
             x_NK, x_TK = pair.queries(found["candidate"]), pair.keys(found[pair.history])
             context_TC = pair.context_of(found[pair.history], history)
+            tokens = context_TC is not None and self.options.actions == "tokens"
             if context_TC is not None:
-                x_TK = x_TK + self.context[i](context_TC)
+                action_TK = self.context[i](context_TC)
+                x_TK = _in_turns(x_TK, action_TK) if tokens else x_TK + action_TK
+            if tokens:
+                history, pairs = taking_turns(history, pairs)
             at = grids(history.segments, history.positions, history.lengths, self.most[pair.history] - 1)
             units = self.units[i]
             assert isinstance(units, nn.ModuleList)
             for unit in units:
                 assert isinstance(unit, Unit)
                 x_TK, x_NK, weights_PH = unit(x_TK, x_NK, history, pairs, batch.request_of, at)
-            attention[pair.history] = weights_PH.mean(1)
+            weights_P = weights_PH.mean(1)
+            attention[pair.history] = weights_P.view(-1, 2).sum(1) if tokens else weights_P
             fields_N.append(self.embed.as_fields(pair.history, pair.names, x_NK))
         return replace(features, fields_N=torch.cat(fields_N, dim=1), attention=attention)
+
+
+def _in_turns(first: Tensor, second: Tensor) -> Tensor:
+    """[n, ...] twice -> [2 n, ...]: the first of one, the first of the other, the second of one ..."""
+    return torch.stack([first, second], dim=1).flatten(0, 1)
+
+
+def taking_turns(history: Jagged, pairs: Pairs) -> tuple[Jagged, Pairs]:
+    """The past and its pairs with two elements for every event, item and action; the columns of events stay as they are."""
+    event = (
+        torch.arange(pairs.candidate.shape[0], device=pairs.candidate.device) if pairs.event is None else pairs.event
+    )
+    doubled = replace(
+        history,
+        segments=_in_turns(history.segments, history.segments),
+        positions=_in_turns(2 * history.positions, 2 * history.positions + 1),
+        lengths=2 * history.lengths,
+        ages=_in_turns(history.ages, history.ages),
+    )
+    return doubled, Pairs(_in_turns(pairs.candidate, pairs.candidate), _in_turns(2 * event, 2 * event + 1))
 
 
 class Unit(nn.Module):

@@ -75,9 +75,8 @@ class ProductNetwork(nn.Module):
         request, candidate = z
         (within, _), (others, _) = split_pairs(*vectors)
         each = 0 if self.factorised else self.inner + self.outer * dim**2
-        self.first = SplitLinear(
-            request + each * len(within), candidate + each * len(others), first, bias=bool(o.hidden)
-        )
+        inputs = request + each * len(within), candidate + each * len(others)
+        self.first = SplitLinear(*inputs, first, bias=bool(o.hidden), normed=bool(o.hidden) and o.batch_norm)
         if self.factorised and self.inner:
             self.theta_R = nn.Parameter(torch.randn(first, vectors[0]) / sum(vectors) ** 0.5)
             self.theta_N = nn.Parameter(torch.randn(first, vectors[1]) / sum(vectors) ** 0.5)

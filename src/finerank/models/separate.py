@@ -11,13 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from finerank.data.batch import Batch
-from finerank.models.composition import Features, Interaction, Part, Representation
+from finerank.models.composition import Features, Interaction, Part, Representation, Weighed
 from finerank.schema import FittedSchema
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,11 @@ class SeparateInteractions(Interaction):
         parts = [part for part in self.of if isinstance(part, Interaction)]
         return _named(self.names, [part.monitor(f) for part, f in zip(parts, _of(features), strict=True)])
 
+    def between_fields(self, features: Features) -> Mapping[str, Weighed]:
+        """What every output's weighs."""
+        parts = [part for part in self.of if isinstance(part, Interaction)]
+        return _named(self.names, [part.between_fields(f) for part, f in zip(parts, _of(features), strict=True)])
+
     def served(self) -> Part:
         """Every output's as it is served."""
         return SeparateInteractions(self.names, [part.served() for part in _parts(self.of)])  # type: ignore[misc]
@@ -99,7 +107,7 @@ def _parts(of: nn.ModuleList) -> list[Part]:
     return [part for part in of if isinstance(part, Part)]
 
 
-def _named(names: Sequence[str], found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def _named(names: Sequence[str], found: Sequence[Mapping[str, T]]) -> dict[str, T]:
     return {f"{n}.{key}": term for n, terms in zip(names, found, strict=True) for key, term in terms.items()}
 
 

@@ -10,7 +10,8 @@ General search unit, in two forms (section 3.2):
            U = sum_t r_t e_t and the candidate predicts the tasks (`sim_soft`)
 
 Exact search unit over what was found (section 3.3): each event z = [e, time interval], heads softmax(<W_b z, W_a e_a>) z; or
-DIN's unit. Beside it the newest `recent` events, attended as in DIN (the paper: DIEN).
+DIN's unit. Beside it the newest `recent` events, as DIEN reads them (`short`); its auxiliary loss is left out here: it would
+want a negative for every event of a long past.
 
 Differs from the textbook: what was found is a jagged list of pairs, so nothing is padded to `top`; hard search embeds only
 events that were found; U is M e_a with M = sum_t e_t (W_b e_t)' once per request, which is the same sum.
@@ -25,11 +26,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from finerank.data.batch import Batch, Pairs, TensorBlock
+from finerank.data.batch import Batch, Jagged, Pairs, TensorBlock
 from finerank.errors import UserError
 from finerank.errors import nearest as nearest_name
 from finerank.layers.attention import ActivationUnit, UnitOptions, attend
 from finerank.layers.embedding import BlockVectors
+from finerank.layers.evolution import Evolution, Newest, newest_events, newest_events_masked
 from finerank.layers.mlp import MLP, linear
 from finerank.layers.search import nearest, nearest_mask, newest, newest_mask, of_value, of_value_mask, outer_sums
 from finerank.layers.segments import gather, segment_softmax, spread, weighted_sum
@@ -57,9 +59,11 @@ class SearchedInterest(Representation):
         top        events that a search gives at most
         exact      heads: the paper's multi-head attention · din: the activation unit
         heads      of exact = "heads"
-        unit       the activation unit, of the recent past and of exact = "din"
+        unit       the activation unit, of exact = "din" and of short = "din"
         interval   whether the exact unit sees how long ago an event was; events of list columns have no times
-        recent     how many of the newest events DIN's unit sees whole; 10 in the paper's experiments on Amazon; 0: none
+        recent     how many of the newest events are read whole; 10 in the paper's experiments on Amazon; 0: none
+        short      how these are read · dien: the last state of an interest evolution, as in the paper · din: the activation
+                   unit, which is faster
         auxiliary  weight of the soft search's own loss (alpha in section 3.4; 1 in the paper)
         """
 
@@ -73,6 +77,7 @@ class SearchedInterest(Representation):
         unit: UnitOptions = UnitOptions()
         interval: bool = True
         recent: int = 10
+        short: Literal["dien", "din"] = "dien"
         auxiliary: float = 1.0
 
         def __post_init__(self) -> None:
@@ -114,7 +119,7 @@ class SearchedInterest(Representation):
                 self.search_answer.append(linear(k, k, bias=False))
                 self.judge.append(MLP(2 * k, (200, 80), len(self.tasks), act="prelu"))
             if o.recent:
-                self.recent.append(ActivationUnit(k, o.unit))
+                self.recent.append(Evolution(k, o.recent) if o.short == "dien" else ActivationUnit(k, o.unit))
             fields += len(names) * o.heads if o.exact == "heads" else len(pair.names)
             fields += len(pair.names) * (o.recent > 0)
         widths = plain_widths(fitted, self.embed)
@@ -148,10 +153,12 @@ class SearchedInterest(Representation):
                     losses[f"{pair.history} search"] = self._search_loss(i, batch, pair.history, q_NK, k_TK)
             fields_N.append(self._exactly(i, pair, found[pair.history], q_NK, searched, batch.N))
             if self.options.recent:
-                unit = self.recent[i]
-                assert isinstance(unit, ActivationUnit)
-                weights = _weigh(unit, q_NK, k_TK, None, recent)
-                v_NK = attend(weights, k_TK, recent.pairs, batch.N)
+                reader = self.recent[i]
+                if isinstance(reader, ActivationUnit):
+                    v_NK = attend(_weigh(reader, q_NK, k_TK, None, recent), k_TK, recent.pairs, batch.N)
+                else:
+                    events, k_EK = self._newest(batch.histories[pair.history], recent, k_TK)
+                    v_NK = reader(q_NK, k_EK, events, batch.request_of)
                 fields_N.append(self.embed.as_fields(pair.history, pair.names, v_NK))
         return replace(features, fields_N=torch.cat(fields_N, dim=1), losses=losses)
 
@@ -173,7 +180,7 @@ class SearchedInterest(Representation):
         )
         first = Pairs(searched.candidate, torch.searchsorted(used, searched.event))
         second = Pairs(recent.candidate, torch.searchsorted(used, recent.event))
-        return _Found(_Chosen(first), _Chosen(second), events)
+        return _Found(_Chosen(first), _Chosen(second, log=recent, used=used), events)
 
     def _by_score(self, i: int, batch: Batch, name: str, q_NK: Tensor, k_TK: Tensor) -> tuple[_Chosen, _Chosen]:
         history = batch.histories[name]
@@ -195,6 +202,15 @@ class SearchedInterest(Representation):
             searched = nearest_mask(batch, history, asked, answered, pairs, pairs.event, o.top, self.steps[name])
         recent = newest_mask(batch, history, pairs, pairs.event, o.recent)
         return _Chosen(pairs, searched), _Chosen(pairs, recent)
+
+    def _newest(self, history: Jagged, recent: _Chosen, k_TK: Tensor) -> tuple[Newest, Tensor]:
+        """The newest events of each request, and k of them."""
+        top = self.options.recent
+        if recent.mask is not None:
+            return newest_events_masked(history, recent.pairs, recent.mask, top), k_TK
+        events = newest_events(history, recent.pairs if recent.log is None else recent.log, top)
+        at = events.at if recent.used is None else torch.searchsorted(recent.used, events.at)
+        return events, gather(k_TK, at)
 
     def _search_loss(self, i: int, batch: Batch, name: str, q_NK: Tensor, k_TK: Tensor) -> Tensor:
         """What the network over U and the candidate loses on the tasks."""
@@ -236,10 +252,17 @@ class SearchedInterest(Representation):
 
 @dataclass(frozen=True)
 class _Chosen:
-    """Pairs, and while exporting which of them were found (bool [P])."""
+    """Pairs that were found.
+
+    mask       while exporting: pairs are all, and those were found (bool [P])
+    log, used  where only events that occur in pairs are embedded: the pairs by the place of the event in the whole history,
+               and these places
+    """
 
     pairs: Pairs
     mask: Tensor | None = None
+    log: Pairs | None = None
+    used: Tensor | None = None
 
 
 @dataclass(frozen=True)

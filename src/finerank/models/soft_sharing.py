@@ -127,11 +127,11 @@ class CrossStitch(Interaction):
     def __init__(self, fitted: FittedSchema, widths: Widths, outputs: int, options: Options) -> None:
         super().__init__()
         o, width = options, options.hidden[0]
-        self.first = SplitGroups(outputs, widths.request, widths.candidate, width)
+        self.first = SplitGroups(outputs, widths.request, widths.candidate, width, normed=o.batch_norm)
         self.acts = nn.ModuleList(Hidden(outputs * h, o.activation, o.dropout, o.batch_norm) for h in o.hidden)
         into = (*o.hidden[1:], 1)
         self.layers = nn.ModuleList(
-            GroupedLinear(outputs, h, below, bias=below_is_hidden)
+            GroupedLinear(outputs, h, below, bias=below_is_hidden, normed=below_is_hidden and o.batch_norm)
             for h, below, below_is_hidden in zip(o.hidden, into, [True] * (len(into) - 1) + [False], strict=True)
         )
         other = (1 - o.own) / max(outputs - 1, 1)

@@ -6,6 +6,8 @@ R requests · N candidates · F fields and numbers (request's first) · D width
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +17,7 @@ from finerank.layers.products import pairs, whole_rows
 from finerank.models.composition import Features, Widths
 from finerank.schema import FittedSchema
 
-__all__ = ["FieldVectors", "OwnVectors", "pairs"]
+__all__ = ["FieldVectors", "OwnVectors", "above_diagonal", "pairs", "vector_names"]
 
 
 class FieldVectors(nn.Module):
@@ -56,14 +58,17 @@ class OwnVectors(nn.Module):
 
     width  of each vector, whatever the schema's features declare
     std    of the initial vectors
+    high   they are uniform from 0 to this instead; 0: normal
     """
 
-    def __init__(self, fitted: FittedSchema, widths: Widths, width: int, std: float) -> None:
+    def __init__(self, fitted: FittedSchema, widths: Widths, width: int, std: float, high: float = 0.0) -> None:
         super().__init__()
-        self.embedding = Embedding(fitted, width, std, ("request", "candidate"), forced=True, ages=False)
+        self.embedding = Embedding(fitted, width, std, ("request", "candidate"), forced=True, ages=False, high=high)
         self.request, self.candidate = (len(self.embedding.order[block]) for block in ("request", "candidate"))
-        self.numbers_R = nn.Parameter(torch.randn(widths.request_numbers, width) * std)
-        self.numbers_N = nn.Parameter(torch.randn(widths.candidate_numbers, width) * std)
+        self.numbers_R, self.numbers_N = (
+            nn.Parameter(torch.rand(count, width) * high if high else torch.randn(count, width) * std)
+            for count in (widths.request_numbers, widths.candidate_numbers)
+        )
 
     def fields(self, features: Features) -> tuple[Tensor, Tensor]:
         """([R, fields, width], [N, fields, width]): without numbers."""
@@ -86,3 +91,24 @@ def _joined(fields: Tensor, numbers: Tensor, vectors: Tensor) -> Tensor:
     if not numbers.shape[1]:
         return fields
     return torch.cat([fields, numbers.unsqueeze(2) * vectors], dim=1)
+
+
+def vector_names(fitted: FittedSchema, widths: Widths) -> list[str]:
+    """Names of what `FieldVectors` gives, in its order: the request's fields and numbers, then the candidate's."""
+
+    def side(what: str, fields: int, known: Sequence[str], numbers: int, of_numbers: Sequence[str]) -> list[str]:
+        made = [*known, *(f"{what}#{i}" for i in range(len(known), fields))]
+        return [*made, *of_numbers, *(f"{what} number#{i}" for i in range(len(of_numbers), numbers))]
+
+    return [
+        *side("request", widths.request_fields, widths.names_R, widths.request_numbers, fitted.request.numbers),
+        *side("candidate", widths.candidate_fields, widths.names_N, widths.candidate_numbers, fitted.candidate.numbers),
+    ]
+
+
+def above_diagonal(weights_nP: Tensor, fields: int) -> Tensor:
+    """[n, F (F - 1) / 2] in the order of `pairs` -> [n, F, F]: NaN on the diagonal and below."""
+    i, j = pairs(fields)
+    out = weights_nP.new_full((weights_nP.shape[0], fields, fields), torch.nan)
+    out[:, i, j] = weights_nP
+    return out

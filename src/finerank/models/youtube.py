@@ -24,7 +24,7 @@ R requests · N candidates · T events · M drawn items · D width of the last l
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ from finerank.models.catalogue import (
     Catalogue,
     CatalogueHeads,
     Match,
+    in_batch_softmax,
     item_of,
     of_rows,
     sampled_logits,
@@ -65,6 +66,8 @@ class UserTower(Representation):
         history      whose items are the catalogue and are drawn; "": the first with the candidate's item
         hidden       1024-512-256 in the paper; the last width is that of items and users
         activation   after every layer, the last included
+        negatives    what a watched item is told apart from · drawn: items drawn for each request, as in the paper · batch: the
+                     items of the other watched rows of the batch, which cost nothing to draw; give large batches
         drawn        items drawn per request and epoch; thousands in the paper
         correct      logits less log Q; without it popular items are pushed down
         example_age  whether the tower reads it
@@ -75,6 +78,7 @@ class UserTower(Representation):
         history: str = ""
         hidden: tuple[int, ...] = (1024, 512, 256)
         activation: Activation = "relu"
+        negatives: Literal["drawn", "batch"] = "drawn"
         drawn: int = 100
         correct: bool = True
         example_age: bool = True
@@ -97,7 +101,7 @@ class UserTower(Representation):
                 f"user_tower learns from rows that were chosen, and task {self.task.name!r} is a {self.task.kind}; accepted: a "
                 "binary task as the first"
             )
-        drawing = Drawing(count=o.drawn, item=self.item.name, of="candidates")
+        drawing = Drawing(count=o.drawn if o.negatives == "drawn" else 0, item=self.item.name, of="candidates")
         self.needs = Needs(drawn={self.item.history: drawing}, example_age=o.example_age)
         self.embed = FieldEmbedding(fitted, o.embedding, ("request", *fitted.histories), ages=False)
         self.histories = {name: attributes(self.embed, name) for name in fitted.histories}
@@ -128,18 +132,23 @@ class UserTower(Representation):
         if drawn is None:
             (v_ND,) = self.catalogue(items_N)
         else:
-            v_ND, v_RMD = self.catalogue(items_N, drawn.ids)
             head = Head(self.task.name, self.task.name)
             labels, weights = head_target(self.tasks, head, batch.labels, batch.weights)
             at = (labels == 1).nonzero().squeeze(1)
             of, true = batch.request_of.index_select(0, at), items_N.index_select(0, at)
-            among_RM = sampled_logits(u_RD, v_RMD)
-            logit = (u_RD.index_select(0, of) * v_ND.index_select(0, at)).sum(1)
-            ids, log_q = of_rows(drawn, of)
             own_q = drawn.true.index_select(0, at)
-            if not self.options.correct:
-                own_q, log_q = torch.zeros_like(own_q), torch.zeros_like(log_q)
-            each = sampled_softmax(logit, true, among_RM.index_select(0, of), ids, (own_q, log_q))
+            if self.options.negatives == "batch":
+                (v_ND,) = self.catalogue(items_N)
+                logits = u_RD.index_select(0, of) @ v_ND.index_select(0, at).T
+                each = in_batch_softmax(logits, true, of, own_q if self.options.correct else None)
+            else:
+                v_ND, v_RMD = self.catalogue(items_N, drawn.ids)
+                among_RM = sampled_logits(u_RD, v_RMD)
+                logit = (u_RD.index_select(0, of) * v_ND.index_select(0, at)).sum(1)
+                ids, log_q = of_rows(drawn, of)
+                if not self.options.correct:
+                    own_q, log_q = torch.zeros_like(own_q), torch.zeros_like(log_q)
+                each = sampled_softmax(logit, true, among_RM.index_select(0, of), ids, (own_q, log_q))
             losses["catalogue"] = (weights.index_select(0, at) * each).sum() / max(batch.rows_in_step or batch.N, 1)
         none = u_RD.new_zeros((u_RD.shape[0], 0)), v_ND.new_zeros((v_ND.shape[0], 0))
         return Features(batch, u_RD.unsqueeze(1), v_ND.unsqueeze(1), *none, losses)

@@ -28,18 +28,26 @@ def bench_report(found: Bench, compared: Comparison | None, runs: Sequence[Run])
                 f"Test {title}, mean over seeds, with its 95 % interval over the data; the order is that of validation.",
             )
         )
-    if compared is not None:
-        drawn.append(pictures.differences(compared, found.head, found.metric))
+    if done and compared is not None:
+        to = [(s.name, Estimate(value=0, low=0, high=0) if s.name == found.base else s.difference) for s in done]
+        drawn.append(
+            Picture(
+                charts.intervals(to, f"{title}, difference", f"{title} of each less {found.base}", line=0.0),
+                f"{title}: difference to {found.base}, paired on the same rows, with its 95 % interval.",
+            )
+        )
     if runs:
         first = {name: next(r for r in runs if r.folder.parent.name == name) for name in (s.name for s in done)}
         epochs = {name: read_curve(run.folder / "curve.csv") for name, run in first.items()}
         drawn.append(pictures.curves_together(epochs, f"{found.head}.{found.metric}"))
+    rows = [cells(s, found.base) for s in done]
+    filled = [i for i in range(len(COLUMNS)) if any(row[i] for row in rows)]  # one seed has no spread, one side no p
     return render(
         "bench.html",
         title=f"Bench: {found.title}",
         notes=notes(found),
-        columns=COLUMNS,
-        rows=[cells(s) for s in done],
+        columns=[COLUMNS[i] for i in filled],
+        rows=[[row[i] for i in filled] for row in rows],
         sentences=[a.sentence for a in compared.against if a.head == found.head] if compared is not None else [],
         left=[s for s in found.standings if s.reason],
         pictures=[p for p in drawn if p is not None],

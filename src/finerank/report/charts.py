@@ -23,8 +23,12 @@ BLUE, ORANGE, GREEN, RED = "#2563a8", "#d9822b", "#3a8f5c", "#b6403a"
 SERIES = [BLUE, ORANGE, GREEN, "#8a5aa8", "#4d9aa8", "#8f7a3a", RED, QUIET]
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Noto Sans', 'Noto Sans CJK SC', sans-serif"
 WIDTH, HEIGHT = 250, 190
-ROOM = {"left": 34, "top": 5, "right": 8, "bottom": 5}
-"""Around a picture: a browser's letters may be wider than those it was measured with."""
+ROOM = {"left": 12, "top": 5, "right": 8, "bottom": 5}
+"""Around a picture."""
+NAMED = ROOM | {"left": 34}
+"""Around one with names at its side, which a browser may write wider than the drawer measured."""
+GAP = 14
+"""Between the labels of an upright axis and its title: a browser's letters may be wider than those the drawer measured."""
 
 CONFIG: Spec = {
     "font": FONT,
@@ -43,7 +47,16 @@ CONFIG: Spec = {
         "labelOverlap": True,
         "tickCount": 6,
     },
-    "legend": {"labelColor": INK, "titleColor": QUIET, "titleFontWeight": "normal", "symbolType": "stroke"},
+    "axisY": {"titlePadding": GAP},
+    "axisX": {"titlePadding": 6, "labelSeparation": 8, "labelFlush": False},
+    "legend": {
+        "labelColor": INK,
+        "titleColor": QUIET,
+        "titleFontWeight": "normal",
+        "symbolType": "stroke",
+        "labelFontSize": 11,
+        "columnPadding": 14,
+    },
     "header": {"labelColor": INK, "titleColor": QUIET, "titleFontWeight": "normal"},
     "range": {"category": SERIES},
 }
@@ -73,16 +86,19 @@ def _x(field: str, title: str, **more: object) -> Spec:
     return {"field": field, "type": "quantitative", "title": title, **more}
 
 
-def _series(several: bool, title: str) -> Spec:
-    legend = {"title": title or None, "orient": "bottom"} if several else None
-    return {"field": "series", "type": "nominal", "sort": None, "legend": legend}
+def _series(values: Values, title: str, width: int = WIDTH) -> Spec:
+    """The colour of each series, and below the picture a legend no wider than it; none for a single series."""
+    names = list(dict.fromkeys(str(v["series"]) for v in values))
+    longest = 32 + 7 * max((len(name) for name in names), default=0)  # symbol and gaps, and letters, in pixels
+    columns = max(1, min(len(names), width // longest))
+    legend = {"title": title or None, "orient": "bottom", "columns": columns, "labelLimit": width}
+    return {"field": "series", "type": "nominal", "sort": None, "legend": legend if len(names) > 1 else None}
 
 
 def lines(
     values: Values, x: str, y: str, describe: str, *, whole: bool = False, diagonal: bool = False, legend: str = ""
 ) -> Markup:
     """Lines of (x, y, series). whole: x counts things; diagonal: both axes run 0 to 1 with the diagonal drawn."""
-    several = len({v["series"] for v in values}) > 1
     unit = {"domain": [0, 1]} if diagonal else {"zero": False, "nice": True}
     last = max((round(float(str(v["x"]))) for v in values), default=1) if whole else 1
     axis: Spec = {"values": list(range(1, last + 1)), "format": "d"} if whole else {}
@@ -99,7 +115,7 @@ def lines(
                 "x": _x("x", x, scale=unit if diagonal else {"nice": False}, axis=axis),
                 "y": _x("y", y, scale=unit),
                 "order": {"field": "x", "type": "quantitative"},
-                "color": _series(several, legend),
+                "color": _series(values, legend),
             },
         }
     )
@@ -111,7 +127,7 @@ def by_date(values: Values, y: str, describe: str) -> Markup:
     encoding = {
         "x": {"field": "x", "type": "temporal", "title": None, "axis": {"format": "%b %d", "labelAngle": -40}},
         "y": _x("y", y, axis={"format": "%"}),
-        "color": _series(True, "field"),
+        "color": _series(values, "field", 2 * WIDTH),
     }
     mark = {"type": "line", "strokeWidth": 1.5}
     return svg(
@@ -200,7 +216,7 @@ def intervals(
             "encoding": {"y": y, "x": _x("value", title, scale=scale)},
         }
     )
-    return svg({"width": WIDTH, "height": {"step": 22}, "layer": layers}, describe)
+    return svg({"padding": NAMED, "width": WIDTH, "height": {"step": 22}, "layer": layers}, describe)
 
 
 def differences(values: Sequence[tuple[str, Estimate]], title: str, describe: str) -> Markup:
@@ -230,7 +246,7 @@ def differences(values: Sequence[tuple[str, Estimate]], title: str, describe: st
             "encoding": {"y": y, "x": _x("value", title, axis=axis), "color": color},
         },
     ]
-    return svg({"width": 2.4 * WIDTH, "height": {"step": 22}, "layer": layers}, describe)
+    return svg({"padding": NAMED, "width": 2.4 * WIDTH, "height": {"step": 22}, "layer": layers}, describe)
 
 
 def bars(values: Values, title: str, describe: str) -> Markup:
@@ -250,7 +266,7 @@ def bars(values: Values, title: str, describe: str) -> Markup:
             "encoding": {"y": y, "x": _x("low", title), "x2": {"field": "high"}},
         },
     ]
-    return svg({"width": WIDTH, "height": {"step": 20}, "layer": layers}, describe)
+    return svg({"padding": NAMED, "width": WIDTH, "height": {"step": 20}, "layer": layers}, describe)
 
 
 def shares(values: Values, describe: str) -> Markup:
@@ -258,6 +274,7 @@ def shares(values: Values, describe: str) -> Markup:
     count = len({v["part"] for v in values})
     return svg(
         {
+            "padding": NAMED,
             "width": WIDTH,
             "height": {"step": 24},
             "data": {"values": list(values)},
@@ -286,7 +303,7 @@ def lit(values: Values, describe: str, events: int, unit: str) -> Markup:
     size = max(14, min(34, 740 // max(events, 1)))  # a page wide, as far as names stay apart
     return svg(
         {
-            "padding": ROOM | {"bottom": 40},
+            "padding": NAMED | {"bottom": 40},
             "width": {"step": size},
             "height": {"step": 26},
             "data": {"values": list(values)},
@@ -312,6 +329,38 @@ def lit(values: Values, describe: str, events: int, unit: str) -> Markup:
                     "title": unit,
                     "scale": {"scheme": "redblue", "domainMid": 0},
                     "legend": {"gradientLength": 160, "gradientThickness": 10, "orient": "top", "offset": 4},
+                },
+            },
+        },
+        describe,
+    )
+
+
+def matrix(values: Values, describe: str, unit: str) -> Markup:
+    """A cell per (row, column), as strong as its value. values: {row, column, strength}, in the order of both axes."""
+    axis = {"labelLimit": 210, "labelOverlap": False}
+    return svg(
+        {
+            "padding": ROOM | {"bottom": 40},
+            "width": {"step": 26},
+            "height": {"step": 26},
+            "data": {"values": list(values)},
+            "mark": {"type": "rect", "stroke": "white", "strokeWidth": 1, "cornerRadius": 2},
+            "encoding": {
+                "x": {
+                    "field": "column",
+                    "type": "nominal",
+                    "sort": None,
+                    "title": None,
+                    "axis": axis | {"labelAngle": -60},
+                },
+                "y": {"field": "row", "type": "nominal", "sort": None, "title": None, "axis": axis},
+                "color": {
+                    "field": "strength",
+                    "type": "quantitative",
+                    "title": unit,
+                    "scale": {"scheme": "redblue", "domainMid": 0},
+                    "legend": {"gradientLength": 160, "gradientThickness": 10, "orient": "right"},
                 },
             },
         },

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from finerank.explain.between import Between
 from finerank.explain.embedding_map import EmbeddingMap
 from finerank.explain.importance import Importance
 from finerank.explain.lift import Lift
@@ -14,6 +15,7 @@ from finerank.report.page import render
 from finerank.report.pictures import Picture, ago
 
 EVENTS_PER_CANDIDATE = 5
+FIELDS_PER_CANDIDATE = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,20 @@ def request_page(found: Explanation, model: str, planes: Sequence[EmbeddingMap] 
             open=True,
         )
     ]
+    if found.between:
+        best = pictures.strongest_first(found)
+        sections.append(
+            Section(
+                title="Which fields look at which",
+                pictures=pictures.between(found),
+                titles=("what", "candidate", "strongest"),
+                rows=[
+                    (one.what, " ".join(found.candidates[c].what.values()), strongest_fields(one, [c]))
+                    for one in found.between
+                    for c in best[: pictures.MOST_CANDIDATES]
+                ],
+            )
+        )
     sections += [
         Section(title=f"Where {p.field} lies", pictures=[pictures.item_map(p, f"user {found.user}")]) for p in planes
     ]
@@ -67,6 +83,11 @@ def fields_page(
 def ranked(found: Explanation) -> list[Explained]:
     """The candidates, highest score first."""
     return sorted(found.candidates, key=lambda c: -c.score)
+
+
+def strongest_fields(one: Between, candidates: Sequence[int], most: int = FIELDS_PER_CANDIDATE) -> str:
+    """The greatest weights between fields in one line, the mean over these candidates."""
+    return " · ".join(f"{a} × {b} {weight:+.3f}" for a, b, weight in one.strongest(candidates, most))
 
 
 def strongest_text(candidate: Explained, most: int = EVENTS_PER_CANDIDATE) -> str:

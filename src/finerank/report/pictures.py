@@ -88,10 +88,11 @@ def learning(epochs: Sequence[Mapping[str, float]], best: int) -> list[Picture]:
             if e[f"{head}.{metric}"] == e[f"{head}.{metric}"]  # not NaN
         ]
         if values:
+            title = _title(metric)
             drawn = charts.lines(
-                values, "epoch", f"validation {metric}", f"validation {metric} by epoch", whole=True, legend="head"
+                values, "epoch", f"validation {title}", f"validation {title} by epoch", whole=True, legend="head"
             )
-            out.append(Picture(drawn, f"Validation {metric}; the weights of epoch {best} were kept."))
+            out.append(Picture(drawn, f"Validation {title}; the weights of epoch {best} were kept."))
     return out
 
 
@@ -132,7 +133,7 @@ def differences(found: Comparison, head: str, metric: str) -> Picture | None:
     ]
     if not named:
         return None
-    title = METRICS[metric][0] if metric in METRICS else metric
+    title = _title(metric)
     drawn = charts.intervals(named, f"{title}, difference", f"{title} of each less {found.sides[0].name}", line=0.0)
     return Picture(
         drawn, f"{title}: difference to {found.sides[0].name}, paired on the same rows, with its 95 % interval."
@@ -149,8 +150,16 @@ def curves_together(epochs: Mapping[str, Sequence[Mapping[str, float]]], column:
     ]
     if not values:
         return None
-    drawn = charts.lines(values, "epoch", f"validation {column}", f"validation {column}", whole=True, legend="run")
-    return Picture(drawn, f"Validation {column} while training.")
+    head, _, metric = column.rpartition(".")
+    title = _title(metric)
+    drawn = charts.lines(
+        values, "epoch", f"validation {title}", f"validation {title} of {head}", whole=True, legend="run"
+    )
+    return Picture(drawn, f"Validation {title} of {head!r} while training.")
+
+
+def _title(metric: str) -> str:
+    return METRICS[metric][0] if metric in METRICS else metric
 
 
 def importance_chart(found: Sequence[Importance]) -> Markup:
@@ -206,6 +215,32 @@ def _strips(candidates: Sequence[Explained], history: str, kind: str, found: Exp
         else "Effect: logit with the event minus logit without it. Blue speaks for the candidate, red against it."
     ) + (f" {more} candidates of lower score are not shown." if more else "")
     return Picture(charts.lit(values, f"{unit} of past {history} by candidate", len(names), unit), caption)
+
+
+def between(found: Explanation) -> list[Picture]:
+    """A matrix of fields for each thing that weighs them: the mean over the candidates that are shown."""
+    best = strongest_first(found)[:MOST_CANDIDATES]
+    out = []
+    for one in found.between:
+        mean = one.weights[best].mean(0)
+        values = [
+            {"row": row, "column": column, "strength": float(mean[i, j])}
+            for i, row in enumerate(one.rows)
+            for j, column in enumerate(one.columns)
+            if math.isfinite(mean[i, j])
+        ]
+        if not values:
+            continue
+        caption = f"{one.what[:1].upper()}{one.what[1:]}: mean over {len(best)} candidates."
+        if "layer" in one.what:
+            caption += " A row says what its field looks at, itself included."
+        out.append(Picture(charts.matrix(values, f"{one.what} between fields", "weight"), caption))
+    return out
+
+
+def strongest_first(found: Explanation) -> list[int]:
+    """Where the candidates stand, highest score first."""
+    return sorted(range(len(found.candidates)), key=lambda c: -found.candidates[c].score)
 
 
 def item_map(found: EmbeddingMap, of: str) -> Picture:

@@ -15,6 +15,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -120,6 +121,11 @@ class VocabularyTable(_Loadable):
     def lookup(self, text: str | None) -> int:
         """The symbol of a canonical text; None is missing, an unknown text out of vocabulary."""
         return MISSING if text is None else self._symbols.get(text, OOV)
+
+    @property
+    def names(self) -> list[str]:
+        """The name of every symbol, by symbol."""
+        return [*RESERVED, *self._texts]
 
     def _value_name(self, symbol: int) -> str:
         return self._texts[symbol - FIRST]
@@ -281,7 +287,8 @@ class Texts(Sequence[str]):
         return len(self._offsets) - 1
 
     def __iter__(self) -> Iterator[str]:
-        return (self[i] for i in range(len(self)))
+        whole = self._blob.tobytes()
+        return (whole[start:end].decode() for start, end in pairwise(self._offsets.tolist()))
 
     def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):

@@ -24,9 +24,9 @@ from finerank.evaluation.compare import compare
 from finerank.models.narrow import names_of
 from finerank.models.registry import build
 from finerank.recipe import Recipe
-from finerank.run import Run, prepared
+from finerank.run import Run
 from finerank.schema import Ranked
-from finerank.search.runs import finished, trained
+from finerank.search.runs import begin, finished, trained
 from finerank.typed import apply_overrides, read_toml
 
 BASE = "as it is"
@@ -128,7 +128,7 @@ def ablate(
     """
     table = apply_overrides(read_toml(path), overrides)
     recipe = Recipe.parse(table, path.parent, str(path))
-    data = prepared(recipe, folder / "data")
+    data = begin(recipe, folder, "ablate")
     asked = variants(recipe, data)
     for name in only:
         if name not in {v.name for v in asked}:

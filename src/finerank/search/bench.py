@@ -23,8 +23,9 @@ from finerank.errors import UserError, nearest
 from finerank.evaluation.compare import Comparison
 from finerank.models.registry import build, names
 from finerank.recipe import Recipe
-from finerank.run import Run, prepared
-from finerank.search.runs import finished, trained
+from finerank.recipe import variants as recipe_variants
+from finerank.run import Run
+from finerank.search.runs import begin, finished, trained
 from finerank.search.standings import Bench, Standing, line, standings
 from finerank.typed import apply_overrides, read_toml
 
@@ -35,6 +36,7 @@ def contestants(
     models: Sequence[str] = (),
     every: bool = False,
     overrides: Iterable[str] = (),
+    only: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """The recipes by name, as tables; the paths in them are relative to the first recipe's folder.
 
@@ -42,9 +44,14 @@ def contestants(
               recipe is what they change
     variants  a TOML file with a table per contestant, whose own tables ([name.model], [name.training]) replace or amend;
               seeds = 5 in it: trainings of this one, whatever is asked for the others
+    only      of the variants these; none: all
     models    named models, with their own settings; every: all there are
-    Raises UserError for a model that is not known, and for two contestants of one name.
+    Raises UserError for a model or variant that is not known, and for two contestants of one name.
     """
+    if only and variants is None:
+        raise UserError(
+            f"--only {only[0]}: chooses among variants, and there are none; name their file with --variants"
+        )
     overrides = list(overrides)
     base = read_toml(paths[0])
     out: dict[str, dict[str, Any]] = {}
@@ -62,13 +69,7 @@ def contestants(
         for path in paths:
             add(path.stem, _anchored(read_toml(path), path.parent, paths[0].parent))
     if variants is not None:
-        for name, changes in read_toml(variants).items():
-            if not isinstance(changes, Mapping):
-                raise UserError(f"{variants}: {name} is no table; accepted: [name] with model = ..., training = ...")
-            table = dict(base)
-            for key, value in changes.items():
-                amends = key == "training" and isinstance(value, Mapping)
-                table[key] = {**base.get(key, {}), **value} if amends else value
+        for name, table in recipe_variants(base, variants, only).items():
             add(name, table)
     known = names()
     for name in [*models, *(n for n in (known if every else ()) if n not in models and n not in out)]:
@@ -95,6 +96,7 @@ def bench(
     models: Sequence[str] = (),
     every: bool = False,
     overrides: Iterable[str] = (),
+    only: Sequence[str] = (),
     minutes: float = math.inf,
     isolate: bool = True,
     tell: Callable[[str], None] = lambda line: None,
@@ -109,7 +111,9 @@ def bench(
     Raises UserError for a base that is none, or that does not run.
     """
     started = time.monotonic()
-    tables = contestants(paths, variants, models, every, overrides)
+    tables = contestants(paths, variants, models, every, overrides, only)
+    if not tables:
+        raise UserError(f"{variants}: names no contestant; accepted: [name] with model = ..., training = ...")
     if base and base not in tables:
         raise UserError(f"--base {base}: no such contestant; {nearest(base, tables)}")
     trainings = {name: _trainings(name, table.pop("seeds", seeds)) for name, table in tables.items()}
@@ -123,9 +127,7 @@ def bench(
     if not recipes:
         raise UserError(f"bench: no contestant can be read; {next(iter(left.values())).reason}")
     _alike(recipes)
-    data = prepared(next(iter(recipes.values())), folder / "data")
-    if not len(data.requests_of("test")):
-        raise UserError("bench: no test rows, and contestants are compared on them; set data.split.test above 0")
+    data = begin(next(iter(recipes.values())), folder, "bench")
     for name, recipe in list(recipes.items()):
         if reason := inapplicable(recipe, data):
             left[name] = Standing(name=name, model=recipe.model.name, reason=reason)
@@ -134,7 +136,7 @@ def bench(
     if base and base not in recipes:
         raise UserError(f"--base {base}: does not run on this data: {left[base].reason}")
     if not recipes:
-        raise UserError("bench: no contestant runs on this data; see the reasons above")
+        raise UserError(f"bench: no contestant runs on this data; {next(iter(left.values())).reason}")
     order = sorted(recipes, key=lambda name: name != base)  # the base first: all others are tested against it
     runs: dict[str, list[Run]] = {}
     for name in order:
@@ -161,6 +163,8 @@ def bench(
         found = standings(folder, paths[0].stem, runs, [*left.values(), *others])
         tell(line(next(s for s in found[0].standings if s.name == name)))
         written(*found)
+    if not runs and all(not reason.startswith("not run") for reason in (s.reason for s in left.values())):
+        raise UserError(f"bench: no contestant could be trained; {next(iter(left.values())).reason}")
     return found[0]
 
 

@@ -14,11 +14,32 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
+from finerank.data.dataset import Dataset
 from finerank.errors import UserError
 from finerank.recipe import Recipe
-from finerank.run import Run, run
+from finerank.run import Run, prepared, run
 
 MEMORY = "memory.json"
+OWN = ("data", "search", "study")
+"""How the names of what a search writes first begin."""
+
+
+def own(folder: Path, verb: str) -> None:
+    """Raises UserError for a place that is a file, or holds something that no search wrote."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; name a folder for what {verb} writes")
+    inside = sorted(at.name for at in folder.iterdir()) if folder.exists() else []
+    if "run.json" in inside or (inside and not any(name.lstrip(".").startswith(OWN) for name in inside)):
+        raise UserError(f"{folder}: holds something else ({inside[0]}); name a new folder, or one that {verb} began")
+
+
+def begin(recipe: Recipe, folder: Path, verb: str) -> Dataset:
+    """The prepared data of models that are compared in `folder`. Raises UserError as `own`, and if there are no test rows."""
+    own(folder, verb)
+    data = prepared(recipe, folder / "data")
+    if not len(data.requests_of("test")):
+        raise UserError(f"{verb}: no test rows, and contestants are compared on them; set data.split.test above 0")
+    return data
 
 
 def finished(recipe: Recipe, at: Path) -> bool:
@@ -48,7 +69,12 @@ def trained(recipe: Recipe, at: Path, data: Path, isolate: bool = False) -> Run:
 def peak_memory(at: Path) -> float:
     """Peak resident memory of a run's process in bytes, libraries included; NaN for one that was not isolated."""
     path = at / MEMORY
-    return float(json.loads(path.read_text(encoding="utf-8"))["peak_bytes"]) if path.exists() else float("nan")
+    if not path.exists():
+        return float("nan")
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))["peak_bytes"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({type(error).__name__}); remove it, or train the run again") from error
 
 
 def _apart(recipe: Recipe, at: Path, data: Path) -> None:

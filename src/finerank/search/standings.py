@@ -143,8 +143,8 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def cells(s: Standing) -> list[str]:
-    """A standing as texts, in the order of COLUMNS."""
+def cells(s: Standing, base: str) -> list[str]:
+    """A standing as texts, in the order of COLUMNS. base: `Bench.base`."""
     d = s.difference
     return [
         s.name,
@@ -154,7 +154,7 @@ def cells(s: Standing) -> list[str]:
         _range(s.test),
         _shown(s.spread),
         _shown(s.logloss),
-        "" if math.isnan(d.value) else f"{d.value:+.4f}",
+        f"{d.value:+.4f}" if not math.isnan(d.value) else "base" if s.name == base else "",
         _range(d, "+"),
         "" if math.isnan(s.p) else "< .001" if s.p < 0.001 else f"{s.p:.3f}",
         f"{s.seconds:,.1f}",
@@ -190,7 +190,7 @@ def markdown(found: Bench) -> str:
     """The table for people."""
     right = ["---", *["--:"] * (len(COLUMNS) - 1)]
     lines = [f"# Bench: {found.title}", "", "| " + " | ".join(COLUMNS) + " |", "|" + "|".join(right) + "|"]
-    lines += ["| " + " | ".join(cells(s)) + " |" for s in found.standings if not s.reason]
+    lines += ["| " + " | ".join(cells(s, found.base)) + " |" for s in found.standings if not s.reason]
     left = [s for s in found.standings if s.reason]
     if left:
         lines += ["", "Left out:", "", *(f"- {s.name}: {s.reason}" for s in left)]

@@ -25,7 +25,8 @@ from finerank.errors import UserError
 from finerank.evaluation.compare import compare
 from finerank.models.registry import build
 from finerank.recipe import Recipe
-from finerank.run import Run, prepared, run
+from finerank.run import Run, run
+from finerank.search.runs import begin
 from finerank.typed import apply_overrides, read_toml
 
 
@@ -67,7 +68,7 @@ def transfer(
     """
     table = apply_overrides(read_toml(path), overrides)
     recipe = Recipe.parse(table, path.parent, str(path))
-    data = prepared(recipe, folder / "data")
+    data = begin(recipe, folder, "transfer")
     heads = [h for h in build(recipe.model, data.fitted).heads if h.trained]
     if len(heads) < 2:
         raise UserError(f"{path}: has one task; transfer is between tasks, so declare two [[task]] or more")

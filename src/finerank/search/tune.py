@@ -27,6 +27,7 @@ from finerank.data.dataset import Dataset
 from finerank.errors import UserError
 from finerank.recipe import Recipe
 from finerank.run import prepared
+from finerank.search.runs import own
 from finerank.search.space import Choices, Range, Space, changed, current, read_space
 from finerank.training.loop import Epoch, Progress
 from finerank.training.stages import after_stages
@@ -94,9 +95,12 @@ def tune(
             "training.warm_start: a search begins every trial anew; leave it out, and give it to the best recipe"
         )
     searched = read_space(table, recipe, space)
+    own(folder, "tune")
     folder.mkdir(parents=True, exist_ok=True)
     _same_search(folder, recipe, searched)
     data = prepared(recipe, folder / "data")
+    if not len(data.requests_of("validation")):
+        raise UserError("tune: no validation rows, and they alone choose; set data.split.validation above 0")
     study = optuna.create_study(
         storage=f"sqlite:///{(folder / 'study.db').resolve()}",
         study_name=NAME,

@@ -16,7 +16,7 @@ from finerank.errors import UserError
 from finerank.models.composition import Model
 from finerank.runtime.hashing import mix
 from finerank.runtime.rows import RowMap
-from finerank.schema import FIRST, FittedSchema, Growing
+from finerank.schema import FIRST, OOV, FittedSchema, Growing
 from finerank.training.optimisers import Optimisers
 
 
@@ -34,8 +34,9 @@ def admit(
 ) -> dict[str, tuple[int, int]]:
     """Count the training occurrences of this data set, admit and evict; {table: (admitted, evicted)}.
 
-    A row given to a new id starts at the out-of-vocabulary row, plus the noise of a fresh table so that equal rows part;
-    its optimiser state and its running count start anew. What has no row counts for the out-of-vocabulary row.
+    A row given to a new id starts at the out-of-vocabulary row, plus how far a fresh row of the table is from the mean of its
+    law, so that equal rows part; its optimiser state and its running count start anew. What has no row counts for the
+    out-of-vocabulary row.
     """
     out = {}
     for name, row_map in maps.items():
@@ -53,8 +54,8 @@ def admit(
             if len(rows):
                 where = (rows + start).to(weight.device)
                 draw = torch.Generator().manual_seed(mix(seed, time, start) >> 1)
-                noise = torch.randn((len(rows), tables.width), generator=draw) * tables.std_of(name)
-                weight[where] = weight[start + 1] + noise.to(weight.device)
+                fresh = tables.fresh(name, len(rows), draw).to(weight)
+                weight[where] = weight[start + OOV] + fresh - tables.mean_of(name)
                 optimisers.reset_rows(weight_name, where)
             met = occurrences.nonzero().squeeze(1)
             optimisers.observe_rows(weight_name, met + start, occurrences[met])

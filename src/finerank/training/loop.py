@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -125,6 +125,7 @@ class Trainer:
         self.history: list[Epoch] = []
         self.requests = dataset.requests_of("train") if requests is None else requests
         self.stages: Mapping[str, Any] | None = None  # what each stage before gave, once they are done
+        self.gifts: Sequence[Callable[[Model], None]] = ()  # the initial values that they hand over
         self.epoch = self.step = self.total_steps = 0
         self.loss_sum = self.seconds = 0.0
         self.rows_done = 0
@@ -194,6 +195,8 @@ class Trainer:
         source = self.options.warm_start
         if source is None:
             admit(self.row_maps, self.dataset.fitted, self.model, self.optimisers, 0, self.options.seed)
+            if self.row_maps:
+                self.give()  # once more: rows that have just been admitted begin as the stage had learnt them
             return
         if self.old is None:
             raise UserError(
@@ -208,8 +211,18 @@ class Trainer:
             taken.write(self.folder / "warm_start.json")
         self.progress.warm(taken)
 
+    @torch.no_grad()
+    def give(self) -> None:
+        """Set the initial values that the stages before hand over."""
+        for gift in self.gifts:
+            gift(self.model)
+        if self.gifts:
+            for name, tables in self.model.embeddings().items():  # a state may stand for a weight's value (FTRL's z)
+                self.optimisers.rows[name].reset(torch.arange(len(tables.weight), device=tables.weight.device))
+
     def _epochs(self, validation: np.ndarray) -> None:
         while self.epoch < self.options.epochs and not self._patience_is_over():
+            self.optimisers.slow_down(self.options.plateau ** sum(not e.best for e in self.history))
             steps = self.feed.steps(self.requests, self.options.batch, self.epoch)
             self.progress.epoch(self.epoch, sum(s.rows for s in steps))
             self.progress.advance(self.rows_done, math.nan)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from finerank.errors import UserError
+from finerank.kernels.pages import in_huge_pages
 from finerank.layers.embedding import Tables
 from finerank.layers.gates import Gates
 from finerank.models.composition import Model
@@ -80,8 +81,18 @@ class Optimisers:
         apart = self.tables.keys() | self.gates.keys()
         self.dense_parameters = {n: p for n, p in model.named_parameters() if n not in apart}
         self.dense = dense_optimiser(options.dense, list(self.dense_parameters.values()))
+        self.rates = {n: row.lr for n, row in self.rows.items() if row.scheduled}
         # which rows changed since the last checkpoint
-        self.changed = {n: torch.zeros(len(t.weight), dtype=torch.bool) for n, t in self.tables.items()}
+        self.changed = {
+            n: in_huge_pages(torch.empty(len(t.weight), dtype=torch.bool)).zero_() for n, t in self.tables.items()
+        }
+
+    def slow_down(self, factor: float) -> None:
+        """From now on all rates are `factor` times those of the options; FTRL's and the gates' are left alone."""
+        for name, rate in self.rates.items():
+            self.rows[name].lr = factor * rate
+        for group in self.dense.param_groups:
+            group["lr"] = factor * self.options.dense.lr
 
     def begin(self) -> None:
         """An optimiser step begins: before its first forward pass."""
@@ -98,7 +109,7 @@ class Optimisers:
             if name in self.aware:
                 self.aware[name].add_to(grad, rows, tables.weight.data.index_select(0, rows))
             self.rows[name].step(rows, grad)
-            self.changed[name][rows.to("cpu")] = True
+            self.changed[name].index_fill_(0, rows.to("cpu"), True)
         for gates in self.gates.values():
             gates.step()
         if self.options.clip is not None:

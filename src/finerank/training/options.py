@@ -228,6 +228,8 @@ class TrainingOptions:
                  none is trained: catalogue models); a model without any watches the RMSE of its heads. Heads that know
                  a position or a delay are judged with it, as the log is
     batch        how large a step is
+    plateau      what all learning rates are multiplied by after every epoch without improvement (FTRL's fall by themselves);
+                 .1 with a patience of 1 is what public leaderboards train with; 1: rates stay
     seed         0 ... 2^63 - 1
     tables, first_order, dense   optimisers of the parameter groups; first_order: as tables unless given
     regularise   of embedding tables (first-order weights are left to FTRL's own)
@@ -251,6 +253,7 @@ class TrainingOptions:
     epochs: int = 10
     patience: int = 1
     monitor: Literal["auc", "gauc", "logloss"] = "auc"
+    plateau: float = 1.0
     batch: Budget = Budget()
     tables: RowOptions = Adam()
     first_order: RowOptions | None = None
@@ -274,6 +277,8 @@ class TrainingOptions:
             value = getattr(self, name)
             if value < least:
                 raise UserError(f"{name}: got {value}; accepted: whole numbers of at least {least}")
+        if not 0 < self.plateau <= 1:
+            raise UserError(f"plateau: got {self.plateau}; accepted: a factor above 0, up to 1 (rates stay)")
         if self.seed >= 2**63:
             raise UserError(f"seed: got {self.seed}; accepted: 0 to 2^63 - 1")
         if isinstance(self.tables, FTRL) and isinstance(self.regularise, L2):

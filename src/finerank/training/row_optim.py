@@ -25,6 +25,7 @@ from torch import Tensor
 
 from finerank.errors import UserError, nearest
 from finerank.kernels import rows as loops
+from finerank.kernels.pages import in_huge_pages
 
 
 def take(table: Tensor, rows: Tensor) -> Tensor:
@@ -170,7 +171,7 @@ class LazyAdam(RowOptimizer):
         super().__init__(weight, lr)
 
     def _fresh(self, weight: Tensor) -> dict[str, Tensor]:
-        state = {"m": torch.zeros_like(weight), "v": torch.zeros_like(weight)}
+        state = {key: in_huge_pages(torch.empty_like(weight)).zero_() for key in ("m", "v")}
         if self.correction == "row":
             state["visits"] = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
         return state
@@ -246,7 +247,7 @@ class RowFTRL(RowOptimizer):
 
     def _fresh(self, weight: Tensor) -> dict[str, Tensor]:
         z = -(weight * (self.beta / self.alpha + self.l2) + weight.sign() * self.l1)
-        return {"z": z, "n": torch.zeros_like(weight)}
+        return {"z": in_huge_pages(torch.empty_like(z)).copy_(z), "n": in_huge_pages(torch.empty_like(z)).zero_()}
 
     def _step(self, rows: Tensor, grad: Tensor) -> None:
         z, n, w = take(self.state["z"], rows), take(self.state["n"], rows), take(self.weight, rows)
@@ -275,7 +276,7 @@ class RowAdagrad(RowOptimizer):
         super().__init__(weight, lr)
 
     def _fresh(self, weight: Tensor) -> dict[str, Tensor]:
-        return {"n": torch.full_like(weight, self.initial_accumulator)}
+        return {"n": in_huge_pages(torch.empty_like(weight)).fill_(self.initial_accumulator)}
 
     def _step(self, rows: Tensor, grad: Tensor) -> None:
         n = take(self.state["n"], rows).addcmul_(grad, grad)

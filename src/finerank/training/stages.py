@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from finerank.data.dataset import Dataset
@@ -48,7 +47,7 @@ def after_stages(
     progress = progress or Progress()
     check(composition, options)
     requests, model, told = dataset.requests_of("train"), composition, dict[str, Any]()
-    gifts = []
+    gifts: list[Callable[[Model], None]] = []
     for stage_options in composition.stages:
         name = stage_options.kind
         progress.stage(name)
@@ -61,9 +60,8 @@ def after_stages(
     if composition.stages:
         progress.stage("")
     last = Trainer(model, dataset, options, folder, progress, at, old, requests)
-    with torch.no_grad():
-        for give in gifts:
-            give(last.model)
+    last.gifts = gifts
+    last.give()
     last.stages = told
     return last
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 import xxhash
 
@@ -238,20 +239,20 @@ def _shared(then: SymbolTable, now: SymbolTable) -> tuple[Int64s, Int64s]:
     if isinstance(now, HashedTable):
         every = np.arange(FIRST, now.size, dtype=np.int64)
         return every, every
-    known = {name: symbol for symbol, name in enumerate(then.names[FIRST:], FIRST)}
-    both = [(known[name], symbol) for symbol, name in enumerate(now.names[FIRST:], FIRST) if name in known]
-    there, here = np.array(both, dtype=np.int64).reshape(-1, 2).T
+    old, new = (pl.DataFrame({"name": table.names}).with_row_index("symbol")[FIRST:] for table in (then, now))
+    both = new.join(old, on="name", suffix="_there", maintain_order="left")
+    there, here = (both[column].cast(pl.Int64).to_numpy() for column in ("symbol_there", "symbol"))
     return there, here
 
 
 def _take_reserved_rows(pair: _Pair, now: Learnt) -> None:
-    """Padding, out of vocabulary, missing. Values of a fixed table start at the second, beside the draw that is there
+    """Padding, out of vocabulary, missing. Values of a fixed table start about the second, as far off as the draw that is there
     (those of a growing table: when `admit` gives them a row)."""
     if pair.theirs is not None:
         old, new = pair.theirs.table(pair.table)[:FIRST], pair.mine.table(pair.table)
         new[:FIRST] = old.to(new.device)
         if pair.table not in now.maps:
-            new[FIRST:] += new[OOV].clone()
+            new[FIRST:] += new[OOV] - pair.mine.mean_of(pair.table)
 
 
 def _keep_rows(then: Learnt, now: Learnt) -> None:

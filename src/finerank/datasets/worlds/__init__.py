@@ -12,6 +12,7 @@ from finerank.datasets.worlds.popularity import PopularityOptions, popularity
 from finerank.datasets.worlds.positions import PositionOptions, positions
 from finerank.datasets.worlds.sequences import SequenceOptions, sequences
 from finerank.datasets.worlds.sinusoids import SinusoidOptions, sinusoids
+from finerank.datasets.worlds.watches import WatchOptions, watches
 from finerank.datasets.worlds.world import World
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "PositionOptions",
     "SequenceOptions",
     "SinusoidOptions",
+    "WatchOptions",
     "World",
     "conversions",
     "delays",
@@ -34,4 +36,5 @@ __all__ = [
     "positions",
     "sequences",
     "sinusoids",
+    "watches",
 ]

@@ -16,7 +16,11 @@ from finerank.datasets.worlds.world import World, categorical, draws, recipe, si
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionOptions:
-    """relation: the correlation of an item's pull to be clicked and to be bought; below 0 the clicked are bought less."""
+    """What ties conversions to clicks.
+
+    relation, user_relation  the correlation of an item's pull to be clicked and to be bought, and of a user's readiness to
+                             click and to buy; below 0 the clicked are bought less
+    """
 
     rows: int = 100_000
     users: int = 500
@@ -24,6 +28,7 @@ class ConversionOptions:
     click_bias: float = -2.0
     conversion_bias: float = -1.5
     relation: float = 0.5
+    user_relation: float = 0.0
     seed: int = 0
 
 
@@ -32,9 +37,8 @@ def conversions(options: ConversionOptions = ConversionOptions()) -> World:
     o = options
     law, draw = draws(o.seed, "law"), draws(o.seed, "rows")
     click_user, click_item = law.standard_normal(o.users), law.standard_normal(o.items)
-    other = law.standard_normal(o.items)
-    buy_item = o.relation * click_item + np.sqrt(1 - o.relation**2) * other
-    buy_user = law.standard_normal(o.users)
+    buy_item = _related(click_item, o.relation, law.standard_normal(o.items))
+    buy_user = _related(click_user, o.user_relation, law.standard_normal(o.users))
     user, item = draw.integers(0, o.users, o.rows), draw.integers(0, o.items, o.rows)
     p_click = sigmoid(o.click_bias + click_user[user] + click_item[item])
     p_buy = sigmoid(o.conversion_bias + buy_user[user] + buy_item[item])
@@ -50,6 +54,12 @@ def conversions(options: ConversionOptions = ConversionOptions()) -> World:
         {"name": "esmm"},
     )
     return World(samples, made)
+
+
+def _related(x: np.ndarray, correlation: float, other: np.ndarray) -> np.ndarray:
+    """Numbers of this correlation with x; other: independent of it."""
+    out: np.ndarray = correlation * x + np.sqrt(1 - correlation**2) * other
+    return out
 
 
 world("conversions", ConversionOptions, conversions, "World 5: clicks and conversions within them, both laws known.")
