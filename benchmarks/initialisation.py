@@ -49,6 +49,13 @@ def he(model: Model) -> None:
             nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
 
 
+def xavier(model: Model) -> None:
+    """Xavier-normal also before a batch normalisation, where the defaults begin smaller."""
+    for part in model.modules():
+        if isinstance(part, nn.Linear | SplitLinear):
+            nn.init.xavier_normal_(part.weight)
+
+
 def no_prior(model: Model) -> None:
     """The global bias starts at 0 instead of the logit of the base rate."""
     with torch.no_grad():
@@ -96,6 +103,7 @@ VARIANTS = {
     "batch normalisation in the tower": Variant(tower=BN),
     "batch normalisation, embeddings .1": Variant(tower=BN, embedding={"std": 0.1}),
     "batch normalisation, embeddings .0001": Variant(tower=BN, embedding={"std": 1e-4}),
+    "batch normalisation, Xavier before it too": Variant(xavier, tower=BN),
     "batch normalisation, torch's layers": Variant(as_torch_does, tower=BN),
     "batch normalisation, torch's layers, bias 0, embeddings .0001, dense Adam": Variant(
         both, tower=BN, embedding={"std": 1e-4}, dense=True
