@@ -221,11 +221,15 @@ def table(records: list[Record]) -> str:
 
 
 def accuracy(records: list[Record]) -> str:
-    """Test AUC as markdown: mean ± standard error over seeds, and ours less the best peer's in standard errors of both."""
+    """Test AUC as markdown: mean ± standard error over seeds, and ours less the best peer's in standard errors of both.
+
+    torch-rechub always normalises by batch, and so stands in the rows of that.
+    """
     groups: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for r in sorted(records, key=lambda r: r["seed"]):
+    for r in sorted(records, key=lambda r: (r["world"], r["seed"])):
         if "auc" in r and r["world"] in "ABR":
-            groups[r["task"], r["world"]][r["who"]].append(r["auc"])
+            task = f"{r['task']}_bn" if r["who"] == "rechub" else r["task"]
+            groups[task, r["world"]][r["who"]].append(r["auc"])
     names = ["finerank", HALF, *PEERS]
     out = ["| | " + " | ".join(names) + " | ours less the best peer's |", "|---|" + "---|" * (len(names) + 1)]
     for (task, world), of in groups.items():
