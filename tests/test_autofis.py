@@ -41,6 +41,7 @@ from finerank.models import registry
 from finerank.models.autofis import Products, SelectedInputs, SelectedProducts
 from finerank.recipe import Recipe
 from finerank.training.grda import GRDA
+from finerank.training.loop import Progress
 from finerank.training.optimisers import Optimisers
 from finerank.training.options import SGD, Adam, TrainingOptions
 from finerank.training.stages import after_stages
@@ -255,6 +256,19 @@ def test_grda_by_hand() -> None:
     assert after_four.tolist() == pytest.approx([0.6 - 0.2, -(1.15 - 0.2)], abs=1e-6)  # back from 0; the sign turned
 
 
+def test_without_c_the_last_threshold_is_the_published_one_whatever_the_length_of_the_search() -> None:
+    """c = 5e-4 and mu = .8 have come to 5e-4 · 16,000^.8 = 1.154 by the end of the authors' search."""
+    for steps in (10, 300, 16_000):
+        for lr, mu in ((1.0, 0.8), (0.25, 0.6)):
+            assert Proximal(lr, None, mu, steps).threshold(steps) == pytest.approx(1.15)
+    assert Proximal(1.0, None, 0.8).strength == pytest.approx(5e-4, rel=0.01)
+    assert Proximal(1.0, None, 0.8, 300).strength == pytest.approx(1.15 / 300**0.8)
+    longer = Proximal(1.0, None, 0.8, 64_000)  # longer ones keep their c: the threshold grows on
+    assert longer.strength == Proximal(1.0, None, 0.8).strength
+    assert longer.threshold(64_000) == pytest.approx(1.15 * 4**0.8)
+    assert Proximal(1.0, 0.02, 0.8, 300).strength == 0.02  # what is given is taken as it is
+
+
 def test_grda_goes_on_where_it_was(data: Dataset) -> None:
     model = registry.build(registry.parse(alone(search=True, c=0.01)), data.fitted)
     options = TrainingOptions(dense=SGD())
@@ -327,6 +341,53 @@ def test_a_search_may_drop_everything(data: Dataset) -> None:
         trainer.fit()
 
 
+class Notes(Progress):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize(
+    ("c", "note"),
+    [
+        (
+            1e-6,
+            "all of the 55 products kept with c = 1e-06 over {} steps; to drop some, give the interaction c = 4e-06 ",
+        ),
+        (0.0, "all of the 55 products kept with c = 0 over {} steps; to drop some, give the interaction c above 0 "),
+        (
+            50.0,
+            "none of the 55 products kept with c = 50 over {} steps; to keep some, give the interaction c = 12 or more epochs ",
+        ),
+        (0.35, ""),
+    ],
+)
+def test_a_search_that_did_not_choose_says_what_to_turn(c: float, note: str, data: Dataset) -> None:
+    told = Notes()
+    trainer = after_stages(registry.parse(alone(c=c)), data, QUICK, progress=told)
+    assert trainer.stages is not None
+    search = trainer.stages["search"]
+    assert search["c"] == pytest.approx(c)
+    assert len(told.notes) == bool(note)
+    if note:
+        wanted = "stage search: " + note.format(2 * len(trainer.feed.steps(trainer.requests, QUICK.batch, 0)))
+        assert told.notes[0].startswith(wanted + "(model.stages.search.training.epochs sets")
+        assert told.notes == [f"stage search: {search['note']}"]
+
+
+def test_a_search_takes_all_its_epochs_and_two_unless_told_otherwise(data: Dataset) -> None:
+    """Its threshold is measured by them; patience is for what stops at the best epoch."""
+    options = replace(QUICK, epochs=5, patience=0)
+    for stage, epochs in (({}, 2), ({"training": {"patience": 0}}, 2), ({"training": {"epochs": 6}}, 6)):
+        trainer = after_stages(registry.parse(alone() | {"stages": {"search": stage}}), data, options)
+        assert trainer.stages is not None
+        steps = epochs * len(trainer.feed.steps(trainer.requests, options.batch, 0))
+        assert trainer.stages["search"]["epochs"] == epochs
+        assert trainer.stages["search"]["c"] == pytest.approx(1.15 / steps**0.8)
+
+
 def test_the_last_gates_count_not_those_of_the_best_epoch(data: Dataset, tmp_path: Path) -> None:
     """Gates close late; also when the search is resumed after its end."""
     given = registry.parse(alone(c=0.2) | {"stages": {"search": {"training": {"epochs": 6, "patience": 99}}}})
@@ -344,7 +405,7 @@ def test_the_last_gates_count_not_those_of_the_best_epoch(data: Dataset, tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": 0.0}, "lr = 0.0, c = 0.0005, mu = 0.8; accepted: lr above 0"),
+        ({"lr": 0.0}, "lr = 0.0, c = None, mu = 0.8; accepted: lr above 0"),
         ({"c": -1.0}, "c = -1.0, mu = 0.8; accepted: lr above 0, c of at least 0"),
         ({"mu": 2.0}, "mu = 2.0; accepted: .*mu from 0 to 1"),
         ({"start": 0.0}, "start = 0.0; accepted: another value"),
@@ -375,7 +436,7 @@ def test_the_planted_pair_and_triple_are_found_and_nothing_else(name: str, tmp_p
     world = interactions(InteractionOptions(values=8, third=1.5))
     recipe = Recipe.parse({**world.recipe, "data": {**world.recipe["data"], "samples": "in memory"}})
     data = prepare(tmp_path, recipe.schema, world.samples.lazy(), None, recipe.data.keys, recipe.data.split)
-    gated: dict[str, Any] = {"kind": "autofis", "order": 3, "c": 0.02}
+    gated: dict[str, Any] = {"kind": "autofis", "order": 3}
     tower = {"hidden": [16], "dropout": 0.0}
     parts: dict[str, list[Any]] = {
         "autofis_fm": ["linear", gated],
@@ -386,11 +447,10 @@ def test_the_planted_pair_and_triple_are_found_and_nothing_else(name: str, tmp_p
         "name": name,
         "representation": {"embedding": {"width": 8, "std": 0.1}},
         "interactions": parts[name],
-        "stages": {"search": {"training": {"epochs": 10, "patience": 99}}},
     }
     options = TrainingOptions(epochs=12, patience=2, tables=Adam(lr=0.01), dense=Adam(lr=0.003), threads=1)
     trainer = after_stages(registry.parse(given), data, options)
     (gates,) = [o for o in trainer.composition.interactions if hasattr(o, "kept")]
     assert {"*".join(world.truth["pair"]), "*".join(world.truth["triple"])} <= set(gates.kept)
-    assert len(gates.kept) <= 84 / 4
+    assert len(gates.kept) <= 4
     assert max(e.score for e in trainer.fit()) > 0.8

@@ -58,7 +58,11 @@ class Bar(TrainingProgress):
         for name, why in taken.left:
             console.print(f"begins anew: {name} {why}")
         for note in taken.notes:
-            console.print(f"note: {note}")
+            self.note(note)
+
+    def note(self, text: str) -> None:
+        """See `training.loop.Progress`."""
+        console.print(f"note: {text}")
 
     def epoch(self, epoch: int, rows: int) -> None:
         """See `training.loop.Progress`."""

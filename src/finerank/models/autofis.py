@@ -49,8 +49,9 @@ class Selection:
     search      gates are being searched (set by the stage)
     batch_norm  of each product: search (the paper's equations), always, never
     start       initial value of all gates
-    lr, c, mu   of GRDA: the threshold after t steps is c · lr^½ · (t · lr)^mu. A greater c drops more: 5e-4 suits tens of
-                thousands of steps, 0.01 to 0.05 some hundreds
+    lr, c, mu   of GRDA: the threshold after t steps is c · lr^½ · (t · lr)^mu; a greater c drops more. Without c: 5e-4, the
+                authors' of DeepFM, for their 16,000 steps and more, and so much greater for a shorter search that its last
+                threshold is theirs, 1.15 (ours; 0.012 for 300 steps)
     std         of the initial vectors of numbers
     """
 
@@ -60,12 +61,12 @@ class Selection:
     batch_norm: Literal["search", "always", "never"] = "search"
     start: float = 0.6
     lr: float = 1.0
-    c: float = 5e-4
+    c: float | None = None
     mu: float = 0.8
     std: float = 0.01
 
     def __post_init__(self) -> None:
-        if not (self.lr > 0 and self.c >= 0 and 0 <= self.mu <= 1):
+        if not (self.lr > 0 and (self.c is None or self.c >= 0) and 0 <= self.mu <= 1):
             raise UserError(
                 f"lr = {self.lr}, c = {self.c}, mu = {self.mu}; accepted: lr above 0, c of at least 0 (0: nothing is "
                 "dropped), mu from 0 to 1"
@@ -227,10 +228,18 @@ class Search(Stage):
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
-        """training: keys of [training] that differ for the search; it runs all its epochs, for gates close late."""
+        """training: keys of [training] that differ for the search.
+
+        It runs all its epochs, for gates close late: 2 if training says nothing else. The authors' search is one pass over many
+        millions of rows; short logs need more, and after many passes a pair is kept for what it has learnt by heart. Fields
+        of many values learn slowly: if what matters is dropped, give more epochs or a smaller c.
+        """
 
         kind: ClassVar[str] = "search"
         training: Mapping[str, Any] = field(default_factory=dict)
+
+        def __post_init__(self) -> None:
+            object.__setattr__(self, "training", {"epochs": 2} | dict(self.training))
 
     def check(self, model: Composition) -> None:
         """See `Stage.check`."""
@@ -247,16 +256,28 @@ class Search(Stage):
             return replace(o, search=True) if isinstance(o, Selection) else o
 
         trained = shop.train(replace(model, interactions=tuple(map(searching, model.interactions))), best=False)
-        found, of, interactions = 0, 0, []
+        found, of, interactions, used = 0, 0, [], 0.0
         for o, made in zip(model.interactions, trained.interactions, strict=True):
             if isinstance(made, SelectedProducts | SelectedInputs):
                 kept = made.products.kept()
                 found, of = found + len(kept), of + len(made.products.names)
+                assert made.products.gates.proximal is not None
+                used = replace(made.products.gates.proximal, steps=shop.steps).strength
                 o = replace(o, kept=kept)
             interactions.append(o)
         left = tuple(o for o in model.stages if o.kind != self.options.kind)
         decided = replace(model, interactions=tuple(interactions), stages=left)
-        return Handover(decided, told={"products_kept": found, "products_of": of})
+        told: dict[str, Any] = {"products_kept": found, "products_of": of, "c": used}
+        if of and found in (0, of):
+            how = f"c = {used:.2g} over {shop.steps:,} steps"
+            other = (
+                f"c = {used / 4:.2g} or more epochs" if not found else f"c = {4 * used:.2g}" if used else "c above 0"
+            )
+            told["note"] = (
+                f"{'all' if found else 'none'} of the {of} products kept with {how}; to {'drop' if found else 'keep'} some, "
+                f"give the interaction {other} (model.stages.search.training.epochs sets how long it searches)"
+            )
+        return Handover(decided, told=told)
 
 
 def _named(name: str, *interactions: Any) -> Composition:

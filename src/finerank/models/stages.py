@@ -35,7 +35,7 @@ class Handover:
     composition  what is trained next: as it was, or with what the stage decided written into its options
     give         called with the fresh model of the last training: sets initial values, in place
     requests     the training requests that are left; None: all that the stage was given
-    told         for people: what the stage found, JSON-able (metrics.json, the report)
+    told         for people: what the stage found, JSON-able (metrics.json, the report); `note` is shown at once
     """
 
     composition: Composition
@@ -45,10 +45,15 @@ class Handover:
 
 
 class Workshop(Protocol):
-    """What a stage works with. requests: int64, the training requests that it may see, in time order."""
+    """What a stage works with.
+
+    requests  int64, the training requests that it may see, in time order
+    steps     of the optimiser, in the stage's last training
+    """
 
     dataset: Dataset
     requests: np.ndarray
+    steps: int
 
     @property
     def seed(self) -> int:
@@ -58,7 +63,7 @@ class Workshop(Protocol):
     def train(self, composition: Composition, requests: np.ndarray | None = None, best: bool = True) -> Model:
         """Train a composition with the usual loop and the stage's options, on these requests.
 
-        best  the weights of the best epoch by the validation rows; False: those of the last step
+        best  the weights of the best epoch by the validation rows; False: those of the last step of all epochs
         """
         ...
 

@@ -68,6 +68,9 @@ class Progress:
     def warm(self, taken: Taken) -> None:
         """The training begins with this of an older run."""
 
+    def note(self, text: str) -> None:
+        """What the user of the run should know."""
+
     def epoch(self, epoch: int, rows: int) -> None:
         """An epoch of so many rows begins."""
 
@@ -221,6 +224,8 @@ class Trainer:
                 self.optimisers.rows[name].reset(torch.arange(len(tables.weight), device=tables.weight.device))
 
     def _epochs(self, validation: np.ndarray) -> None:
+        if self.optimisers.gates:  # how fast they close depends on how long there is
+            self.optimisers.search_for(self.options.epochs * len(self.feed.steps(self.requests, self.options.batch, 0)))
         while self.epoch < self.options.epochs and not self._patience_is_over():
             self.optimisers.slow_down(self.options.plateau ** sum(not e.best for e in self.history))
             steps = self.feed.steps(self.requests, self.options.batch, self.epoch)

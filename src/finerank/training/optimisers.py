@@ -6,6 +6,7 @@ V rows of a weight · U touched rows
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +94,11 @@ class Optimisers:
             self.rows[name].lr = factor * rate
         for group in self.dense.param_groups:
             group["lr"] = factor * self.options.dense.lr
+
+    def search_for(self, steps: int) -> None:
+        """So many steps in all will move the gates."""
+        for gates in self.gates.values():
+            gates.options = replace(gates.options, steps=steps)
 
     def begin(self) -> None:
         """An optimiser step begins: before its first forward pass."""

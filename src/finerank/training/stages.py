@@ -57,6 +57,8 @@ def after_stages(
         model, requests = done.composition, requests if done.requests is None else done.requests
         gifts.append(done.give)
         told[name] = shop.told | dict(done.told)
+        if "note" in done.told:
+            progress.note(f"stage {name}: {done.told['note']}")
     if composition.stages:
         progress.stage("")
     last = Trainer(model, dataset, options, folder, progress, at, old, requests)
@@ -101,7 +103,7 @@ def _merged(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 @dataclass
 class _Shop:
-    """The workshop of one stage (`models.stages.Workshop`). told: what its training gave."""
+    """The workshop of one stage (`models.stages.Workshop`). told: what its training gave; steps: how many it took."""
 
     dataset: Dataset
     requests: np.ndarray
@@ -111,6 +113,7 @@ class _Shop:
     at: Callable[[str], None]
     resume: bool
     told: dict[str, Any] = field(default_factory=dict)
+    steps: int = 0
 
     @property
     def seed(self) -> int:
@@ -119,11 +122,13 @@ class _Shop:
     def train(self, composition: Composition, requests: np.ndarray | None = None, best: bool = True) -> Model:
         requests = self.requests if requests is None else requests
         alone = replace(composition, stages=())
-        trainer = Trainer(alone, self.dataset, self.options, self.folder, self.progress, self.at, requests=requests)
+        options = self.options if best else replace(self.options, patience=self.options.epochs)
+        trainer = Trainer(alone, self.dataset, options, self.folder, self.progress, self.at, requests=requests)
         history = trainer.fit(self.resume, best)
         if self.folder:
             write_curve(self.folder / "curve.csv", history)
         self.told = told(history) | {"training_requests": len(requests)}
+        self.steps = trainer.total_steps
         return trainer.model.eval()
 
     def once(self, identity: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
