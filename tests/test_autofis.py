@@ -405,8 +405,9 @@ def test_the_last_gates_count_not_those_of_the_best_epoch(data: Dataset, tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": 0.0}, "lr = 0.0, c = None, mu = 0.8; accepted: lr above 0"),
+        ({"lr": 0.0}, "lr = 0.0, c = 'auto', mu = 0.8; accepted: lr above 0"),
         ({"c": -1.0}, "c = -1.0, mu = 0.8; accepted: lr above 0, c of at least 0"),
+        ({"c": "autos"}, "c: got 'autos'"),
         ({"mu": 2.0}, "mu = 2.0; accepted: .*mu from 0 to 1"),
         ({"start": 0.0}, "start = 0.0; accepted: another value"),
         ({"order": 4}, "order: got 4"),

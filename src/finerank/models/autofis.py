@@ -49,7 +49,7 @@ class Selection:
     search      gates are being searched (set by the stage)
     batch_norm  of each product: search (the paper's equations), always, never
     start       initial value of all gates
-    lr, c, mu   of GRDA: the threshold after t steps is c · lr^½ · (t · lr)^mu; a greater c drops more. Without c: 5e-4, the
+    lr, c, mu   of GRDA: the threshold after t steps is c · lr^½ · (t · lr)^mu; a greater c drops more. auto: 5e-4, the
                 authors' of DeepFM, for their 16,000 steps and more, and so much greater for a shorter search that its last
                 threshold is theirs, 1.15 (ours; 0.012 for 300 steps)
     std         of the initial vectors of numbers
@@ -61,15 +61,15 @@ class Selection:
     batch_norm: Literal["search", "always", "never"] = "search"
     start: float = 0.6
     lr: float = 1.0
-    c: float | None = None
+    c: float | Literal["auto"] = "auto"
     mu: float = 0.8
     std: float = 0.01
 
     def __post_init__(self) -> None:
-        if not (self.lr > 0 and (self.c is None or self.c >= 0) and 0 <= self.mu <= 1):
+        if not (self.lr > 0 and (self.c == "auto" or self.c >= 0) and 0 <= self.mu <= 1):
             raise UserError(
-                f"lr = {self.lr}, c = {self.c}, mu = {self.mu}; accepted: lr above 0, c of at least 0 (0: nothing is "
-                "dropped), mu from 0 to 1"
+                f"lr = {self.lr}, c = {self.c!r}, mu = {self.mu}; accepted: lr above 0, c of at least 0 (0: nothing is "
+                "dropped) or 'auto', mu from 0 to 1"
             )
         if self.start == 0:
             raise UserError(
@@ -110,7 +110,9 @@ class Products(nn.Module):
             split = self.groups[g][0]
             self.register_buffer(f"request_{g}", index[:split], persistent=False)
             self.register_buffer(f"candidate_{g}", index[split:] - request, persistent=False)
-        proximal = Proximal(options.lr, options.c, options.mu) if options.search else None
+        proximal = (
+            Proximal(options.lr, None if options.c == "auto" else options.c, options.mu) if options.search else None
+        )
         self.gates = Gates(outputs, len(self.names), options.start, proximal)
         normed = options.batch_norm == "always" or (options.search and options.batch_norm == "search")
         self.norm = BatchNorm(len(self.names), affine=False) if normed and self.names else None

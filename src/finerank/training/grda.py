@@ -10,7 +10,7 @@ The accumulator v forgets nothing: a weight at zero comes back when its gradient
 What c means depends on how long the search is: a weight is dropped once g has overtaken its |v|, which begins at alpha_0, and
 stays so while its gradient is below g'(t) / lr. AutoFIS' authors (their code) search Avazu in one pass, some 16,000 steps of
 2,000 rows at rate 1, with c = 5e-4 and mu = .8 over DeepFM (.005 and .6 over FM): the threshold ends at 1.15 (1.67), twice
-alpha_0 = .6. After 300 steps of the same c it is .05 and nearly everything is kept. Hence c = None, which is ours
+alpha_0 = .6. After 300 steps of the same c it is .05 and nearly everything is kept. Hence c = "auto", which is ours
 (`layers.gates`): shorter searches have a greater c, so that the last threshold is the authors' whatever the number of steps.
 """
 
