@@ -43,9 +43,9 @@ from torch import Tensor
 from finerank.data.batch import pair_up
 from finerank.data.builder import BatchBuilder
 from finerank.layers.activation import Dice
+from finerank.layers.evolution import next_event_loss
 from finerank.models import registry
 from finerank.models.composition import Model
-from finerank.models.dien import next_event_loss
 from finerank.models.esmm import product_logit
 from finerank.training.evaluate import metrics, predict
 from finerank.training.regularise import MiniBatchAware
@@ -409,7 +409,7 @@ def test_dien_auxiliary_loss_never_looks_at_the_first_negative() -> None:
     history = batch_of().histories["clicks"]
     draw = torch.Generator().manual_seed(0)
     states, events, sampled = (torch.randn(5, 4, generator=draw, requires_grad=True) for _ in range(3))
-    next_event_loss(states, events, sampled, history).backward()
+    next_event_loss(states, events, sampled, history.positions).backward()
     oldest, newest = [0, 3], [2, 4]
     for grad, untouched in ((sampled.grad, oldest), (events.grad, oldest), (states.grad, newest)):
         assert grad is not None

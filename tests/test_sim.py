@@ -120,6 +120,37 @@ def test_soft_search_and_its_loss_equal_a_loop(top: int, short: str) -> None:
     assert set(model.eval().losses(batch, model(batch))) == {"click"}
 
 
+@pytest.mark.parametrize("recent", [1, 2, 9])
+@pytest.mark.parametrize("name", ["sim", "sim_soft"])
+def test_the_newest_events_are_told_from_sampled_ones(name: str, recent: int) -> None:
+    """DIEN's auxiliary loss over the newest events alone; what stands for an older one is not even read."""
+    model = model_of(sim(name, recent=recent, next_event=0.5)).train()
+    hand, terms = Hand(model), []
+    negatives: list[list[Event]] = [[(7, 3, 0), (5, 5, 0), (6, 4, 0)], [], [(4, 4, 0), (6, 3, 0)]]
+    for past, sampled in zip(PAST, negatives, strict=True):
+        states = hand.gru("representation.recent.0.extract", [hand.event(e) for e in past[-recent:]])
+        for h, true, false in zip(states[:-1], past[-recent:][1:], sampled[-recent:][1:], strict=True):
+            terms += [-np.log(sigmoid(float(h @ hand.event(true)))), -np.log(1 - sigmoid(float(h @ hand.event(false))))]
+    assert len(terms) == {1: 0, 2: 4, 9: 6}[recent]
+    expected = 0.5 * sum(terms) / max(len(terms) // 2, 1)
+    batch = batch_of(negatives=negatives)
+    found = model.losses(batch, model(batch))["clicks next event"]
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-10)
+    chunk = replace(batch, rows_in_step=10)  # one of two chunks of a step: half of its loss
+    assert float(model(chunk).losses["clicks next event"].detach()) == pytest.approx(expected / 2, rel=1e-10)
+    older = batch_of(
+        negatives=[[(7, 3, 0), (5, 5, 0) if recent > 2 else (0, 0, 0), (6, 4, 0)], [], [(0, 0, 0), (6, 3, 0)]]
+    )
+    assert torch.equal(model(older).losses["clicks next event"], found)
+    assert "clicks next event" not in model.eval().losses(batch, model(batch))
+
+
+@pytest.mark.parametrize("options", [{"next_event": 0.0}, {"short": "din"}, {"recent": 0}])
+def test_negatives_are_drawn_for_the_auxiliary_loss_alone(options: dict[str, Any]) -> None:
+    assert model_of(sim()).needs.negatives == {"clicks"}
+    assert not model_of(sim(**options)).needs.negatives
+
+
 def test_a_category_without_a_value_of_its_own_finds_nothing() -> None:
     """Two unknown categories are not one category."""
     model = model_of(sim(recent=0))
@@ -147,6 +178,7 @@ def test_hard_search_embeds_what_it_found_and_no_more() -> None:
     [
         ({"top": 0}, "top = 0, heads = 2, recent = 10; accepted"),
         ({"auxiliary": 0.0}, "auxiliary = 0.0; accepted: above 0"),
+        ({"next_event": -1.0}, "next_event = -1.0; accepted: 0 \\(off\\) or more"),
         ({"search": "soft", "by": "item"}, "by = 'item' beside search = 'soft'"),
     ],
 )

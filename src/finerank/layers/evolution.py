@@ -1,4 +1,4 @@
-"""Interest evolution over the newest events of a history. Zhou et al. (DIEN), AAAI 2019, section 4.3; no auxiliary loss.
+"""Interest evolution over the newest events of a history. Zhou et al. (DIEN), AAAI 2019, sections 4.2 and 4.3.
 
 R requests · N candidates · T events · E newest events of all requests · P (candidate, newest event) pairs · K width
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from finerank.data.batch import Jagged, Pairs
 from finerank.layers.mlp import linear
@@ -68,12 +69,17 @@ class Evolution(nn.Module):
         self.match = linear(width, width, bias=False)
         self.steps = top + 1  # the last is for events that are too old
 
-    def forward(self, q_NK: Tensor, k_EK: Tensor, newest: Newest, request_of: Tensor) -> Tensor:
-        """[N, K]. k: of the events `newest.at`."""
+    def states(self, k_EK: Tensor, newest: Newest) -> Tensor:
+        """[E, K]: the extractor's, after each event. k: of the events `newest.at`."""
+        projected = self.extract.project(k_EK)
+        states_EK: Tensor
+        states_EK, _ = self.extract(projected, None, newest.segments, newest.positions, newest.lengths, self.steps)
+        return states_EK
+
+    def forward(self, q_NK: Tensor, states_EK: Tensor, newest: Newest, request_of: Tensor) -> Tensor:
+        """[N, K]. states: those of `states`."""
         positions, lengths, pairs = newest.positions, newest.lengths, newest.pairs
         assert pairs.event is not None
-        projected = self.extract.project(k_EK)
-        states_EK, _ = self.extract(projected, None, newest.segments, positions, lengths, self.steps)
         logits_P = (spread(self.match(q_NK), pairs.candidate) * gather(states_EK, pairs.event)).sum(1)
         if newest.mask is not None:
             logits_P = torch.where(newest.mask, logits_P, MASKED)
@@ -90,3 +96,26 @@ class Evolution(nn.Module):
         )
         out: Tensor = last_NK
         return out
+
+
+def next_event_loss(
+    states_TK: Tensor, events_TK: Tensor, negatives_TK: Tensor, positions_T: Tensor, tell: nn.Module | None = None
+) -> Tensor:
+    """DIEN's auxiliary loss (section 4.2): -log s(h_t, e_{t+1}) - log(1 - s(h_t, n_{t+1})), mean over all events but the first
+    of each request.
+
+    positions  of the events in their sequence, 0 for its first
+    tell       [n, 2K] -> [n, 1], the logit of s from state and event side by side; None: their inner product (equation 6)
+    0 when no request has two events.
+    """
+    later = (positions_T > 0).nonzero().squeeze(1)
+    before = states_TK.index_select(0, later - 1)
+
+    def logit(events: Tensor) -> Tensor:
+        event = events.index_select(0, later)
+        if tell is None:
+            return (before * event).sum(1)
+        told: Tensor = tell(torch.cat([before, event], dim=1))
+        return told.squeeze(1)
+
+    return (F.softplus(-logit(events_TK)) + F.softplus(logit(negatives_TK))).sum() / max(len(later), 1)

@@ -26,12 +26,12 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from finerank.data.batch import Batch, Jagged, Pairs
+from finerank.data.batch import Batch, Pairs
 from finerank.errors import UserError
 from finerank.layers.activation import PReLU
 from finerank.layers.attention import ActivationUnit, UnitOptions
+from finerank.layers.evolution import next_event_loss
 from finerank.layers.mlp import MLP, linear
 from finerank.layers.recurrent import GRU, Cell
 from finerank.layers.segments import gather, segment_softmax, segment_sum, spread
@@ -129,7 +129,7 @@ class InterestEvolution(Representation):
             if f"{name} sampled" in found:
                 negatives_TK = found[f"{name} sampled"].joined(pair.names)
                 tell = self.tell[i] if len(self.tell) else None
-                loss = next_event_loss(states_TK, k_TK, negatives_TK, history, tell)
+                loss = next_event_loss(states_TK, k_TK, negatives_TK, history.positions, tell)
                 losses[f"{name} next event"] = self.options.auxiliary * batch.share * loss
 
             q_NK = self.match[i](pair.queries(found["candidate"]))
@@ -166,27 +166,6 @@ class InterestEvolution(Representation):
         if self.options.normalise == "sigmoid":
             return torch.sigmoid(logits)
         return segment_softmax(logits, pairs.candidate, q_NK.shape[0])
-
-
-def next_event_loss(
-    states_TK: Tensor, events_TK: Tensor, negatives_TK: Tensor, history: Jagged, tell: nn.Module | None = None
-) -> Tensor:
-    """Mean over all events but the first of each request: -log s(h_t, e_{t+1}) - log(1 - s(h_t, n_{t+1})).
-
-    tell  [n, 2K] -> [n, 1], the logit of s from state and event side by side; None: their inner product (equation 6)
-    0 when no request has two events.
-    """
-    later = (history.positions > 0).nonzero().squeeze(1)
-    before = states_TK.index_select(0, later - 1)
-
-    def logit(events: Tensor) -> Tensor:
-        event = events.index_select(0, later)
-        if tell is None:
-            return (before * event).sum(1)
-        told: Tensor = tell(torch.cat([before, event], dim=1))
-        return told.squeeze(1)
-
-    return (F.softplus(-logit(events_TK)) + F.softplus(logit(negatives_TK))).sum() / max(len(later), 1)
 
 
 DIEN = named(

@@ -6,12 +6,13 @@ event in the exact unit: K and its time interval · H heads
 General search unit, in two forms (section 3.2):
 
     hard   the events of the candidate's category, the newest `top` of them; no parameters (`sim`)
-    soft   the `top` events of greatest r = <W_b e, W_a e_a>, learnt by an auxiliary loss: a small network over
+    soft   the `top` events of greatest r = <W_b e, W_a e_a>, learnt by a loss of its own: a small network over
            U = sum_t r_t e_t and the candidate predicts the tasks (`sim_soft`)
 
 Exact search unit over what was found (section 3.3): each event z = [e, time interval], heads softmax(<W_b z, W_a e_a>) z; or
-DIN's unit. Beside it the newest `recent` events, as DIEN reads them (`short`); its auxiliary loss is left out here: it would
-want a negative for every event of a long past.
+DIN's unit. Beside it the newest `recent` events, as DIEN reads them (`short`), with DIEN's auxiliary loss over these events
+(`next_event`). The loss of section 3.4 names those of the two search units alone, DIEN's own paper adds its own: 0 is the one
+reading, 1 the other.
 
 Differs from the textbook: what was found is a jagged list of pairs, so nothing is padded to `top`; hard search embeds only
 events that were found; U is M e_a with M = sum_t e_t (W_b e_t)' once per request, which is the same sum.
@@ -31,13 +32,13 @@ from finerank.errors import UserError
 from finerank.errors import nearest as nearest_name
 from finerank.layers.attention import ActivationUnit, UnitOptions, attend
 from finerank.layers.embedding import BlockVectors
-from finerank.layers.evolution import Evolution, Newest, newest_events, newest_events_masked
+from finerank.layers.evolution import Evolution, Newest, newest_events, newest_events_masked, next_event_loss
 from finerank.layers.mlp import MLP, linear
 from finerank.layers.search import nearest, nearest_mask, newest, newest_mask, of_value, of_value_mask, outer_sums
 from finerank.layers.segments import gather, segment_softmax, spread, weighted_sum
 from finerank.layers.transformer import MASKED
 from finerank.models.base import Tower
-from finerank.models.composition import Features, Head, Representation, head_loss, head_target
+from finerank.models.composition import Features, Head, Needs, Representation, head_loss, head_target
 from finerank.models.pairs import Paired, pair_up
 from finerank.models.plain import EmbeddingOptions, FieldEmbedding, TaskHeads, plain_features, plain_widths
 from finerank.models.registry import Composition, named, part
@@ -65,6 +66,8 @@ class SearchedInterest(Representation):
         short      how these are read · dien: the last state of an interest evolution, as in the paper · din: the activation
                    unit, which is faster
         auxiliary  weight of the soft search's own loss (alpha in section 3.4; 1 in the paper)
+        next_event  of short = "dien", weight of its auxiliary loss: each of the newest events against one that did not come
+                   there; 1 as in DIEN's code, 0: off, and no negatives are drawn
         """
 
         kind: ClassVar[str] = "searched_interest"
@@ -79,6 +82,7 @@ class SearchedInterest(Representation):
         recent: int = 10
         short: Literal["dien", "din"] = "dien"
         auxiliary: float = 1.0
+        next_event: float = 1.0
 
         def __post_init__(self) -> None:
             if self.top < 1 or self.heads < 1 or self.recent < 0:
@@ -90,6 +94,8 @@ class SearchedInterest(Representation):
                 raise UserError(
                     f"auxiliary = {self.auxiliary}; accepted: above 0, for nothing else teaches a soft search"
                 )
+            if not self.next_event >= 0:
+                raise UserError(f"next_event = {self.next_event}; accepted: 0 (off) or more, 1 in DIEN's code")
             if self.search == "soft" and self.by != "auto":
                 raise UserError(f"by = {self.by!r} beside search = 'soft'; accepted: by with search = 'hard' alone")
 
@@ -99,6 +105,8 @@ class SearchedInterest(Representation):
         self.tasks = fitted.schema.tasks
         self.embed = FieldEmbedding(fitted, o.embedding, ages=o.interval)
         self.pairs = pair_up(fitted, self.embed, age=False)
+        if o.recent and o.short == "dien" and o.next_event:
+            self.needs = Needs(negatives=frozenset(p.history for p in self.pairs))
         self.steps = {p.history: fitted.schema.history(p.history).max_length for p in self.pairs}
         self.columns = {p.history: _searched(fitted, p, o.by) if o.search == "hard" else (0, 0) for p in self.pairs}
         self.ask, self.answer = nn.ModuleList(), nn.ModuleList()  # W_a, W_b of the exact unit's heads
@@ -136,9 +144,9 @@ class SearchedInterest(Representation):
         if self.options.search == "hard" and not exporting:  # search first, then embed what was found
             found_by = {p.history: self._by_value(batch, p.history) for p in self.pairs}
             seen = {name: replace(batch.histories[name], events=f.events) for name, f in found_by.items()}
-            found = self.embed(replace(batch, histories={**batch.histories, **seen}))
+            found = self.embed(replace(batch, histories={**batch.histories, **seen}), self._sampled(batch))
         else:
-            found = self.embed(batch)
+            found = self.embed(batch, self._sampled(batch))
         features = plain_features(batch, self.embed, found)
         fields_N, losses = [features.fields_N], {}
         for i, pair in enumerate(self.pairs):
@@ -158,7 +166,13 @@ class SearchedInterest(Representation):
                     v_NK = attend(_weigh(reader, q_NK, k_TK, None, recent), k_TK, recent.pairs, batch.N)
                 else:
                     events, k_EK = self._newest(batch.histories[pair.history], recent, k_TK)
-                    v_NK = reader(q_NK, k_EK, events, batch.request_of)
+                    assert isinstance(reader, Evolution)
+                    states_EK = reader.states(k_EK, events)
+                    v_NK = reader(q_NK, states_EK, events, batch.request_of)
+                    if f"{pair.history} sampled" in found:
+                        negatives_EK = found[f"{pair.history} sampled"].joined(pair.names)
+                        loss = next_event_loss(states_EK, k_EK, negatives_EK, events.positions)
+                        losses[f"{pair.history} next event"] = self.options.next_event * batch.share * loss
                 fields_N.append(self.embed.as_fields(pair.history, pair.names, v_NK))
         return replace(features, fields_N=torch.cat(fields_N, dim=1), losses=losses)
 
@@ -173,14 +187,18 @@ class SearchedInterest(Representation):
         assert searched.event is not None
         assert recent.event is not None
         used = torch.unique(torch.cat([searched.event, recent.event]))
-        events = history.events
-        lists = {c: replace(column, index=column.index.index_select(0, used)) for c, column in events.lists.items()}
-        events = replace(
-            events, ids=events.ids.index_select(0, used), numbers=events.numbers.index_select(0, used), lists=lists
-        )
         first = Pairs(searched.candidate, torch.searchsorted(used, searched.event))
         second = Pairs(recent.candidate, torch.searchsorted(used, recent.event))
-        return _Found(_Chosen(first), _Chosen(second, log=recent, used=used), events)
+        return _Found(_Chosen(first), _Chosen(second, log=recent, used=used), _rows(history.events, used))
+
+    def _sampled(self, batch: Batch) -> dict[str, tuple[str, TensorBlock]]:
+        """In training, what did not come in place of each of the newest events."""
+        out = {}
+        for name, block in batch.negatives.items() if self.training else ():
+            history = batch.histories[name]
+            first = (history.lengths - self.options.recent).index_select(0, history.segments)
+            out[f"{name} sampled"] = name, _rows(block, (history.positions >= first).nonzero().squeeze(1))
+        return out
 
     def _by_score(self, i: int, batch: Batch, name: str, q_NK: Tensor, k_TK: Tensor) -> tuple[_Chosen, _Chosen]:
         history = batch.histories[name]
@@ -272,6 +290,12 @@ class _Found:
     searched: _Chosen
     recent: _Chosen
     events: TensorBlock
+
+
+def _rows(block: TensorBlock, at: Tensor) -> TensorBlock:
+    """Some events of a block."""
+    lists = {c: replace(column, index=column.index.index_select(0, at)) for c, column in block.lists.items()}
+    return replace(block, ids=block.ids.index_select(0, at), numbers=block.numbers.index_select(0, at), lists=lists)
 
 
 def _softmax(logits_P: Tensor, chosen: _Chosen, count: int) -> Tensor:
