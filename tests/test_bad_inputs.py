@@ -449,7 +449,22 @@ CASES: dict[str, tuple[Break, tuple[str, ...], str]] = {
     "transfer: no test": (nothing, ("transfer", "r.toml", "-o", "x", "--set", "data.split.test=0"), "no test rows"),
     "ablate: no test": (nothing, ("ablate", "r.toml", "-o", "x", "--set", "data.split.test=0"), "ablate: no test rows"),
     "ablate: out is a file": (written("x", "hello"), ("ablate", "r.toml", "-o", "x"), "x: is a file"),
-    "defaults: no such feature": (nothing, ("defaults", "lr", "positon"), "positon"),
+    "defaults: no such feature": (
+        nothing,
+        ("defaults", "lr", "positon"),
+        "lr: 'positon' is no input with one id per row",
+    ),
+    "defaults: no run": (nothing, ("defaults", "nope", "country"), "nope: no finished run here (no run.json)"),
+    "defaults: no such value": (
+        nothing,
+        ("defaults", "lr", "country", "--value", "A", "--value", "nan"),
+        "lr: value 'nan' is none of 'country' in the training rows; accepted: ",
+    ),
+    "defaults: best weights gone": (
+        removed("lr/best"),
+        ("defaults", "lr", "country"),
+        "lr: no best weights here: the run has not finished its first epoch",
+    ),
     "train: a variant without its file": (
         nothing,
         ("train", "r.toml", "-o", "new", "--only", "small"),

@@ -483,6 +483,20 @@ def test_odd_requests(odd_trip: tuple[Trainer, Path]) -> None:
 # ------------------------------------------------------------------------------------------------ the bundle
 
 
+@pytest.mark.parametrize("time", [None, "now", 3.5, float("nan"), True])
+def test_an_event_without_a_time_is_refused(time: Any, odd: World) -> None:
+    """A null that passed for a number would be an age of centuries."""
+    profiles = Profiles(odd.data.encoder)
+    with pytest.raises(UserError, match=r"profiles: time = .*; accepted: a whole number, of times in microseconds"):
+        profiles.add("u1", {"kind": "click", "item": "i1"}, time)
+    with pytest.raises(UserError, match="profiles: time = "):
+        profiles.recall("u1", time)
+    with pytest.raises(UserError, match="profiles: sequence = 'last'"):
+        profiles.add("u1", {"kind": "click", "item": "i1"}, 5, sequence="last")  # type: ignore[arg-type]
+    profiles.add("u1", {"kind": "click", "item": "i1"}, int(np.int64(5)))
+    assert len(profiles.recall("u1", np.int64(9))["clicks"].ages) == 1  # type: ignore[arg-type]
+
+
 def test_scorer_needs_neither_torch_nor_polars(odd: World, odd_trip: tuple[Trainer, Path]) -> None:
     """In a fresh interpreter, fed with events and a request as JSON."""
     scorer = Scorer.load(odd_trip[1])

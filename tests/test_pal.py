@@ -349,5 +349,6 @@ def test_the_verb_defaults(feature_run: Run) -> None:
     assert "validation rows" in shown.output
     with pytest.raises(UserError, match=r"'positon' is no input with one id per row.*did you mean 'position'"):
         sweep(feature_run, "positon")
-    with pytest.raises(UserError, match=r"'11' is no value of 'position'"):
-        sweep(feature_run, "position", ["11"])
+    with pytest.raises(UserError, match=r"run: value '11' is none of 'position' in the training rows; did you mean"):
+        sweep(feature_run, "position", ["1", "11"], advance=pytest.fail)  # nothing is scored before
+    assert [d.value for d in sweep(feature_run, "position", ["2", "2"])] == [LOGGED, "2"]

@@ -76,6 +76,11 @@ def sweep(
     places = {name: ("request", j, table) for j, (name, table) in enumerate(data.fitted.request.ids)}
     places |= {name: ("candidate", j, table) for j, (name, table) in enumerate(data.fitted.candidate.ids)}
     if feature not in places:
+        if any(f.name == feature and f.use != "input" for f in data.fitted.schema.features):
+            raise UserError(
+                f"{run.folder}: {feature!r} is no input of this model, which is served without it, so there is no default to "
+                f"choose; accepted: {', '.join(places)}, or a run that reads {feature!r} as an input"
+            )
         raise UserError(
             f"{run.folder}: {feature!r} is no input with one id per row, so there is nothing to hold; "
             f"{nearest(feature, places)}"
@@ -85,7 +90,16 @@ def sweep(
     if not values:
         frequent = np.argsort(-counts[FIRST:], kind="stable")[:MANY] + FIRST
         values = sorted((table.name(int(s)) for s in frequent if counts[s]), key=lambda v: (len(v), v))
+    symbols = {value: table.lookup(value) for value in values}
+    for value, symbol in symbols.items():  # before anything is scored, which may take long
+        if symbol == OOV or not counts[symbol]:  # the latter: a hash bucket that no training row fell into
+            raise UserError(
+                f"{run.folder}: value {value!r} is none of {feature!r} in the training rows; "
+                f"{nearest(value, table.names[FIRST:])}"
+            )
     requests = data.requests_of(split)
+    if not len(requests):
+        raise UserError(f"{run.folder}: no {split} rows to judge; accepted: a split that the data set has rows in")
     of_row = np.repeat(requests, data.first[requests + 1] - data.first[requests])
     rows_per_batch = run.recipe.training.evaluate_rows
 
@@ -96,12 +110,7 @@ def sweep(
         return Default(value=value, metrics=heads)
 
     out = [measured(LOGGED, trainer.builder)]
-    for value in values:
-        symbol = table.lookup(value)
-        if symbol == OOV:
-            raise UserError(
-                f"{value!r} is no value of {feature!r} in the training rows; {nearest(value, table.names[FIRST:])}"
-            )
+    for value, symbol in symbols.items():
         held = _Held(data, trainer.model.needs, trainer.row_maps)
         maps = trainer.row_maps.get(name)
         held.block = "request" if block == "request" else "candidate"

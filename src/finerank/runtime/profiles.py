@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from finerank.errors import UserError
 from finerank.runtime.blocks import Block
 from finerank.runtime.encoder import MICROSECONDS, Encoder
 from finerank.runtime.history import LAST, ProfileStore
@@ -51,6 +52,7 @@ class Profiles:
         sequence  position in the log; the default comes after all others, in order of arrival
         Raises UserError for a value of a wrong type, or an event that is known before it happens.
         """
+        _whole(time=time, known_at=known_at, sequence=sequence)
         key = canonical(user)
         for name, store in self.stores.items():
             history = self.encoder.schema.history(name)
@@ -64,7 +66,9 @@ class Profiles:
         """What a request of this user at `time` (microseconds) sees, by history.
 
         sequence  the request's position in the log, for a replay; None: it is live, after everything recorded
+        Raises UserError for a time that is no whole number.
         """
+        _whole(time=time, sequence=sequence)
         key = canonical(user)
         out = {}
         for name, store in self.stores.items():
@@ -72,6 +76,14 @@ class Profiles:
                 events, times, _ = store.history(key, time, sequence)
                 out[name] = Past(events, time - times)
         return out
+
+
+def _whole(time: object, **more: object) -> None:
+    """Refuse a time that is missing or no whole number: a null that became a number would be an age of centuries."""
+    for name, value in {"time": time, **more}.items():
+        missing = value is None and name != "time"
+        if not missing and (isinstance(value, bool) or not isinstance(value, int | np.integer)):
+            raise UserError(f"profiles: {name} = {value!r}; accepted: a whole number, of times in microseconds")
 
 
 def _belongs(history: History, event: Mapping[str, object]) -> bool:

@@ -325,7 +325,8 @@ class Trainer:
         """Take over the best weights (and row maps) of a run from its folder, to score with. Raises UserError if none."""
         found = self.best_checkpoints.load() if self.best_checkpoints else None
         if found is None:
-            raise UserError("no best weights here: the run has not finished its first epoch; train it first")
+            where = f"{self.folder}: " if self.folder else ""
+            raise UserError(f"{where}no best weights here: the run has not finished its first epoch; train it first")
         parts = found.parts("model", "map")
         restore(self.model, parts["model"], str(found.path))
         load_maps(self.row_maps, parts["map"])
