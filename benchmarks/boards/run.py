@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,63 +67,73 @@ def recipe_of(board: Board, raw: Path, at: Path) -> Path:
     return wanted
 
 
-def searched(name: str, board: Board, at: Path, trials: int, ends: float) -> dict[str, Any]:
-    """Per tuned model what its search found, as variants of a bench. Those whose search is not whole are left out."""
-    if board.settings:
-        of_it = at.parent / board.settings / "variants.json"
-        return dict(json.loads(of_it.read_text(encoding="utf-8"))) if of_it.exists() else {}
-    found: dict[str, Any] = {}
+def taken_over(board: Board, at: Path) -> dict[str, Any]:
+    """What the searches of another board found, if this one is to use them."""
+    of_it = at.parent / board.settings / "variants.json"
+    found: dict[str, Any] = json.loads(of_it.read_text(encoding="utf-8")) if of_it.exists() else {}
+    return {model: changes for model, changes in found.items() if model in board.tuned}
+
+
+def searched(name: str, board: Board, at: Path, model: str, trials: int, ends: float) -> dict[str, Any] | None:
+    """What the search of one model found, as a variant of a bench; None if it is not whole, or the model does not apply."""
     recipe = at / "raw" / "board.toml"
     data = prepared(Recipe.read(recipe), at / "bench" / "data")
-    for model in board.tuned:
-        folder = at / "tune" / model
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "data").exists():
-            (folder / "data").symlink_to(Path("../../bench/data"))
-        left = (ends - time.monotonic()) / 60
-        mine = f"model={{name='{model}'}}"
-        if reason := inapplicable(Recipe.read(recipe, (mine,)), data):
-            print(f"{name}: {model}: {reason}", flush=True)
-            continue
-        whole = folder / "whole"
-        if not whole.exists() and left > 0:
-            tell = lambda line, model=model: print(f"{name}: {model}: {line}", flush=True)  # noqa: E731
-            done = tune(recipe, folder, trials, left, overrides=(mine,), tell=tell)
-            if len(done.trials) >= trials and done.best >= 0:
-                whole.touch()
-        if whole.exists():
-            best = read_toml(folder / "best.toml")
-            found[model] = {"model": best["model"], "training": best["training"]}
-    (at / "variants.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-    return found
+    mine = f"model={{name='{model}'}}"
+    if reason := inapplicable(Recipe.read(recipe, (mine,)), data):
+        print(f"{name}: {model}: {reason}", flush=True)
+        return None
+    folder = at / "tune" / model
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "data").exists():
+        (folder / "data").symlink_to(Path("../../bench/data"))
+    whole, left = folder / "whole", (ends - time.monotonic()) / 60
+    if not whole.exists() and left > 0:
+        tell = lambda line: print(f"{name}: {model}: {line}", flush=True)  # noqa: E731
+        done = tune(recipe, folder, trials, left, overrides=(mine,), tell=tell)
+        if len(done.trials) >= trials and done.best >= 0:
+            whole.touch()
+    if not whole.exists():
+        return None
+    best = read_toml(folder / "best.toml")
+    return {"model": best["model"], "training": best["training"]}
 
 
 def run(name: str, board: Board, raw: Path, at: Path, trials: int, seeds: int, ends: float) -> None:
-    """Bring one board as far as the time allows."""
+    """Bring one board as far as the time allows: model by model, the base first, its search and then its seeds."""
     recipe = recipe_of(board, raw, at)
-    found = searched(name, board, at, trials, ends)
-    tuned = {model: changes | {"seeds": seeds} for model, changes in found.items() if model in board.tuned}
-    variants = at / "variants.toml"
-    variants.write_text(to_toml(tuned), encoding="utf-8")
-    waiting = [model for model in board.tuned if model not in tuned]
-    others = board.others if board.others is not None else names()
-    models = [model for model in others if model not in board.tuned]
-    if board.base not in tuned and board.base in waiting:
-        print(f"{name}: the base {board.base} has not been searched yet", flush=True)
-        return
+    found = taken_over(board, at)
     if board.trees:
+        prepared(Recipe.read(recipe), at / "bench" / "data")
         trees(at)
-    bench(
-        [recipe],
-        at / "bench",
-        seeds=2,
-        base=board.base,
-        variants=variants if tuned else None,
-        models=models,
-        minutes=max(0.0, (ends - time.monotonic()) / 60),
-        isolate=False,
-        tell=lambda line: print(f"{name}: {line}", flush=True),
-    )
+
+    def table(models: Sequence[str], others: Sequence[str] = ()) -> None:
+        variants = at / "variants.toml"
+        variants.write_text(to_toml({m: changes | {"seeds": seeds} for m, changes in found.items()}), encoding="utf-8")
+        bench(
+            [recipe],
+            at / "bench",
+            seeds=2,
+            base=board.base,
+            variants=variants if found else None,
+            models=others,
+            only=models,
+            minutes=max(0.0, (ends - time.monotonic()) / 60),
+            isolate=False,
+            tell=lambda line: print(f"{name}: {line}", flush=True),
+        )
+
+    for model in sorted(board.tuned, key=lambda m: m != board.base) if not board.settings else ():
+        best = searched(name, board, at, model, trials, ends)
+        if best is not None:
+            found[model] = best
+            (at / "variants.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+            if time.monotonic() < ends:
+                table([m for m in found if m in (board.base, model)])
+        if board.base in board.tuned and board.base not in found:
+            print(f"{name}: the base {board.base} has not been searched yet", flush=True)
+            return
+    others = board.others if board.others is not None else names()
+    table(list(found), [model for model in others if model not in board.tuned])
 
 
 def main() -> None:

@@ -41,9 +41,8 @@ def trees(at: Path) -> None:
     assert np.array_equal(label, samples["bought"].to_numpy()), "the data set's rows are not in the order of the file"
     rows = {split: data.rows_of(data.requests_of(split)) for split in ("train", "validation", "test")}
     x = table.to_numpy().astype(np.float32)
-    sets = {
-        s: lightgbm.Dataset(x[r], label[r], feature_name=table.columns, free_raw_data=False) for s, r in rows.items()
-    }
+    columns = {"feature_name": table.columns, "free_raw_data": False, "params": {"feature_pre_filter": False}}
+    sets = {s: lightgbm.Dataset(x[r], label[r], **columns) for s, r in rows.items()}
 
     def fit(settings: dict[str, Any], seed: int) -> tuple[float, np.ndarray]:
         fixed = {
