@@ -1,8 +1,9 @@
 """The boards: models side by side on real data. Searches first, then trainings over seeds, then docs/boards/NAME.md.
 
-    python benchmarks/boards/run.py FOLDER --data RAW [--only retail] [--trials 8] [--seeds 5] [--minutes 60]
+    python benchmarks/boards/run.py FOLDER --data RAW [--only retail] [--trials 8] [--seeds 5] [--minutes 60] [--tuned]
 
-What is finished in FOLDER is not done again: kill it, and start it again. With --minutes 0 only the pages are written anew.
+What is finished in FOLDER is not done again: kill it, and start it again. With --minutes 0 only the pages are written anew;
+with --tuned models that are not searched are left for another time.
 Searches read the training and the validation part alone; the test part is measured once per training and chooses nothing.
 """
 
@@ -98,7 +99,7 @@ def searched(name: str, board: Board, at: Path, model: str, trials: int, ends: f
     return {"model": best["model"], "training": best["training"]}
 
 
-def run(name: str, board: Board, raw: Path, at: Path, trials: int, seeds: int, ends: float) -> None:
+def run(name: str, board: Board, raw: Path, at: Path, trials: int, seeds: int, ends: float, tuned: bool) -> None:
     """Bring one board as far as the time allows: model by model, the base first, its search and then its seeds."""
     recipe = recipe_of(board, raw, at)
     found = taken_over(board, at)
@@ -106,7 +107,7 @@ def run(name: str, board: Board, raw: Path, at: Path, trials: int, seeds: int, e
         prepared(Recipe.read(recipe), at / "bench" / "data")
         trees(at)
 
-    def table(models: Sequence[str], others: Sequence[str] = ()) -> None:
+    def table(models: Sequence[str], others: Sequence[str] = (), ends: float = ends) -> None:
         variants = at / "variants.toml"
         variants.write_text(to_toml({m: changes | {"seeds": seeds} for m, changes in found.items()}), encoding="utf-8")
         bench(
@@ -133,7 +134,7 @@ def run(name: str, board: Board, raw: Path, at: Path, trials: int, seeds: int, e
             print(f"{name}: the base {board.base} has not been searched yet", flush=True)
             return
     others = board.others if board.others is not None else names()
-    table(list(found), [model for model in others if model not in board.tuned])
+    table(list(found), [model for model in others if model not in board.tuned], 0.0 if tuned else ends)
 
 
 def main() -> None:
@@ -144,6 +145,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--tuned", action="store_true")
     parser.add_argument("--minutes", type=float, default=math.inf)
     asked = parser.parse_args()
     ends = time.monotonic() + 60 * asked.minutes
@@ -152,7 +154,7 @@ def main() -> None:
         board, at = all_boards[name], asked.folder / name
         if time.monotonic() < ends:
             try:
-                run(name, board, asked.data, at, asked.trials, asked.seeds, ends)
+                run(name, board, asked.data, at, asked.trials, asked.seeds, ends, asked.tuned)
             except UserError as error:
                 print(f"{name}: {error}", flush=True)
         if (at / "bench" / "bench.json").exists():
