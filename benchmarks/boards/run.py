@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from page import page
-from trees import trees
+from trees import add_features, trees
 
 from finerank.datasets.adapter import adapter
 from finerank.errors import UserError
@@ -49,6 +49,7 @@ class Board:
     others: tuple[str, ...] | None = None
     extra: tuple[int, ...] = ()
     trees: bool = False
+    made: bool = False
 
 
 def boards() -> dict[str, Board]:
@@ -63,6 +64,8 @@ def recipe_of(board: Board, raw: Path, at: Path) -> Path:
         source = adapter(board.adapter)
         options = build(source.options, apply_overrides({}, board.options), board.adapter)
         source.convert(raw / board.folder, options).write(at / "raw")
+        if board.made:
+            add_features(at / "raw")
     if not wanted.exists():
         wanted.write_text(to_toml(apply_overrides(read_toml(made), board.set)), encoding="utf-8")
     return wanted
@@ -105,7 +108,7 @@ def run(name: str, board: Board, raw: Path, at: Path, trials: int, seeds: int, e
     found = taken_over(board, at)
     if board.trees:
         prepared(Recipe.read(recipe), at / "bench" / "data")
-        trees(at)
+        trees(at, at.parent / (board.settings or name) / "trees")
 
     def table(models: Sequence[str], others: Sequence[str] = (), ends: float = ends) -> None:
         variants = at / "variants.toml"
