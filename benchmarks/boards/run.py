@@ -136,6 +136,8 @@ def run(name: str, board: Board, raw: Path, at: Path, trials: int, seeds: int, e
         if board.base in board.tuned and board.base not in found:
             print(f"{name}: the base {board.base} has not been searched yet", flush=True)
             return
+    if board.settings and found:
+        table(list(found))
     others = board.others if board.others is not None else names()
     table(list(found), [model for model in others if model not in board.tuned], 0.0 if tuned else ends)
 
