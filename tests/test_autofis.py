@@ -372,7 +372,7 @@ def test_a_search_that_did_not_choose_says_what_to_turn(c: float, note: str, dat
     assert search["c"] == pytest.approx(c)
     assert len(told.notes) == bool(note)
     if note:
-        wanted = "stage search: " + note.format(2 * len(trainer.feed.steps(trainer.requests, QUICK.batch, 0)))
+        wanted = "stage search: " + note.format(2 * len(list(trainer.feed.steps(trainer.requests, QUICK.batch, 0))))
         assert told.notes[0].startswith(wanted + "(model.stages.search.training.epochs sets")
         assert told.notes == [f"stage search: {search['note']}"]
 
@@ -383,7 +383,7 @@ def test_a_search_takes_all_its_epochs_and_two_unless_told_otherwise(data: Datas
     for stage, epochs in (({}, 2), ({"training": {"patience": 0}}, 2), ({"training": {"epochs": 6}}, 6)):
         trainer = after_stages(registry.parse(alone() | {"stages": {"search": stage}}), data, options)
         assert trainer.stages is not None
-        steps = epochs * len(trainer.feed.steps(trainer.requests, options.batch, 0))
+        steps = epochs * len(list(trainer.feed.steps(trainer.requests, options.batch, 0)))
         assert trainer.stages["search"]["epochs"] == epochs
         assert trainer.stages["search"]["c"] == pytest.approx(1.15 / steps**0.8)
 

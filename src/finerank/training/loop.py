@@ -229,7 +229,8 @@ class Trainer:
 
     def _epochs(self, validation: np.ndarray) -> None:
         if self.optimisers.gates:  # how fast they close depends on how long there is
-            self.optimisers.search_for(self.options.epochs * len(self.feed.steps(self.requests, self.options.batch, 0)))
+            first = sum(1 for _ in self.feed.steps(self.requests, self.options.batch, 0))
+            self.optimisers.search_for(self.options.epochs * first)
         while self.epoch < self.options.epochs and not self._patience_is_over():
             self.optimisers.slow_down(self.options.plateau ** sum(not e.best for e in self.history))
             steps = self.feed.steps(self.requests, self.options.batch, self.epoch)
