@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "activation.h"
@@ -95,30 +96,36 @@ template <class T>
 std::vector<T> packed(const Given<const T>& given, i64 K, i64 L, const i64* H) {
     std::vector<T> out(Shared<T>::size(K, L, H));
     const Shared<T> to(out.data(), K, L, H);
-    const i64* at = given.layout;
-    for (i64 r = 0; r < at[7]; r++)
-        for (i64 i = 0; i < at[6]; i++) {
-            auto of = [&](int block, i64 column) { return at[block] < 0 ? T{} : given.W[0][r * at[5] + at[block] + column]; };
-            to.A[r * K + i] = of(1, i) - of(2, i);
-            to.B[r * K + i] = of(3, i) + of(4, 0);
-            to.C[r * K + i] = of(0, i) + of(2, i);
+    const i64 *at = given.layout, inputs = at[5], width = at[6];
+    const std::vector<T> none(width);
+    for (i64 r = 0; r < at[7]; r++) {
+        auto of = [&](int block) { return at[block] < 0 ? none.data() : given.W[0] + r * inputs + at[block]; };
+        const T *query = of(0), *key = of(1), *difference = of(2), *product = of(3), inner = *of(4);
+        for (i64 i = 0; i < width; i++) {
+            to.A[r * K + i] = key[i] - difference[i];
+            to.B[r * K + i] = product[i] + inner;
+            to.C[r * K + i] = query[i] + difference[i];
         }
+    }
     beside(given, to, L, H, [](const T& from, T& to) { to = from; });
     return out;
 }
 
 template <class T>
 void unpack(const Shared<T>& from, const Given<T>& given, i64 K, i64 L, const i64* H) {
-    const i64* at = given.layout;
-    std::fill(given.W[0], given.W[0] + at[7] * at[5], T{});
-    for (i64 r = 0; r < at[7]; r++)
-        for (i64 i = 0; i < at[6]; i++) {
-            auto add = [&](int block, i64 column, T value) {
-                if (at[block] >= 0) given.W[0][r * at[5] + at[block] + column] += value;
-            };
-            const T a = from.A[r * K + i], b = from.B[r * K + i], c = from.C[r * K + i];
-            add(0, i, c), add(1, i, a), add(2, i, c - a), add(3, i, b), add(4, 0, b);
-        }
+    const i64 *at = given.layout, inputs = at[5], width = at[6];
+    std::fill(given.W[0], given.W[0] + at[7] * inputs, T{});
+    for (i64 r = 0; r < at[7]; r++) {
+        const T *a = from.A + r * K, *b = from.B + r * K, *c = from.C + r * K;
+        auto set = [&](int block, i64 many, auto value) {
+            for (i64 i = 0; at[block] >= 0 && i < many; i++) given.W[0][r * inputs + at[block] + i] = value(i);
+        };
+        set(0, width, [=](i64 i) { return c[i]; });
+        set(1, width, [=](i64 i) { return a[i]; });
+        set(2, width, [=](i64 i) { return c[i] - a[i]; });
+        set(3, width, [=](i64 i) { return b[i]; });
+        set(4, 1, [=](i64) { return std::accumulate(b, b + width, T{}); });
+    }
     beside(given, from, L, H, [](T& to, const T& from) { to = from; });
 }
 
