@@ -2,8 +2,8 @@
 //
 // N candidates · T events · P pairs · K width of an item · H, widths of the hidden layers (all multiples of 16)
 //
-// The first layer of pair (n, t) is Z = c_n + e_t + A·k_t + B·(q_n * k_t) = c_n + e_t + (A + B·diag(q_n))·k_t.
-// So each candidate gets a matrix M_n = A + B·diag(q_n) of its own, [H, K], and a pair costs H·K multiplications where
+// The first layer of pair (n, t) is Z = c_n + e_t + A·k_t + B·(q_n * k_t) = c_n + e_t + (A + B·diag(q_n))·k_t, with
+// c_n = C·q_n + b; A, B and C are made of the caller's one weight (unit.h). So each candidate gets a matrix M_n = A + B·diag(q_n) of its own, [H, K], and a pair costs H·K multiplications where
 // the factored form costs 2·H·K. Backward the same: dM_n = sum_t dZ_t k_t^T gives dA, dB and dq_n at once.
 // Everything of one candidate happens while its events lie in the first-level cache; only the pre-activations Z of each
 // layer are kept for backward (Z null: not even these). The activation is max(z, 0) + slope * min(z, 0): ReLU where slope is 0.
