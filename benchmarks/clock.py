@@ -20,6 +20,7 @@ from typing import Any
 EMBEDDING, TOWER, UNIT, BATCH, RATE, HISTORY = 16, [256, 128, 64], [64, 32], 1024, 1e-3, 50
 CROSSES, MAPS, HEADS, FACTOR, RANK, FFM_WIDTH = 3, [100, 100], 2, 16, 32, 4  # of the family: see `zoo.py`
 EXPERTS, EXPERT, TASK_TOWER = 4, [128, 64], [32]
+FGCNN_MAPS = [14, 16]
 WARM = 8  # steps that are not counted where only some steps are measured
 NUMBERS = [f"I{i}" for i in range(1, 14)]
 CATEGORIES = [f"C{i}" for i in range(1, 27)]

@@ -2,8 +2,8 @@
 //
 // N candidates · T events · P pairs · K width of an item · H, widths of the hidden layers (all multiples of 16)
 //
-// The first layer of pair (n, t) is Z = c_n + e_t + A·k_t + B·(q_n * k_t) = c_n + e_t + (A + B·diag(q_n))·k_t.
-// So each candidate gets a matrix M_n = A + B·diag(q_n) of its own, [H, K], and a pair costs H·K multiplications where
+// The first layer of pair (n, t) is Z = c_n + e_t + A·k_t + B·(q_n * k_t) = c_n + e_t + (A + B·diag(q_n))·k_t, with
+// c_n = C·q_n + b; A, B and C are made of the caller's one weight (unit.h). So each candidate gets a matrix M_n = A + B·diag(q_n) of its own, [H, K], and a pair costs H·K multiplications where
 // the factored form costs 2·H·K. Backward the same: dM_n = sum_t dZ_t k_t^T gives dA, dB and dq_n at once.
 // Everything of one candidate happens while its events lie in the first-level cache; only the pre-activations Z of each
 // layer are kept for backward (Z null: not even these). The activation is max(z, 0) + slope * min(z, 0): ReLU where slope is 0.
@@ -53,12 +53,14 @@ void score_backward(i64 rows, i64 width, const T* z, const T* slope, const T* w,
 
 template <class T, bool bent>
 void forward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* count, const i64* start, const T* q, const T* k,
-             const T* e, const T* c, const T* flat, T* const* Z, T* out, int threads) {
-    const Shared<const T> p(flat, K, L, H);
+             const T* e, const Given<const T>& given, T* const* Z, T* out, int threads) {
+    const std::vector<T> flat = packed(given, K, L, H);
+    const Shared<const T> p(flat.data(), K, L, H);
     // transposed once: a row of B in the products below is then a row of memory
-    std::vector<T> At(K * H[0]), Bt(K * H[0]);
+    std::vector<T> At(K * H[0]), Bt(K * H[0]), Ct(K * H[0]);
     transpose(H[0], K, p.A, At.data());
     transpose(H[0], K, p.B, Bt.data());
+    transpose(H[0], K, p.C, Ct.data());
     std::vector<std::vector<T>> Wt(1);
     for (i64 l = 1; l < L; l++) {
         Wt.emplace_back(H[l] * H[l - 1]);
@@ -71,6 +73,7 @@ void forward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* cou
         std::vector<T> M(K * H[0]), act[2], scratch[2];
         for (int i = 0; i < 2; i++) act[i].resize(bent ? (TOGETHER + most) * widest : 0), scratch[i].resize(Z ? 0 : (TOGETHER + most) * widest);
         const Range mine = share(N, first, count, omp_get_thread_num(), threads);
+        const std::vector<T> c = of_candidates(mine, K, H[0], q, Ct.data(), p.b[0]);
         in_blocks(mine, [&](i64 n) { return count[n]; }, [&](i64 low, i64 high, i64 rows) {
             // Z of layer l, and what the next one reads of it, for row r of the block
             auto layer = [&](i64 l, i64 r) { return (Z ? Z[l] + start[low] * H[l] : scratch[l % 2].data()) + r * H[l]; };
@@ -93,7 +96,7 @@ void forward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* cou
                     const V<T> qi = V<T>{} + q[n * K + i];
                     for (i64 h = i * H[0]; h < (i + 1) * H[0]; h += LENGTH<T>) store(M.data() + h, load(At.data() + h) + qi * load(Bt.data() + h));
                 }
-                const T *cn = c + n * H[0], *en = e ? e + first[n] * H[0] : nullptr;
+                const T *cn = c.data() + (n - mine.low) * H[0], *en = e ? e + first[n] * H[0] : nullptr;
                 const Left<T> keys{k + first[n] * K, K, 1};
                 const auto end = keep(0, start[n] - start[low]);
                 multiply(count[n], H[0], K, keys, M.data(), [=, width = H[0]](i64 i, i64 h) INLINED {
@@ -109,8 +112,10 @@ void forward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* cou
 
 template <class T, bool bent>
 void backward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* count, const i64* start, const T* q, const T* k,
-              const T* flat, T* const* Z, const T* grad, T* dq, T* dk, T* de, T* dc, T* dflat, i64 size, int threads) {
-    const Shared<const T> p(flat, K, L, H);
+              const Given<const T>& given, T* const* Z, const T* grad, T* dq, T* dk, T* de, const Given<T>& gradients, int threads) {
+    const std::vector<T> flat = packed(given, K, L, H);
+    const Shared<const T> p(flat.data(), K, L, H);
+    const i64 size = flat.size();
     const i64 most = N ? *std::max_element(count, count + N) : 0, widest = *std::max_element(H, H + L);
     std::vector<T> sums(size * threads);
 #pragma omp parallel num_threads(threads)
@@ -119,6 +124,7 @@ void backward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* co
         const i64 room = (TOGETHER + most) * widest;
         std::vector<T> M(K * H[0]), act(bent ? room : 0), here(room), next(room);  // here: the gradient of a layer's Z
         const Range mine = share(N, first, count, omp_get_thread_num(), threads);
+        std::vector<T> dc((mine.high - mine.low) * H[0]);
         in_blocks(mine, [&](i64 n) { return count[n]; }, [&](i64 low, i64 high, i64 rows) {
             const i64 from = start[low], last = H[L - 1];
             const T* g = grad + from;
@@ -126,7 +132,7 @@ void backward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* co
             // f(row, rows, sum) for layer l: all rows at once, but for the first layer, where each candidate has sums of its own
             auto each = [&](i64 l, auto f) {
                 if (l) return f(i64{0}, rows, d.b[l]);
-                for (i64 n = low; n < high; n++) f(start[n] - from, count[n], dc + n * H[0]);
+                for (i64 n = low; n < high; n++) f(start[n] - from, count[n], dc.data() + (n - mine.low) * H[0]);
             };
             each(L - 1, [&](i64 row, i64 many, T* sum) {
                 score_backward<bent>(many, last, Z[L - 1] + (from + row) * last, p.s[L - 1], p.w, g + row, d.s[L - 1], sum, d.w, here.data() + row * last);
@@ -170,10 +176,9 @@ void backward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* co
                 matrix_backward(H[0], K, t, Left<T>{dz, 1, H[0]}, keys, p.B, qn, d.A, d.B, dq + n * K);
             }
         });
+        candidates_backward(mine, K, H[0], q, p.C, dc.data(), d.C, d.b[0], dq);
     }
-    for (i64 i = 0; i < size; i++) dflat[i] = 0;
-    for (int thread = 0; thread < threads; thread++)
-        for (i64 i = 0; i < size; i++) dflat[i] += sums[size * thread + i];
+    unpack(Shared<T>(summed(sums, size, threads), K, L, H), gradients, K, L, H);
 }
 
 // f(low, high): candidates of a range that follow each other and have the same history, so that what they need of its keys is
@@ -231,15 +236,20 @@ void attend_backward(i64 N, i64 K, const i64* first, const i64* count, const i64
 
 #define EXPORT(T, name)                                                                                                    \
     extern "C" void unit_forward_##name(i64 N, i64 K, i64 L, const i64* H, i64 bent, const i64* first, const i64* count,   \
-                                        const i64* start, const T* q, const T* k, const T* e, const T* c, const T* flat,   \
-                                        T* const* Z, T* out, int threads) {                                                \
-        (bent || sizeof(T) == 8 ? forward<T, true> : forward<T, sizeof(T) == 8>)(N, K, L, H, first, count, start, q, k, e, c, flat, Z, out, threads); \
+                                        const i64* start, const T* q, const T* k, const T* e, const i64* layout,           \
+                                        const T* const* W, const T* const* b, const T* const* s, const T* w,               \
+                                        const T* bias, T* const* Z, T* out, int threads) {                                 \
+        (bent || sizeof(T) == 8 ? forward<T, true> : forward<T, sizeof(T) == 8>)(                                          \
+            N, K, L, H, first, count, start, q, k, e, {layout, W, b, s, w, bias}, Z, out, threads);                        \
     }                                                                                                                      \
     extern "C" void unit_backward_##name(i64 N, i64 K, i64 L, const i64* H, i64 bent, const i64* first, const i64* count,  \
-                                         const i64* start, const T* q, const T* k, const T* flat, T* const* Z,             \
-                                         const T* grad, T* dq, T* dk, T* de, T* dc, T* dflat, i64 size, int threads) {     \
-        (bent || sizeof(T) == 8 ? backward<T, true> : backward<T, sizeof(T) == 8>)(N, K, L, H, first, count, start, q, k, flat, Z, grad, dq, dk, de,  \
-                                                        dc, dflat, size, threads);                                         \
+                                         const i64* start, const T* q, const T* k, const i64* layout, const T* const* W,   \
+                                         const T* const* b, const T* const* s, const T* w, const T* bias, T* const* Z,     \
+                                         const T* grad, T* dq, T* dk, T* de, T* const* dW, T* const* db, T* const* ds,     \
+                                         T* dw, T* dbias, int threads) {                                                   \
+        (bent || sizeof(T) == 8 ? backward<T, true> : backward<T, sizeof(T) == 8>)(                                        \
+            N, K, L, H, first, count, start, q, k, {layout, W, b, s, w, bias}, Z, grad, dq, dk, de,                        \
+            {layout, dW, db, ds, dw, dbias}, threads);                                                                     \
     }                                                                                                                      \
     extern "C" void attend_forward_##name(i64 N, i64 K, const i64* first, const i64* count, const i64* start, const T* w,  \
                                           const T* k, T* out, int threads) {                                               \

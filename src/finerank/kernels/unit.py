@@ -5,7 +5,7 @@ N candidates · T events · P pairs · K width of an item · H hidden
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from finerank.kernels.build import library
 from finerank.kernels.rows import NAMES, call, pointers
 
+BLOCKS = ("query", "key", "difference", "product", "inner")  # of the unit's input, as `unit.h` counts them
 STEP = 16  # the loops take widths that are multiples of this: whole vector registers
 
 
@@ -45,16 +46,16 @@ class _Unit(Function):
         q: Tensor,
         k: Tensor,
         e: Tensor | None,
-        c: Tensor,
-        flat: Tensor,
-        widths: list[int],
+        layout: list[int],
         spans: Spans,
         pairs: int,
         bent: bool,
         bf16: bool,
+        *given: Tensor,
     ) -> Tensor:
-        q, k, c, e = q.contiguous(), k.contiguous(), c.contiguous(), None if e is None else e.contiguous()
-        hidden, places = torch.tensor(widths), [spans.first, spans.count, spans.start]
+        q, k, e = q.contiguous(), k.contiguous(), None if e is None else e.contiguous()
+        widths = [width + -width % STEP for width in layout[7:]]
+        hidden, places = torch.tensor([*widths, *layout]), [spans.first, spans.count, spans.start]
         name, room, kept = NAMES[q.dtype], pairs, q.dtype
         if bf16:
             even = spans.count + spans.count % 2
@@ -64,24 +65,30 @@ class _Unit(Function):
         keep = any(ctx.needs_input_grad)
         before = [q.new_empty((room if keep else 0, width), dtype=kept) for width in widths]
         out = q.new_empty(pairs)
-        kept_at = pointers(before) if keep else None
         shape = (len(q), q.shape[1], len(widths), hidden, int(bent))
-        call(f"unit_forward_{name}", *shape, *places, q, k, e, c, flat, kept_at, out)
-        ctx.save_for_backward(q, k, flat, hidden, *places, *before)
+        factors = (hidden[len(widths) :], *_by_kind(given))
+        call(f"unit_forward_{name}", *shape, *places, q, k, e, *factors, pointers(before) if keep else None, out)
+        ctx.save_for_backward(q, k, hidden, *places, *given, *before)
         ctx.extra, ctx.name, ctx.layers, ctx.bent = e is not None, name, len(widths), int(bent)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, flat, hidden, *rest = ctx.saved_tensors
-        places, before = rest[: -ctx.layers], rest[-ctx.layers :]
-        dq, dk, dflat = torch.zeros_like(q), torch.zeros_like(k), torch.empty_like(flat)
-        dc = q.new_zeros((len(q), before[0].shape[1]))
+        q, k, hidden, *rest = ctx.saved_tensors
+        before, given = rest[-ctx.layers :], rest[-4 * ctx.layers - 2 : -ctx.layers]
+        places = rest[: -4 * ctx.layers - 2]
+        dq, dk, dgiven = torch.zeros_like(q), torch.zeros_like(k), [torch.empty_like(t) for t in given]
         de = q.new_zeros((len(k), before[0].shape[1])) if ctx.extra else None
-        shape = (len(q), q.shape[1], len(before), hidden, ctx.bent, *places)
-        given = (q, k, flat, pointers(before), grads[0].contiguous())
-        call(f"unit_backward_{ctx.name}", *shape, *given, dq, dk, de, dc, dflat, len(flat))
-        return dq, dk, de, dc, dflat, None, None, None, None, None
+        shape = (len(q), q.shape[1], ctx.layers, hidden, ctx.bent, *places)
+        factors = (hidden[ctx.layers :], *_by_kind(given), pointers(before), grads[0].contiguous())
+        call(f"unit_backward_{ctx.name}", *shape, q, k, *factors, dq, dk, de, *_by_kind(dgiven))
+        return dq, dk, de, None, None, None, None, None, *dgiven
+
+
+def _by_kind(given: Sequence[Tensor]) -> tuple[Any, ...]:
+    """Weights, biases and slopes of the layers, one after the other, as three; then the last weight and bias."""
+    *layers, w, bias = given
+    return *(pointers(layers[i::3]) for i in range(3)), w, bias
 
 
 class _Attend(Function):
@@ -104,11 +111,8 @@ class _Attend(Function):
 def unit_weights(
     q_NK: Tensor,
     k_TK: Tensor,
-    key_HK: Tensor,
-    product_HK: Tensor,
     of_events_TH: Tensor | None,
-    of_candidates_NH: Tensor,
-    slope_H: Tensor,
+    columns: Mapping[str, slice],
     layers: Sequence[Layer],
     last: tuple[Tensor, Tensor],
     spans: Spans,
@@ -118,20 +122,17 @@ def unit_weights(
 ) -> Tensor:
     """[P]: the unit's output for every pair. bf16: with the products in it (for float32, where `has_bf16`).
 
-    bent  False: all slopes are 0 and stay so, which is cheaper
-
-    Z = of_candidates + of_events + key·k + product·(q * k) is the first layer before its activation, whose slope is
-    `slope_H`; `layers` follow, then `last`, weight [1, H] and bias [1].
+    of_events  added to what the first layer makes of the pairs, before its activation
+    columns    of the first layer's weight, by block: BLOCKS, of which "product" or "inner" is there; others are not read here
+    last       weight [1, H] and bias [1]
+    bent       False: all slopes are 0 and stay so, which is cheaper
     """
-    parts = [filled(filled(w, 0), 1) for w in (key_HK, product_HK)] + [filled(slope_H, 0)]
-    widths = [len(parts[2])]
-    for layer in layers:
-        parts += [filled(filled(layer.weight, 0), 1), filled(layer.bias, 0), filled(layer.slope, 0)]
-        widths.append(len(parts[-1]))
-    flat = torch.cat([part.flatten() for part in (*parts, filled(last[0], 1), last[1])])
+    width = k_TK.shape[1]
+    starts = [columns[block].start if block in columns else -1 for block in BLOCKS]
+    layout = [*starts, layers[0].weight.shape[1], width, *(len(layer.slope) for layer in layers)]
     e = None if of_events_TH is None else filled(of_events_TH, 1)
-    given = (filled(q_NK, 1), filled(k_TK, 1), e, filled(of_candidates_NH, 1), flat, widths, spans, pairs, bent, bf16)
-    out: Tensor = _Unit.apply(*given)  # type: ignore[no-untyped-call]
+    given = [t.contiguous() for layer in layers for t in (layer.weight, layer.bias, layer.slope)]
+    out: Tensor = _Unit.apply(filled(q_NK, 1), filled(k_TK, 1), e, layout, spans, pairs, bent, bf16, *given, *last)  # type: ignore[no-untyped-call]
     return out
 
 

@@ -38,12 +38,14 @@ void woven_matrix(i64 rows, i64 N, const float* A, const float* B, two* M, Q q) 
 
 template <bool bent>
 void forward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* count, const i64* start, const i64* room,
-             const float* q, const float* k, const float* e, const float* c, const float* flat, two* const* Z, float* out,
+             const float* q, const float* k, const float* e, const Given<const float>& given, two* const* Z, float* out,
              int threads) {
-    const Shared<const float> p(flat, K, L, H);
-    std::vector<float> At(K * H[0]), Bt(K * H[0]);
+    const std::vector<float> flat = packed(given, K, L, H);
+    const Shared<const float> p(flat.data(), K, L, H);
+    std::vector<float> At(K * H[0]), Bt(K * H[0]), Ct(K * H[0]);
     transpose(H[0], K, p.A, At.data());
     transpose(H[0], K, p.B, Bt.data());
+    transpose(H[0], K, p.C, Ct.data());
     std::vector<std::vector<two>> W(1);
     for (i64 l = 1; l < L; l++) {
         std::vector<float> turned(H[l] * H[l - 1]);
@@ -60,6 +62,7 @@ void forward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* cou
         std::vector<two> M(K / 2 * H[0]);
         Keys held{k, first, count, K};
         const Range mine = share(N, first, count, omp_get_thread_num(), threads);
+        const std::vector<float> c = of_candidates(mine, K, H[0], q, Ct.data(), p.b[0]);
         in_blocks(mine, [&](i64 n) { return even(count[n]); }, [&](i64 low, i64 high, i64 rows) {
             auto forth = [&](i64 l, i64 row) {  // what follows the product of layer l, from a row of the block on
                 return Forth<bent, false>{H[l], p.s[l], Z ? Z[l] + (room[low] + row) / 2 * H[l] : nullptr,
@@ -80,7 +83,7 @@ void forward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* cou
                 if (held.changed(n)) weave(t, K, held.at(n), nullptr, keys.data());
                 woven_matrix(K, H[0], At.data(), Bt.data(), M.data(),
                              [=, qn = q + n * K](i64 i, i64) INLINED { return V<float>{} + qn[i]; });
-                const float *cn = c + n * H[0], *en = e ? e + first[n] * H[0] : nullptr;
+                const float *cn = c.data() + (n - mine.low) * H[0], *en = e ? e + first[n] * H[0] : nullptr;
                 const Left<two> left{twos(keys.data()), K / 2, 1};
                 layer(0, row, even(t), K, left, M.data(), [=, width = H[0]](i64 i, i64 h) INLINED {
                     return __m512(en ? load(cn + h) + load(en + std::min(i, t - 1) * width + h) : load(cn + h));
@@ -98,9 +101,11 @@ void forward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* cou
 
 template <bool bent>
 void backward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* count, const i64* start, const i64* room,
-              const float* q, const float* k, const float* flat, two* const* Z, const float* grad, float* dq, float* dk,
-              float* de, float* dc, float* dflat, i64 size, int threads) {
-    const Shared<const float> p(flat, K, L, H);
+              const float* q, const float* k, const Given<const float>& given, two* const* Z, const float* grad, float* dq,
+              float* dk, float* de, const Given<float>& gradients, int threads) {
+    const std::vector<float> flat = packed(given, K, L, H);
+    const Shared<const float> p(flat.data(), K, L, H);
+    const i64 size = flat.size();
     std::vector<std::vector<two>> W(1);
     for (i64 l = 1; l < L; l++) {
         W.emplace_back(H[l] * H[l - 1] / 2);
@@ -119,6 +124,7 @@ void backward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* co
         std::vector<float> g(TOGETHER + most);
         Keys held{k, first, count, K};
         const Range mine = share(N, first, count, omp_get_thread_num(), threads);
+        std::vector<float> dc((mine.high - mine.low) * H[0]);
         in_blocks(mine, [&](i64 n) { return even(count[n]); }, [&](i64 low, i64 high, i64 rows) {
             for (i64 n = low, at = 0; n < high; at += even(count[n++])) {
                 std::memcpy(g.data() + at, grad + start[n], count[n] * sizeof(float));
@@ -128,7 +134,7 @@ void backward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* co
             // f(row, rows, sum) for layer l: all rows at once, but for the first layer, where each candidate has sums of its own
             auto each = [&](i64 l, auto f) {
                 if (l) return f(i64{0}, rows, d.b[l]);
-                for (i64 n = low, at = 0; n < high; at += even(count[n++])) f(at, even(count[n]), dc + n * H[0]);
+                for (i64 n = low, at = 0; n < high; at += even(count[n++])) f(at, even(count[n]), dc.data() + (n - mine.low) * H[0]);
             };
             auto back = [&](i64 l, i64 row, float* sum, Gradient to) {
                 return Back<bent, Columns>{H[l], p.s[l], d.s[l], Z[l] + (room[low] + row) / 2 * H[l], to.from(row, H[l]), {sum}};
@@ -169,10 +175,9 @@ void backward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* co
                 matrix_backward(H[0], K, even(t) / 2, Left<two>{dz_woven, 1, H[0]}, keys.data(), p.B, qn, d.A, d.B, dq + n * K);
             }
         });
+        candidates_backward(mine, K, H[0], q, p.C, dc.data(), d.C, d.b[0], dq);
     }
-    for (i64 i = 0; i < size; i++) dflat[i] = 0;
-    for (int thread = 0; thread < threads; thread++)
-        for (i64 i = 0; i < size; i++) dflat[i] += sums[size * thread + i];
+    unpack(Shared<float>(summed(sums, size, threads), K, L, H), gradients, K, L, H);
 }
 
 }  // namespace
@@ -180,15 +185,18 @@ void backward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* co
 extern "C" i64 unit_has_bf16(int) { return 1; }
 extern "C" void unit_forward_bf16(i64 N, i64 K, i64 L, const i64* H, i64 bent, const i64* first, const i64* count,
                                   const i64* start, const i64* room, const float* q, const float* k, const float* e,
-                                  const float* c, const float* flat, two* const* Z, float* out, int threads) {
-    (bent ? forward<true> : forward<false>)(N, K, L, H, first, count, start, room, q, k, e, c, flat, Z, out, threads);
+                                  const i64* layout, const float* const* W, const float* const* b, const float* const* s,
+                                  const float* w, const float* bias, two* const* Z, float* out, int threads) {
+    (bent ? forward<true> : forward<false>)(N, K, L, H, first, count, start, room, q, k, e, {layout, W, b, s, w, bias}, Z, out,
+                                            threads);
 }
 extern "C" void unit_backward_bf16(i64 N, i64 K, i64 L, const i64* H, i64 bent, const i64* first, const i64* count,
-                                   const i64* start, const i64* room, const float* q, const float* k, const float* flat,
-                                   two* const* Z, const float* grad, float* dq, float* dk, float* de, float* dc, float* dflat,
-                                   i64 size, int threads) {
-    (bent ? backward<true> : backward<false>)(N, K, L, H, first, count, start, room, q, k, flat, Z, grad, dq, dk, de, dc, dflat,
-                                              size, threads);
+                                   const i64* start, const i64* room, const float* q, const float* k, const i64* layout,
+                                   const float* const* W, const float* const* b, const float* const* s, const float* w,
+                                   const float* bias, two* const* Z, const float* grad, float* dq, float* dk, float* de,
+                                   float* const* dW, float* const* db, float* const* ds, float* dw, float* dbias, int threads) {
+    (bent ? backward<true> : backward<false>)(N, K, L, H, first, count, start, room, q, k, {layout, W, b, s, w, bias}, Z, grad,
+                                              dq, dk, de, {layout, dW, db, ds, dw, dbias}, threads);
 }
 
 #else

@@ -172,22 +172,11 @@ class ActivationUnit(nn.Module):
         self, q_NK: Tensor, k_TK: Tensor, context_TC: Tensor | None, spans: Spans, layers: list[Layer], pairs: int
     ) -> Tensor:
         """[P] by the compiled loops: the twin of `rest(first_layer(...))`."""
-        parts, query, key, product = self._factors()
-        assert product is not None
         last = self.rest[-1]
         assert isinstance(last, nn.Linear)
+        of_events = None if context_TC is None else F.linear(context_TC, self.first.weight[:, self.columns["context"]])
         return compiled_weights(
-            q_NK,
-            k_TK,
-            torch.zeros_like(product) if key is None else key,
-            product,
-            None if context_TC is None else F.linear(context_TC, parts["context"]),
-            self._per_candidate(q_NK, query),
-            layers[0].slope,
-            layers[1:],
-            (last.weight, last.bias),
-            spans,
-            pairs,
+            *(q_NK, k_TK, of_events, self.columns, layers, (last.weight, last.bias), spans, pairs),
             bent=self.options.activation != "relu",
             bf16=lowered() and k_TK.dtype == torch.float32 and has_bf16(),
         )

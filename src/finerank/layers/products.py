@@ -53,9 +53,12 @@ class _Inner(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         x, at = ctx.saved_tensors
-        square = grads[0].new_zeros((len(x), x.shape[1] ** 2)).index_copy_(1, at, grads[0])
-        square = square.view(len(x), x.shape[1], x.shape[1])
-        return (square + square.transpose(1, 2)) @ x, None
+        fields, count = x.shape[1], torch.arange(len(at), device=at.device)
+        pair = at.new_zeros((fields, fields))  # of either order of two fields
+        pair.view(-1)[at] = pair.t()[at // fields, at % fields] = count
+        square = grads[0].index_select(1, pair.view(-1))
+        square[:, :: fields + 1] = 0.0
+        return square.view(-1, fields, fields) @ x, None
 
 
 def products(left_nFD: Tensor, right_nFD: Tensor) -> Tensor:

@@ -11,17 +11,19 @@ The order of fields matters: a kernel sees neighbours. It is that of the schema 
 and then numbers, the candidate's fields and then numbers. The defaults are the paper's for Avazu (section 4.1), a network of
 millions of weights; for small data give fewer maps and a narrower classifier.
 
-Differs from the textbook: F need not be a power of the pool's height: the last window of a pool may be short.
+Differs from the textbook: F need not be a power of the pool's height: the last window of a pool may be short. Normalisation of
+convolutions is over rows, places and width, so that a batch of one row has statistics too.
 R requests · N candidates · F fields and numbers · D width · M maps of a convolution · G generated fields · K outputs
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from finerank.errors import UserError
 from finerank.layers.mlp import BatchNorm, linear
@@ -111,15 +113,51 @@ class Generator(nn.Module):
 
     def forward(self, features: Features) -> Tensor:
         """[N, G, D]."""
-        s_NMFD = whole_rows(*self.vectors.sides(features), features.batch.request_of).unsqueeze(1)
+        s_NFDM = whole_rows(*self.vectors.sides(features), features.batch.request_of).unsqueeze(3)
         new = []
         for convolution, norm, recombine in zip(self.convolutions, self.norms, self.recombine, strict=True):
-            c = convolution(s_NMFD)
-            c = norm(c.flatten(2)).view_as(c)
-            # tanh rises, so the largest is found before it: half as many are taken
-            s_NMFD = torch.tanh(nn.functional.max_pool2d(c, (self.pool, 1), ceil_mode=True))
-            new.append(torch.tanh(recombine(s_NMFD.flatten(1))).view(s_NMFD.shape[0], -1, self.dim))
+            # maps last: convolutions and statistics of such tensors take half the time
+            c_NFDM = convolution(s_NFDM.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
+            c_NFDM = norm(c_NFDM.flatten(0, 2)).view_as(c_NFDM)
+            s_NFDM = torch.tanh(largest(c_NFDM, self.pool))  # tanh rises, so the largest is found before it
+            made = torch.tanh(recombine(s_NFDM.permute(0, 3, 1, 2).flatten(1)))
+            new.append(made.view(made.shape[0], -1, self.dim))
         return torch.cat(new, dim=1)
+
+
+def largest(x_nFDM: Tensor, pool: int) -> Tensor:
+    """[n, F, ..] -> [n, ceil(F / pool), ..]: the largest of `pool` neighbours; the last may be fewer."""
+    if torch.compiler.is_exporting():
+        n, _, width, maps = x_nFDM.shape
+        pooled = nn.functional.max_pool2d(x_nFDM.flatten(2).unsqueeze(1), (pool, 1), ceil_mode=True)
+        return pooled.view(n, -1, width, maps)
+    out: Tensor = _Largest.apply(x_nFDM, pool)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Largest(Function):
+    """PyTorch's own pooling compares number by number; whole slices go eleven times as fast."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pool: int) -> Tensor:
+        best = x[:, ::pool].clone()
+        for t in range(1, pool):
+            other = x[:, t::pool]
+            torch.maximum(best[:, : other.shape[1]], other, out=best[:, : other.shape[1]])
+        ctx.save_for_backward(x, best)
+        ctx.pool = pool
+        return best
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        x, best = ctx.saved_tensors
+        out, left = torch.empty_like(x), grads[0].clone()  # of equal ones the first gets all
+        for t in range(ctx.pool):
+            here = x[:, t :: ctx.pool]
+            count = here.shape[1]
+            torch.mul(left[:, :count], here == best[:, :count], out=out[:, t :: ctx.pool])
+            left[:, :count] -= out[:, t :: ctx.pool]
+        return out, None
 
 
 FGCNN_IPNN = named(
