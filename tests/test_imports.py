@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "errors": BASE,
     "typed": BASE,
     "widths": BASE,
-    "schema": SCHEMA,
+    "schema": {*SCHEMA, "schema"},
     "metrics": {*BASE, "metrics"},
     "runtime": RUNTIME,
     "serving": {*RUNTIME, "serving"},
