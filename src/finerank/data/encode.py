@@ -25,6 +25,7 @@ from finerank.data.scratch import Pile, Scratch
 from finerank.data.staged import Column, Columns, Entries, Ids, Numbers, Rows, columns_of, distinct, staged
 from finerank.data.staged import canonical_series as canonical_series
 from finerank.data.tally import hashed, packed
+from finerank.data.texts import dictionary
 from finerank.errors import UserError, nearest
 from finerank.runtime.blocks import Block, Lists
 from finerank.runtime.encoder import Encoder
@@ -220,9 +221,10 @@ def _lookup(table: SymbolTable, texts: pl.Series, known: Known | None) -> Int64s
     if known is None:
         return table.lookup_all(texts.to_list())
     names = known[table.table]
-    symbols = pl.DataFrame({"text": names, "symbol": pl.int_range(FIRST, FIRST + len(names), eager=True)})
-    found = pl.DataFrame({"text": texts}).join(symbols, on="text", how="left", maintain_order="left")
-    return found["symbol"].fill_null(OOV).to_numpy()
+    codes = dictionary()
+    codes.codes(names)  # 1, 2, ... in the order of their symbols; what comes later is not in the table
+    found = codes.codes(texts).astype(np.int64)
+    return np.where(found <= len(names), found + (FIRST - 1), OOV)
 
 
 def _grow(

@@ -9,43 +9,17 @@
 #include <string>
 #include <vector>
 
+#include "arrow.h"
+
 using i64 = std::int64_t;
 using u64 = std::uint64_t;
 using u32 = std::uint32_t;
 
+using arrow::Array, arrow::Schema, arrow::Stream, arrow::View;
+
 namespace {
 
-// ---------------------------------------------------------------------------------------------- Arrow's C interface
-
-struct Schema {
-    const char *format, *name, *metadata;
-    i64 flags, n_children;
-    Schema **children, *dictionary;
-    void (*release)(Schema*);
-    void* own;
-};
-
-struct Array {
-    i64 length, null_count, offset, n_buffers, n_children;
-    const void** buffers;
-    Array **children, *dictionary;
-    void (*release)(Array*);
-    void* own;
-};
-
-struct Stream {
-    int (*get_schema)(Stream*, Schema*);
-    int (*get_next)(Stream*, Array*);
-    const char* (*get_last_error)(Stream*);
-    void (*release)(Stream*);
-    void* own;
-};
-
-struct View {  // 16 bytes: up to 12 bytes of text within it, or where to find it
-    std::int32_t size;
-    char start[4];
-    std::int32_t buffer, offset;
-};
+// ---------------------------------------------------------------------------------------------- columns of Polars
 
 struct Column {
     std::vector<Array> chunks;
@@ -63,10 +37,10 @@ bool each_row(const Column& column, F f) {
         for (i64 i = chunk.offset; i < chunk.offset + chunk.length; i++) {
             const View& view = views[i];
             const char* text = view.start;
-            u32 size = static_cast<u32>(view.size);
+            u32 size = view.size;
             if (known != nullptr && !(known[i >> 3] >> (i & 7) & 1)) {
                 size = 0;
-            } else if (size > sizeof(View) - 4) {
+            } else if (size > View::inside) {
                 text = static_cast<const char*>(chunk.buffers[2 + view.buffer]) + view.offset;
             }
             if (!f(text, size)) return false;
@@ -268,5 +242,16 @@ extern "C" void texts_codes(const Column* column, int separator, Dictionary* dic
 extern "C" Dictionary* dictionary_new() { return new Dictionary; }
 extern "C" void dictionary_free(Dictionary* dictionary) { delete dictionary; }
 extern "C" i64 dictionary_size(const Dictionary* dictionary) { return static_cast<i64>(dictionary->ends.size()) - 1; }
-extern "C" const i64* dictionary_ends(const Dictionary* dictionary) { return dictionary->ends.data(); }
-extern "C" const char* dictionary_texts(const Dictionary* dictionary) { return dictionary->texts.data(); }
+
+// All texts, by code, as a column of text. window: see arrow.h; no text may be longer.
+extern "C" void dictionary_all(const Dictionary* dictionary, i64 window, Schema* schema, Array* array) {
+    const auto& ends = dictionary->ends;
+    arrow::Rows<View> rows;
+    rows.texts = dictionary->texts;
+    rows.values.reserve(ends.size());
+    for (u64 i = 1; i < ends.size(); i++) {
+        const i64 start = ends[i - 1];
+        rows.values.push_back(arrow::view_of(rows.texts.data() + start, static_cast<u32>(ends[i] - start), start, window));
+    }
+    arrow::hand_over(std::move(rows), "vu", schema, array, window);
+}

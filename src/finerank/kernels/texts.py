@@ -6,7 +6,6 @@ n rows · m entries: those of all rows one after the other, or the rows themselv
 from __future__ import annotations
 
 import ctypes
-import itertools
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +15,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from finerank.kernels.arrow import taken
 from finerank.kernels.build import library
 
 Int64s: TypeAlias = NDArray[np.int64]
 
-PIECE = 1 << 30
-"""Bytes of texts handed to Polars at a time, which counts them in 32 bits."""
+WINDOW = 1 << 30
+"""Bytes of texts from one buffer of Polars to the next, which counts them in 32 bits."""
 
 
 def fits(separator: str | None = None) -> bool:
@@ -72,18 +72,8 @@ class Dictionary:
 
     def texts(self) -> pl.Series:
         """All of them, by code."""
-        at, start = (
-            _function(name, ctypes.c_void_p)(ctypes.c_void_p(self._handle))
-            for name in ("dictionary_ends", "dictionary_texts")
-        )
-        ends = np.frombuffer(ctypes.string_at(at, 8 * (self.size + 1)), dtype=np.int64)
-        cuts = np.unique([*np.searchsorted(ends, np.arange(0, ends[-1], PIECE)), self.size]).tolist()
-        texts = [pl.Series([], dtype=pl.String)]
-        for low, high in itertools.pairwise(cuts):
-            blob = pl.lit(ctypes.string_at(start + int(ends[low]), int(ends[high] - ends[low])))
-            offsets, sizes = pl.Series(ends[low:high] - ends[low]), pl.Series(np.diff(ends[low : high + 1]))
-            texts.append(pl.select(blob.bin.slice(pl.lit(offsets), pl.lit(sizes)).cast(pl.String)).to_series())
-        return pl.concat(texts)
+        handle, window = ctypes.c_void_p(self._handle), ctypes.c_int64(WINDOW)
+        return taken("", lambda schema, array: _function("dictionary_all", None)(handle, window, schema, array))
 
 
 @contextmanager
