@@ -17,7 +17,7 @@ from finerank.data.texts import NOWHERE, NULL, Integers, Joined, dictionary
 from finerank.kernels import build, texts
 from finerank.schema import History
 
-compiled = pytest.mark.skipif(build.library("texts") is None, reason="no compiled loops here")
+compiled = pytest.mark.skipif(build.library("data") is None, reason="no compiled loops here")
 
 ODD = [
     "",

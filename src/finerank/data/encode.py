@@ -27,6 +27,7 @@ from finerank.data.staged import canonical_series as canonical_series
 from finerank.data.tally import hashed, packed
 from finerank.data.texts import dictionary
 from finerank.errors import UserError, nearest
+from finerank.kernels import ids as loops
 from finerank.runtime.blocks import Block, Lists
 from finerank.runtime.encoder import Encoder
 from finerank.runtime.fields import Field, fields_of, is_weighted, rank_table, tag_and_rank
@@ -49,7 +50,7 @@ Int64s: TypeAlias = NDArray[np.int64]
 PIECE = 1 << 16
 """Rows written at a time where there are no lists, of which the distinct ones of a whole block are found at once."""
 
-FINE = 1 << 13
+FINE = 1 << 12
 """Rows whose columns are put side by side at a time: they fit the processor's cache."""
 
 
@@ -121,8 +122,14 @@ class BlockEncoder:
             for field in self.fields
             if isinstance(column := columns[field.feature.name], Entries)
         }
+        self._of_ids = [field for field in self.fields if not isinstance(field.feature, Numeric | ListFeature)]
+        self._of_numbers = len(encoder.columns(name, use).numbers)
+        self._coded: dict[int, tuple[loops.Coded, NDArray[Any]]] = {}  # by place: the ids that a compiled loop finds
         if dtype == np.int32:
             self._symbols = {name: narrow(symbols) for name, symbols in self._symbols.items()}
+            for i, field in enumerate(self._of_ids if loops.fits() else ()):
+                if isinstance(column := columns[field.feature.name], Ids):
+                    self._coded[i] = column.coded, self._symbols[field.name]
 
     def block(self, at: slice) -> tuple[NDArray[Any], NDArray[np.float32], dict[str, Int64s]]:
         """ids [n, F], numbers [n, C], and per list column which distinct list each row has [n]."""
@@ -131,42 +138,37 @@ class BlockEncoder:
         return *self._plain(at), index
 
     def _plain(self, at: slice) -> tuple[NDArray[Any], NDArray[np.float32]]:
-        ids, numbers = None, None
-        for start in range(
-            at.start, max(at.stop, at.start + 1), FINE
-        ):  # once at least: it tells how many columns there are
-            here = slice(start, min(start + FINE, at.stop))
-            found_ids, found_numbers = self._columns(here)
-            if ids is None or numbers is None:
-                ids = np.empty((at.stop - at.start, len(found_ids)), dtype=self.dtype)
-                numbers = np.empty((at.stop - at.start, len(found_numbers)), dtype=np.float32)
-            into = slice(here.start - at.start, here.stop - at.start)
-            for i, id_ in enumerate(found_ids):
-                ids[into, i] = id_
-            for i, number in enumerate(found_numbers):
-                numbers[into, i] = number
-        assert ids is not None
-        assert numbers is not None
+        n = at.stop - at.start
+        ids = np.empty((n, len(self._of_ids)), dtype=self.dtype)
+        numbers = np.empty((n, self._of_numbers), dtype=np.float32)
+        if self._coded:
+            loops.place(ids, self._coded, rows_at(self.index, at))
+        for start in range(0, n, FINE):
+            into = slice(start, min(start + FINE, n))
+            self._fill(slice(at.start + into.start, at.start + into.stop), ids[into], numbers[into])
         return ids, numbers
 
-    def _columns(self, at: slice) -> tuple[list[NDArray[Any]], list[NDArray[np.float32]]]:
+    def _fill(self, at: slice, ids: NDArray[Any], numbers: NDArray[np.float32]) -> None:
+        """Fill rows of ids [n, F], but for columns that were placed, and numbers [n, C]."""
         rows = rows_at(self.index, at)
-        ids: list[NDArray[Any]] = []
-        numbers: list[NDArray[np.float32]] = []
+        i, j = 0, 0
         for field in self.fields:
             feature, column = field.feature, self.columns[field.feature.name]
             if isinstance(column, Ids):
-                ids.append(self._symbols[field.name][column.codes(rows)])
-            elif isinstance(column, Numbers):
-                x = column.read(rows)
-                if isinstance(feature, Bucketed):
-                    ids.append(self.encoder.cuts(feature).bucket(x))
-                else:
-                    assert isinstance(feature, Numeric)
-                    source = range(at.start, at.stop) if isinstance(rows, slice) else rows
-                    place = lambda i, name=feature.name, source=source: f"feature {name!r}, row {source[i]}"  # noqa: E731
-                    numbers += self.encoder.number_columns(feature, x, place)
-        return ids, numbers
+                if i not in self._coded:
+                    ids[:, i] = self._symbols[field.name][column.codes(rows)]
+                i += 1
+            elif isinstance(feature, Bucketed):
+                assert isinstance(column, Numbers)
+                ids[:, i] = self.encoder.cuts(feature).bucket(column.read(rows))
+                i += 1
+            elif isinstance(feature, Numeric):
+                assert isinstance(column, Numbers)
+                source = range(at.start, at.stop) if isinstance(rows, slice) else rows
+                place = lambda i, name=feature.name, source=source: f"feature {name!r}, row {source[i]}"  # noqa: E731
+                for number in self.encoder.number_columns(feature, column.read(rows), place):
+                    numbers[:, j] = number
+                    j += 1
 
     def empty(self) -> Block[NDArray[Any]]:
         """A block of no rows."""

@@ -26,7 +26,7 @@ WINDOW = 1 << 30
 
 def fits(separator: str | None = None) -> bool:
     """Whether there are compiled loops, and this separator (None: nothing is split) is one byte."""
-    return (separator is None or len(separator.encode()) == 1) and library("texts") is not None
+    return (separator is None or len(separator.encode()) == 1) and library("data") is not None
 
 
 def lengths(column: pl.Series, separator: str) -> tuple[Int64s, int]:
@@ -92,7 +92,7 @@ def _opened(column: pl.Series) -> Iterator[ctypes.c_void_p]:
 
 
 def _function(name: str, gives: Any) -> Any:
-    loops = library("texts")
+    loops = library("data")
     assert loops is not None
     function = loops[name]  # of its own: no other caller sets its type
     function.restype = gives
