@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
+from finerank.data.csv import quick
 from finerank.errors import UserError, nearest
 
 TimeUnit = Literal["s", "ms", "us"]
@@ -43,7 +44,7 @@ def scan(path: Path | str, text: Collection[str] = ()) -> pl.LazyFrame:
             as_text = {name: pl.String for name in names if name in text}
             frame = pl.scan_csv(path, separator=separator, schema_overrides=as_text, infer_schema_length=10_000)
             if path.is_file():  # its types are known now, and need not be looked for again when it is read
-                frame = pl.scan_csv(path, separator=separator, schema=frame.collect_schema())
+                frame = quick(pl.scan_csv(path, separator=separator, schema=frame.collect_schema()), path, separator)
         else:
             frame = pl.scan_ipc(path)
         frame.collect_schema()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from typing import Any
 
 import polars as pl
@@ -11,26 +10,37 @@ import polars as pl
 SCHEMA, ARRAY = 72, 80
 """Bytes of Arrow's structs."""
 
-
-def taken(name: str, fill: Callable[[ctypes.c_void_p, ctypes.c_void_p], object]) -> pl.Series:
-    """The column that `fill`, given the addresses of an Arrow schema and of an array, writes there."""
-    offer = _Offer()
-    fill(offer.address(offer.schema), offer.address(offer.array))
-    return pl.Series(name, offer)
+RELEASE = {SCHEMA: 56, ARRAY: 64}
+"""Where in them the function lies that lets go of the content; null: it is gone."""
 
 
-class _Offer:
-    """What Polars asks for an array of: it moves the content, and what owns it, out of both structs."""
+class Handed:
+    """Room for one column.
+
+    schema, array   where a loop writes an Arrow schema, and an array
+    """
 
     def __init__(self) -> None:
-        self.schema, self.array = ctypes.create_string_buffer(SCHEMA), ctypes.create_string_buffer(ARRAY)
+        self._schema, self._array = ctypes.create_string_buffer(SCHEMA), ctypes.create_string_buffer(ARRAY)
+        self.schema = ctypes.c_void_p(ctypes.addressof(self._schema))
+        self.array = ctypes.c_void_p(ctypes.addressof(self._array))
 
-    def address(self, struct: ctypes.Array[ctypes.c_char]) -> ctypes.c_void_p:
-        return ctypes.c_void_p(ctypes.addressof(struct))
+    def take(self) -> pl.Series:
+        """What was written, once."""
+        try:
+            return pl.Series(self)
+        finally:  # of what Polars has only read, or not even that
+            _release(self._schema)
+            _release(self._array)
 
     def __arrow_c_array__(self, requested_schema: object = None) -> tuple[Any, Any]:
-        make = ctypes.pythonapi.PyCapsule_New
-        make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
-        return make(self.address(self.schema), b"arrow_schema", None), make(
-            self.address(self.array), b"arrow_array", None
-        )
+        """What Polars asks for: it moves the array, and what owns it, out of the struct."""
+        capsule = ctypes.pythonapi.PyCapsule_New
+        capsule.restype, capsule.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+        return capsule(self.schema, b"arrow_schema", None), capsule(self.array, b"arrow_array", None)
+
+
+def _release(struct: ctypes.Array[ctypes.c_char]) -> None:
+    release = ctypes.c_void_p.from_buffer(struct, RELEASE[len(struct)])
+    if release.value:
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(release.value)(ctypes.addressof(struct))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Part = Literal["loops", "data"]
 SOURCES: dict[Part, tuple[str, ...]] = {
     "loops": ("rows.cpp", "tower.cpp", "unit.cpp", "unit_bf16.cpp"),
-    "data": ("ids.cpp", "texts.cpp"),
+    "data": ("csv.cpp", "ids.cpp", "texts.cpp"),
 }
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fPIC"),

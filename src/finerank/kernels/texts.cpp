@@ -10,12 +10,14 @@
 #include <vector>
 
 #include "arrow.h"
+#include "words.h"
 
 using i64 = std::int64_t;
 using u64 = std::uint64_t;
 using u32 = std::uint32_t;
 
 using arrow::Array, arrow::Schema, arrow::Stream, arrow::View;
+using words::load, words::read_digits;
 
 namespace {
 
@@ -36,7 +38,7 @@ bool each_row(const Column& column, F f) {
         const auto* views = static_cast<const View*>(chunk.buffers[1]);
         for (i64 i = chunk.offset; i < chunk.offset + chunk.length; i++) {
             const View& view = views[i];
-            const char* text = view.start;
+            const char* text = view.text();
             u32 size = view.size;
             if (known != nullptr && !(known[i >> 3] >> (i & 7) & 1)) {
                 size = 0;
@@ -47,28 +49,6 @@ bool each_row(const Column& column, F f) {
         }
     }
     return true;
-}
-
-u64 load(const char* p, int n) {  // n: 4 or 8
-    u64 out = 0;
-    std::memcpy(&out, p, n);
-    return out;
-}
-
-// How many digits there are at p, of which 8 bytes may be read, and the number that they write; 0: none, or more than 7. All
-// bytes at once, since the lengths of ids are nothing that a processor could foresee.
-int read_digits(const char* p, i64* value) {
-    constexpr u64 every = 0x0101010101010101;
-    u64 digits = load(p, 8) ^ '0' * every;  // the first character is the lowest byte
-    const u64 others = (digits | (digits + (0x80 - 10) * every)) & 0x80 * every;
-    const int n = others ? __builtin_ctzll(others) / 8 : 0;
-    if (n == 0) return 0;
-    digits <<= 64 - 8 * n;             // zeros in front
-    digits = digits * 10 + (digits >> 8);  // in every other byte: a number of two digits
-    const u64 low = (digits & 0xff000000ff) * (100 + (u64{1'000'000} << 32));
-    const u64 high = (digits >> 16 & 0xff000000ff) * (1 + (u64{10'000} << 32));
-    *value = static_cast<i64>((low + high) >> 32);
-    return n;
 }
 
 // ---------------------------------------------------------------------------------------------- a dictionary
@@ -246,12 +226,11 @@ extern "C" i64 dictionary_size(const Dictionary* dictionary) { return static_cas
 // All texts, by code, as a column of text. window: see arrow.h; no text may be longer.
 extern "C" void dictionary_all(const Dictionary* dictionary, i64 window, Schema* schema, Array* array) {
     const auto& ends = dictionary->ends;
-    arrow::Rows<View> rows;
+    arrow::Rows<View> rows(static_cast<i64>(ends.size()) - 1);
     rows.texts = dictionary->texts;
-    rows.values.reserve(ends.size());
     for (u64 i = 1; i < ends.size(); i++) {
         const i64 start = ends[i - 1];
-        rows.values.push_back(arrow::view_of(rows.texts.data() + start, static_cast<u32>(ends[i] - start), start, window));
+        rows.values[i - 1] = arrow::view_of(rows.texts.data() + start, static_cast<u32>(ends[i] - start), start, window);
     }
-    arrow::hand_over(std::move(rows), "vu", schema, array, window);
+    arrow::hand_over(std::move(rows), schema, array, window);
 }

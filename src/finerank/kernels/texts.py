@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from finerank.kernels.arrow import taken
+from finerank.kernels.arrow import Handed
 from finerank.kernels.build import library
 
 Int64s: TypeAlias = NDArray[np.int64]
@@ -72,8 +72,9 @@ class Dictionary:
 
     def texts(self) -> pl.Series:
         """All of them, by code."""
-        handle, window = ctypes.c_void_p(self._handle), ctypes.c_int64(WINDOW)
-        return taken("", lambda schema, array: _function("dictionary_all", None)(handle, window, schema, array))
+        handed, window = Handed(), ctypes.c_int64(WINDOW)
+        _function("dictionary_all", None)(ctypes.c_void_p(self._handle), window, handed.schema, handed.array)
+        return handed.take()
 
 
 @contextmanager
