@@ -54,7 +54,9 @@ def _rows(frame: pl.LazyFrame, file: _File, columns: list[str]) -> Iterator[pl.D
             yield part
         else:
             return
-    yield from frame.select(columns).slice(done).collect_batches(maintain_order=True)
+    for part in frame.select(columns).collect_batches(maintain_order=True):  # no slice: Polars counts lines for it, not rows
+        yield part[done:] if done else part
+        done = max(0, done - part.height)
 
 
 def _first(parts: Iterator[pl.DataFrame], rows: int | None) -> Iterator[pl.DataFrame]:

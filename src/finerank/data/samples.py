@@ -47,6 +47,9 @@ class Keys:
     time_unit: TimeUnit = "s"
 
 
+PIECE = 1 << 16
+"""Rows that are read at a time: few enough that the memory of their columns is soon used again."""
+
 NO_ROWS = "samples: no rows; is this the right file?"
 
 
@@ -69,7 +72,7 @@ def _read(frame: pl.LazyFrame, takers: Sequence[_Taker], scratch: Scratch, where
         raise UserError(NO_ROWS)
     rows = 0
     with ThreadPoolExecutor() as pool:  # a taker keeps to itself, so they may run side by side
-        for block in blocks(frame, wanted, scratch.block, where):
+        for block in blocks(frame, wanted, min(scratch.block, PIECE), where):
             work = [pool.submit(taker.take, block, rows) for taker in takers]
             for done in work:  # the first taker's complaint comes first
                 done.result()

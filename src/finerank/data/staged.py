@@ -313,7 +313,7 @@ def floats(series: pl.Series, place: str, start: int) -> Floats:
             except UserError as error:
                 raise UserError(f"{place}, row {start + row}: {error}") from None
         return np.array([np.nan if x is None else x for x in found], dtype=np.float64)[inverse]
-    out: Floats = series.cast(pl.Float64).fill_null(np.nan).to_numpy()
+    out: Floats = series.cast(pl.Float64).to_numpy()  # NaN where null
     if series.dtype.is_integer():
         return out
     infinite = np.flatnonzero(np.isinf(out))

@@ -89,6 +89,7 @@ bool read(const char* p, const char* end, double* value) {
 struct Lines {
     const char* text;        // 64 bytes more than the lines may be read
     i64 first, n, fields;    // the number of the first line; how many there are
+    bool returns;            // whether every line ends with \r\n, and not with \n
     std::vector<u32> marks;  // [1 + n F]: -1, then where separators and ends of lines are: a field lies between two
 };
 
@@ -104,10 +105,10 @@ bool cut(Lines& lines, i64 size, char separator) {
         }
     }
     if (found < count) return false;
-    for (i64 line = 0; line < lines.n; line++) {  // as many ends of lines as lines: all other marks are separators
+    for (i64 line = 0; line < lines.n; line++) {  // every one of them ends here: all other marks are separators
         const u32 before = marks[line * lines.fields], end = marks[(line + 1) * lines.fields];
-        const bool empty = end == before + 1 || (end == before + 2 && lines.text[end - 1] == '\r');
-        if (lines.text[end] != '\n' || empty) return false;
+        if (lines.text[end] != '\n' || end == before + 1) return false;
+        if (lines.returns && (lines.text[end - 1] != '\r' || end == before + 2)) return false;
     }
     return true;
 }
@@ -117,13 +118,11 @@ template <class F>
 bool each(const Lines& lines, i64 field, F f) {
     const char* const text = lines.text;
     const i64 first = lines.first, n = lines.n, fields = lines.fields;
-    const bool last = field + 1 == fields;
+    const u32 behind = lines.returns && field + 1 == fields;
     const u32* marks = lines.marks.data() + field;
     for (i64 line = 0; line < n; line++, marks += fields) {
         const u32 start = marks[0] + 1;
-        u32 size = marks[1] - start;
-        if (last && size && text[marks[1] - 1] == '\r') size--;
-        if (!f(first + line, text + start, size)) return false;
+        if (!f(first + line, text + start, marks[1] - start - behind)) return false;
     }
     return true;
 }
@@ -170,29 +169,33 @@ Column column_of(i64 kind, i64 n) {
 
 }  // namespace
 
-// A first look at a block of whole lines: how many there are, -1 if some byte is a quote; whether all bytes are ASCII.
-extern "C" i64 csv_look(const char* text, i64 size, int* ascii) {
-    constexpr i64 piece = 1 << 15;  // fits the innermost cache, so that memory is read once
-    i64 lines = 0;
+// A first look at a block of whole lines: how many there are, -1 if they are not plain; whether all bytes are ASCII, and whether
+// every line ends with \r\n.
+extern "C" i64 csv_look(const char* text, i64 size, int* ascii, int* returns) {
+    constexpr i64 piece = 1 << 14;  // fits the innermost cache, so that memory is read once
+    i64 lines = 0, others = 0;
     char all = 0;
     for (const char* const end = text + size; text < end; text += piece) {
         const char* const stop = std::min(text + piece, end);
         if (std::memchr(text, '"', static_cast<std::size_t>(stop - text)) != nullptr) return -1;
         for (const char* p = text; p < stop; p++) all = static_cast<char>(all | *p);
         lines += std::count(text, stop, '\n');
+        others += std::count(text, stop, '\r');
     }
     *ascii = !(all & 0x80);
-    return lines;
+    *returns = others > 0;
+    return others == 0 || others == lines ? lines : -1;
 }
 
-// Reads n lines, of `size` bytes, into the columns that are wanted, kinds [F]: the fields of one column.
+// Reads n lines, of `size` bytes and as `csv_look` found them, into the columns that are wanted, kinds [F]: the fields of one column.
 // Returns 0, and hands nothing over, if the lines are not plain.
-extern "C" int csv_read(const char* text, i64 size, i64 n, i64 fields, int separator, const i64* kinds, Schema* schema, Array* array) {
+extern "C" int csv_read(const char* text, i64 size, i64 n, i64 fields, int separator, int returns, const i64* kinds, Schema* schema,
+                        Array* array) {
     std::vector<std::pair<i64, Column>> wanted;
     for (i64 field = 0; field < fields; field++) {
         if (kinds[field] != SKIPPED) wanted.emplace_back(field, column_of(kinds[field], n));
     }
-    Lines lines{text, 0, 0, fields, std::vector<u32>(1 + FEW * fields + 64)};  // there may be more marks where the last one is
+    Lines lines{text, 0, 0, fields, returns != 0, std::vector<u32>(1 + FEW * fields + 64)};  // there may be more marks where the last one is
     const char* const end = text + size;
     for (; lines.first < n; lines.first += lines.n) {
         lines.n = std::min(FEW, n - lines.first);
@@ -202,6 +205,7 @@ extern "C" int csv_read(const char* text, i64 size, i64 n, i64 fields, int separ
         }
         lines.text += lines.marks[lines.n * fields] + 1;
     }
+    if (lines.text != end) return 0;
     auto made = std::make_unique<arrow::Fields>(wanted.size());
     for (std::size_t i = 0; i < wanted.size(); i++) {
         std::visit([&](auto& rows) { arrow::hand_over(std::move(rows), &made->schemas[i], &made->arrays[i]); }, wanted[i].second);

@@ -39,10 +39,10 @@ def read(
     loops = library("data")
     assert loops is not None
     assert len(text) >= size + SPARE
-    at, ascii_ = ctypes.c_void_p(text.ctypes.data), ctypes.c_int(0)
+    at, ascii_, returns = ctypes.c_void_p(text.ctypes.data), ctypes.c_int(0), ctypes.c_int(0)
     look = loops["csv_look"]
     look.restype = ctypes.c_int64
-    n = look(at, ctypes.c_int64(size), ctypes.byref(ascii_)) if size <= MOST else -1
+    n = look(at, ctypes.c_int64(size), ctypes.byref(ascii_), ctypes.byref(returns)) if size <= MOST else -1
     if n < 0 or not (ascii_ or _is_utf8(text[:size])):
         return None
     kinds = np.array(
@@ -50,7 +50,7 @@ def read(
     )
     handed = Handed()
     lines = (at, ctypes.c_int64(size), ctypes.c_int64(n), ctypes.c_int64(len(names)), ctypes.c_int(ord(separator)))
-    if not loops["csv_read"](*lines, ctypes.c_void_p(kinds.ctypes.data), handed.schema, handed.array):
+    if not loops["csv_read"](*lines, returns, ctypes.c_void_p(kinds.ctypes.data), handed.schema, handed.array):
         return None
     frame = handed.take().struct.unnest()
     frame.columns = [name for name in names if name is not None]
