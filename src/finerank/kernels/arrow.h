@@ -72,13 +72,14 @@ template <class T>
 struct Rows {
     i64 n, nulls = 0;
     recycled::Values<T> values;
-    std::string texts;                // of views: those that do not fit inside
+    recycled::Values<char> texts;     // of views: those that do not fit inside
+    i64 size = 0;                     // of the texts
     std::vector<std::uint8_t> known;  // a bit a row, the lowest first
 
     std::vector<const void*> buffers;
     std::vector<i64> sizes;
 
-    explicit Rows(i64 n) : n(n), values(recycled::values<T>(n)) {}
+    explicit Rows(i64 n) : n(n), values(recycled::values<T>(n)), texts(nullptr, recycled::Give{0}) {}
 
     void missing(i64 row) {
         if (known.empty()) known.assign(n / 8 + 1, 0xff);
@@ -103,10 +104,9 @@ void hand_over(Rows<T> rows, Schema* schema, Array* array, i64 window = WINDOW) 
     auto* own = new Rows<T>(std::move(rows));
     own->buffers = {own->nulls ? own->known.data() : nullptr, own->values.get()};
     if constexpr (std::is_same_v<T, View>) {
-        const i64 size = static_cast<i64>(own->texts.size());
-        for (i64 at = 0; at < size; at += window) {
-            own->buffers.push_back(own->texts.data() + at);
-            own->sizes.push_back(std::min(size - at, 2 * window - 1));
+        for (i64 at = 0; at < own->size; at += window) {
+            own->buffers.push_back(own->texts.get() + at);
+            own->sizes.push_back(std::min(own->size - at, 2 * window - 1));
         }
         own->buffers.push_back(own->sizes.data());
     }

@@ -87,18 +87,19 @@ bool read(const char* p, const char* end, double* value) {
 // ---------------------------------------------------------------------------------------------- columns
 
 struct Lines {
-    const char* text;        // 64 bytes more than the lines may be read
+    const char *text, *end;  // of all lines that are left; 64 bytes more may be read
     i64 first, n, fields;    // the number of the first line; how many there are
     bool returns;            // whether every line ends with \r\n, and not with \n
     std::vector<u32> marks;  // [1 + n F]: -1, then where separators and ends of lines are: a field lies between two
 };
 
-// Finds the fields of the next lines, in so many bytes; false if they are not plain.
-bool cut(Lines& lines, i64 size, char separator) {
+// Finds the fields of the next lines; false if they are not plain.
+bool cut(Lines& lines, char separator) {
     const i64 count = lines.n * lines.fields;
     u32* const marks = lines.marks.data();
     marks[0] = ~u32{0};
     i64 found = 0;
+    const i64 size = lines.end - lines.text;
     for (i64 at = 0; found < count && at < size; at += 64) {
         for (u64 here = words::either(lines.text + at, separator, '\n'); here; here &= here - 1) {
             marks[++found] = static_cast<u32>(at + __builtin_ctzll(here));
@@ -149,9 +150,10 @@ bool fill(Rows<View>& rows, const Lines& lines, i64 field) {
             std::memcpy(values[row].text(), &low, 8);
             std::memcpy(values[row].text() + 8, &high, 4);
         } else {
-            if (size >= arrow::WINDOW) return false;
-            values[row] = arrow::view_of(start, size, static_cast<i64>(rows.texts.size()));
-            rows.texts.append(start, size);
+            if (rows.texts == nullptr) rows.texts = recycled::values<char>(lines.end - lines.text);  // what is not used costs nothing
+            values[row] = arrow::view_of(start, size, rows.size);
+            std::memcpy(rows.texts.get() + rows.size, start, size);
+            rows.size += size;
         }
         return true;
     });
@@ -195,17 +197,16 @@ extern "C" int csv_read(const char* text, i64 size, i64 n, i64 fields, int separ
     for (i64 field = 0; field < fields; field++) {
         if (kinds[field] != SKIPPED) wanted.emplace_back(field, column_of(kinds[field], n));
     }
-    Lines lines{text, 0, 0, fields, returns != 0, std::vector<u32>(1 + FEW * fields + 64)};  // there may be more marks where the last one is
-    const char* const end = text + size;
+    Lines lines{text, text + size, 0, 0, fields, returns != 0, std::vector<u32>(1 + FEW * fields + 64)};  // there may be more marks where the last one is
     for (; lines.first < n; lines.first += lines.n) {
         lines.n = std::min(FEW, n - lines.first);
-        if (!cut(lines, end - lines.text, static_cast<char>(separator))) return 0;
+        if (!cut(lines, static_cast<char>(separator))) return 0;
         for (auto& [field, column] : wanted) {
             if (!std::visit([&, field = field](auto& rows) { return fill(rows, lines, field); }, column)) return 0;
         }
         lines.text += lines.marks[lines.n * fields] + 1;
     }
-    if (lines.text != end) return 0;
+    if (lines.text != lines.end) return 0;
     auto made = std::make_unique<arrow::Fields>(wanted.size());
     for (std::size_t i = 0; i < wanted.size(); i++) {
         std::visit([&](auto& rows) { arrow::hand_over(std::move(rows), &made->schemas[i], &made->arrays[i]); }, wanted[i].second);

@@ -227,10 +227,12 @@ extern "C" i64 dictionary_size(const Dictionary* dictionary) { return static_cas
 extern "C" void dictionary_all(const Dictionary* dictionary, i64 window, Schema* schema, Array* array) {
     const auto& ends = dictionary->ends;
     arrow::Rows<View> rows(static_cast<i64>(ends.size()) - 1);
-    rows.texts = dictionary->texts;
+    rows.size = static_cast<i64>(dictionary->texts.size());
+    rows.texts = recycled::values<char>(dictionary->texts.size());
+    std::memcpy(rows.texts.get(), dictionary->texts.data(), dictionary->texts.size());
     for (u64 i = 1; i < ends.size(); i++) {
         const i64 start = ends[i - 1];
-        rows.values[i - 1] = arrow::view_of(rows.texts.data() + start, static_cast<u32>(ends[i] - start), start, window);
+        rows.values[i - 1] = arrow::view_of(rows.texts.get() + start, static_cast<u32>(ends[i] - start), start, window);
     }
     arrow::hand_over(std::move(rows), schema, array, window);
 }
