@@ -74,7 +74,9 @@ def _rows(frame: pl.LazyFrame, file: _File, columns: list[str], ahead: int) -> I
             yield part
         else:
             return
-    for part in frame.select(columns).collect_batches(maintain_order=True):  # no slice: Polars counts lines for it, not rows
+    for part in frame.select(columns).collect_batches(
+        maintain_order=True
+    ):  # no slice: Polars counts lines for it, not rows
         yield part[done:] if done else part
         done = max(0, done - part.height)
 

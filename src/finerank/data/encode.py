@@ -50,7 +50,7 @@ Int64s: TypeAlias = NDArray[np.int64]
 PIECE = 1 << 16
 """Rows written at a time where there are no lists, of which the distinct ones of a whole block are found at once."""
 
-FINE = 1 << 12
+FINE = 1 << 13
 """Rows whose columns are put side by side at a time: they fit the processor's cache."""
 
 

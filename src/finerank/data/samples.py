@@ -201,10 +201,13 @@ def _whole_numbers(column: pl.Series, where: str) -> Int64s:
 
 
 def _parts(column: pl.Series) -> Array:
-    bad = column.filter(~column.cast(pl.String).is_in(list(NAMES)).fill_null(False))
+    texts, out = column.cast(pl.String), np.full(len(column), -1, dtype=np.int8)
+    for name, code in NAMES.items():
+        out[(texts == name).fill_null(False).to_numpy()] = code
+    bad = np.flatnonzero(out < 0)
     if len(bad):
-        raise UserError(f"samples: column {column.name!r} holds {bad[0]!r}; accepted: {', '.join(NAMES)}")
-    return column.replace_strict(NAMES, return_dtype=pl.Int8).to_numpy()
+        raise UserError(f"samples: column {column.name!r} holds {column[int(bad[0])]!r}; accepted: {', '.join(NAMES)}")
+    return out
 
 
 class ListPast:

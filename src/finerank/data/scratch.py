@@ -25,6 +25,9 @@ BLOCK = 1 << 20
 HELD = 1 << 10
 """Bytes of arrays that stay in memory, for each row of a block: with the default block, 1 GiB in all."""
 
+MANY = 16
+"""Pieces of an array that share a room in memory: a block is read in as many."""
+
 LEAF = 1 << 16
 """Numbers that are summed in one go, whatever the block is."""
 
@@ -174,7 +177,7 @@ class Scratch:
 class Pile:
     """An array that grows: `append` pieces, then `close` gives it as a whole.
 
-    What is held in memory lies in rooms of a block each, so that many small pieces need not be put together again.
+    Pieces held in memory are written into rooms for many of them: most arrays have one, and need not be put together again.
     """
 
     def __init__(self, scratch: Scratch, dtype: DTypeLike, width: int | None = None) -> None:
@@ -215,8 +218,8 @@ class Pile:
         self._fill(piece)
 
     def _room(self, least: int) -> None:
-        """Memory that is not touched costs nothing."""
-        self._left = max(least, self.scratch.block)
+        """Memory for many pieces like this one; what is not touched costs nothing."""
+        self._left = MANY * least
         self._held.append(np.empty((self._left, *self._width), self.dtype))
 
     def _fill(self, piece: Array) -> None:

@@ -71,6 +71,14 @@ u64 key_of(const char* p, u64 n) {
     return at(0) | at(n / 2) << 8 | at(n - 1) << 16;
 }
 
+u64 hash_of(u64 key, u64 n) { return mixed(key ^ 0x2545f4914f6cdd1d, 0x9e3779b97f4a7c15 + n); }
+
+struct Sought {
+    const char* p;
+    u32 n;
+    u64 key, hash;
+};
+
 struct Slot {
     u64 key;
     u32 size, code;  // code 0: free
@@ -81,34 +89,60 @@ struct Dictionary {
     std::vector<i64> ends{0};  // of each code's text; of code 0, which is no text, 0
     std::string texts;
 
-    u32 code(const char* p, u32 n) {
-        const u64 key = key_of(p, n);
-        for (u64 at = place(key, n);; at = (at + 1) & (slots.size() - 1)) {
+    u32 code(const Sought& text) {
+        for (u64 at = text.hash & (slots.size() - 1);; at = (at + 1) & (slots.size() - 1)) {
             const Slot& slot = slots[at];
-            if (slot.code == 0) return added(p, n, key, at);
-            if (slot.key == key && slot.size == n && (n <= 8 || !std::memcmp(&texts[ends[slot.code - 1]], p, n))) return slot.code;
+            if (slot.code == 0) return added(text, at);
+            if (slot.key != text.key || slot.size != text.n) continue;
+            if (text.n <= 8 || !std::memcmp(&texts[ends[slot.code - 1]], text.p, text.n)) return slot.code;
         }
     }
 
-  private:
-    u64 place(u64 key, u32 n) const { return mixed(key ^ 0x2545f4914f6cdd1d, 0x9e3779b97f4a7c15 + n) & (slots.size() - 1); }
+    void fetch(const Sought& text) const { __builtin_prefetch(&slots[text.hash & (slots.size() - 1)]); }
 
-    u32 added(const char* p, u32 n, u64 key, u64 at) {
+  private:
+    u32 added(const Sought& text, u64 at) {
         const u32 code = static_cast<u32>(ends.size());
-        texts.append(p, n);
+        texts.append(text.p, text.n);
         ends.push_back(static_cast<i64>(texts.size()));
-        slots[at] = {key, n, code};
+        slots[at] = {text.key, text.n, code};
         if (2 * ends.size() > slots.size()) {
             std::vector<Slot> before(2 * slots.size());
             before.swap(slots);
             for (const Slot& slot : before) {
                 if (slot.code == 0) continue;
-                u64 to = place(slot.key, slot.size);
+                u64 to = hash_of(slot.key, slot.size) & (slots.size() - 1);
                 while (slots[to].code != 0) to = (to + 1) & (slots.size() - 1);
                 slots[to] = slot;
             }
         }
         return code;
+    }
+};
+
+// Codes of texts, one after the other; 0 for empty ones. Where a text may be is fetched from memory while others are looked up.
+class Codes {
+  public:
+    Codes(Dictionary& dictionary, u32* out) : dictionary(dictionary), out(out) {}
+    ~Codes() { look_up(); }
+
+    void add(const char* p, u32 n) {
+        const u64 key = n ? key_of(p, n) : 0;
+        few[waiting] = {p, n, key, hash_of(key, n)};
+        dictionary.fetch(few[waiting++]);
+        if (waiting == FEW) look_up();
+    }
+
+  private:
+    static constexpr int FEW = 32;
+    Dictionary& dictionary;
+    u32* out;
+    Sought few[FEW];
+    int waiting = 0;
+
+    void look_up() {
+        for (int i = 0; i < waiting; i++) *out++ = few[i].n ? dictionary.code(few[i]) : 0;
+        waiting = 0;
     }
 };
 
@@ -204,16 +238,17 @@ extern "C" int texts_integers(const Column* column, int separator, int based, st
 
 // out [m]: the codes of the entries, from 1 on in the order of first occurrence; 0 for what is missing.
 extern "C" void texts_codes(const Column* column, int separator, Dictionary* dictionary, u32* out) {
+    Codes codes(*dictionary, out);
     each_row(*column, [&](const char* p, u32 n) {
         if (separator < 0) {
-            *out++ = n ? dictionary->code(p, n) : 0;
+            codes.add(p, n);
             return true;
         }
         if (n == 0) return true;
         for (const char* end = p + n;; p++) {
             const char* start = p;
             while (p < end && static_cast<unsigned char>(*p) != separator) p++;
-            *out++ = p > start ? dictionary->code(start, static_cast<u32>(p - start)) : 0;
+            codes.add(start, static_cast<u32>(p - start));
             if (p == end) return true;
         }
     });
