@@ -177,6 +177,24 @@ def rows_of(task: str) -> int:
     return (WARM + steps_of(task) + 4) * BATCH
 
 
+def for_steps(peer: str, task: str, world: str) -> tuple[dict[str, Any], Any, Any, dict[str, int]]:
+    """What a peer that keeps columns trains some steps on: (columns, labels, a second task's labels, sizes of vocabularies).
+
+    F and M are data B with other models; the second task of M is a made one that lives within the clicks.
+    """
+    import pickle
+
+    import numpy as np
+
+    with (folder() / f"{peer}_{'B' if world in 'FM' else world}.pickle").open("rb") as file:
+        columns, labels, sizes, _ = pickle.load(file)
+    columns, labels = {k: v[: rows_of(task)] for k, v in columns.items()}, labels[: rows_of(task)]
+    if task == "dien_aux":
+        for name in ("item_id", "cate_id"):
+            columns["neg_hist_" + name] = np.random.permutation(columns["hist_" + name])
+    return columns, labels, labels * (columns["I1"] > 0) if world == "M" else None, sizes
+
+
 def settle(seed: int) -> None:
     """The same for all: threads, seed, freed memory kept for the next step."""
     import numpy as np

@@ -85,17 +85,20 @@ FIELDS = Schema(
     features=tuple(Categorical(name=name, level="candidate") for name in CATEGORIES), tasks=(Task(name="label"),)
 )
 TASKS = replace(FIELDS, tasks=(Task(name="label"), Task(name="conversion", within="label")))
-SCHEMAS = {"A": CLICKS, "a": CLICKS, "R": CLICKS, "B": CRITEO, "F": FIELDS, "M": TASKS}
+SCHEMAS = {"A": CLICKS, "a": CLICKS, "T": CLICKS, "R": CLICKS, "B": CRITEO, "F": FIELDS, "M": TASKS}
 
 
 def encode(world: str) -> None:
-    """A (flat rows with a history), R (ten candidates a request), B (columns only), a (a tenth of A), F (the ids of B),
+    """A (flat rows with a history), R (ten candidates a request), B (columns only), a (a tenth of A), T (A's training
+    rows ten times, its values therefore the same), F (the ids of B),
     M (the ids of B, and a second label: the first where I1 is above its least value)."""
     data = folder()
-    name = "B" if world in "FM" else world.upper()
+    name = {"a": "A", "T": "A", "F": "B", "M": "B"}.get(world, world)
     train, test = (pl.scan_parquet(data / f"{name}_{part}.parquet") for part in ("train", "test"))
     if world == "a":
         train, test = train.head(36_000), test.head(4_000)
+    if world == "T":
+        train = pl.concat([train] * 10)
     requests = pl.col("request") if world == "R" else pl.int_range(pl.len())
     last = train.select(requests.max()).collect().item() - (100 if world == "R" else 1_000)
     train = train.with_columns(split=pl.when(requests <= last).then(pl.lit("train")).otherwise(pl.lit("validation")))

@@ -53,7 +53,7 @@ MODULES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
             "amount_per_1000_impressions",
         ),
     ),
-    ("regression", "Numbers", ("rmse", "mae", "r2", "pair_loss")),
+    ("regression", "Numbers", ("rmse", "mae", "r2", "odds_loss", "pair_loss")),
     ("estimate", "Intervals", ("Estimate", "Influence", "resampled", "holm")),
 )
 

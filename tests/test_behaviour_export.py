@@ -65,12 +65,14 @@ def test_every_variant_makes_the_trip(
 
 
 def test_expected_watch_time_makes_the_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Text) -> None:
-    """A head of link exp: trained by weighted logistic regression, judged by RMSE, served as e^z."""
+    """A head of odds: trained and judged by weighted logistic regression, served as e^z."""
     samples, events = tiny.frames()
     schema = replace(tiny.schema(tasks=1, max_length=50), tasks=(Task(name="click", kind="regression"),))
     data = prepare(tmp_path / "data", schema, samples.lazy(), events.lazy(), tiny.KEYS, Split(validation=0.2, test=0.2))
     trainer = trained({"name": "youtube_ranking", "interactions": [{"kind": "tower", "hidden": [8]}]}, data)
-    assert set(trainer.history[0].validation["click"]) == {"rmse", "rows"}
+    first = trainer.history[0]
+    assert set(first.validation["click"]) == {"odds_loss", "rmse", "rows"}
+    assert first.score == -first.validation["click"]["odds_loss"]
     scorer = check_the_trip(trainer, World(data, samples, events), tmp_path, monkeypatch, capfd)
     scores = scorer.score({"user": "u1"}, [{"item": "i1"}, {"item": "i2"}])
     np.testing.assert_allclose(scores.predictions["click"], np.exp(scores.logits["click"]), rtol=1e-6)

@@ -356,7 +356,7 @@ def test_steps_count_the_pairs_of_the_histories_that_are_paired(data: Dataset) -
     for needs, factor in ((BOTH, 1), (NOTHING, 0)):
         builder = BatchBuilder(data, needs, seed=9)
         budget = Budget(rows=9, pairs=12)
-        made = builder.steps(train, budget, epoch=2)
+        made = list(builder.steps(train, budget, epoch=2))
         assert np.array_equal(np.concatenate([s.requests for s in made]), shuffled(train, 9, 2))
         pairs = []
         for step in made:

@@ -412,7 +412,7 @@ def test_odds_of_the_best_constant_are_the_watch_time_over_the_rows_not_watched(
 
     optimiser.step(step)  # type: ignore[arg-type]
     assert float(model(batch).logits[0].detach().exp()) == pytest.approx(150 / 3, rel=1e-6)
-    assert model.heads[0].link == "exp"
+    assert model.heads[0].link == "odds"
 
 
 def test_watch_time_loss_by_hand_and_its_cap() -> None:
@@ -430,7 +430,7 @@ def test_watch_time_loss_by_hand_and_its_cap() -> None:
 def test_one_second_for_every_watched_row_is_logistic_regression() -> None:
     number, binary = ranking(rate=0.25), ranking("binary", rate=0.25)
     models = [model_of(*number), model_of(*binary)]
-    assert [m.heads[0].link for m in models] == ["exp", "sigmoid"]
+    assert [m.heads[0].link for m in models] == ["odds", "sigmoid"]
     losses = [float(m.losses(batch_of(), m(batch_of()))["click"].detach()) for m in models]
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
 

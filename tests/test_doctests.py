@@ -39,7 +39,7 @@ METRICS = {
         "conversions_per_click",
         "amount_per_1000_impressions",
     ),
-    "finerank.metrics.regression": ("rmse", "mae", "r2", "pair_loss"),
+    "finerank.metrics.regression": ("rmse", "mae", "r2", "odds_loss", "pair_loss"),
 }
 
 

@@ -186,7 +186,7 @@ def test_the_sampling_of_a_recipe_keeps_the_share_that_aman_asks_for(tmp_path: P
     clicked = data.labels[:, 0] == 1
     assert trainer.sampled.keep[training & clicked].all()
     assert trainer.sampled.keep[training & ~clicked].mean() == pytest.approx(0.1, abs=0.04)
-    given = next(iter(trainer.feed.batches(trainer.feed.steps(data.requests_of("train"), options.batch, 0)[0], 0)))
+    given = next(trainer.feed.batches(next(trainer.feed.steps(data.requests_of("train"), options.batch, 0)), 0))
     seen, factors = trainer.sampled.seen(given, trainer.model(given))
     assert bool((factors == 1).all())
     assert torch.equal(seen.logits, trainer.model(given).logits)

@@ -123,7 +123,7 @@ def check_shapes_and_start(name: str, data: Dataset, tmp: Path) -> None:
     for i, head in enumerate(model.heads):
         if head.space == "own":
             rate = data.fitted.base_rates[head.task]
-            link = {"sigmoid": torch.sigmoid, "exp": torch.exp, "identity": torch.clone}[head.link]
+            link = {"sigmoid": torch.sigmoid, "exp": torch.exp, "odds": torch.exp, "identity": torch.clone}[head.link]
             least = 0.1 if head.link == "sigmoid" else 0.1 * abs(rate)
             assert abs(float(link(out.logits[:, i]).mean().detach()) - rate) < least
 

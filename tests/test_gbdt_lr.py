@@ -185,7 +185,7 @@ def test_the_regression_sees_only_rows_that_the_trees_did_not(data: Dataset, mon
     assert data.time[seen[0]].max() <= data.time[trainer.requests].min()
     assert trainer.stages is not None
     assert trainer.stages["trees"]["training_requests"] == len(seen[0])
-    steps = trainer.feed.steps(trainer.requests, QUICK.batch)
+    steps = list(trainer.feed.steps(trainer.requests, QUICK.batch))
     assert not set(np.concatenate([s.requests for s in steps])) & set(seen[0])
     history = trainer.fit()
     assert history[0].rows == int(np.diff(data.first)[trainer.requests].sum())

@@ -11,6 +11,7 @@ import torch
 
 from finerank.data.prepare import prepare
 from finerank.data.split import Split
+from finerank.metrics.regression import odds_loss
 from finerank.models import registry
 from finerank.models.composition import Head, head_loss, head_target
 from finerank.schema import Categorical, Schema, Task
@@ -26,6 +27,16 @@ def test_losses_of_the_links_by_hand() -> None:
     assert head_loss(Head("h", "t", "identity"), logits, labels).tolist() == [1.0, 1.0]
     exp = head_loss(Head("h", "t", "exp"), logits, labels)  # exp(l) - y l
     assert exp.tolist() == pytest.approx([1.0, 7.389056 - 6.0], abs=1e-5)
+    odds = head_loss(Head("h", "t", "odds"), logits, torch.tensor([0.0, 3.0]))  # log(1 + e^0), 3 log(1 + e^-2)
+    assert odds.tolist() == pytest.approx([0.693147, 3 * 0.126928], abs=1e-5)
+
+
+def test_odds_are_least_at_the_sum_of_the_labels_over_the_rows_without_one() -> None:
+    labels = torch.tensor([0.0, 0.0, 1.0, 6.0])
+    logit = torch.tensor(7 / 2).log().requires_grad_()
+    head_loss(Head("h", "t", "odds"), logit.expand(4), labels).sum().backward()
+    assert float(logit.grad) == pytest.approx(0.0, abs=1e-5)  # type: ignore[arg-type]
+    assert odds_loss(labels, logit.detach().expand(4)) < odds_loss(labels, (logit.detach() + 0.1).expand(4))
 
 
 def test_exponential_link_is_least_where_its_mean_is_the_label() -> None:

@@ -64,14 +64,15 @@ def test_every_metric_agrees_with_leaving_users_out() -> None:
         assert found.se == pytest.approx(jackknife, rel=0.05), name
 
 
-def test_numbers_agree_with_leaving_users_out() -> None:
+@pytest.mark.parametrize("link", ["exp", "odds"])
+def test_numbers_agree_with_leaving_users_out(link: str) -> None:
     r = np.random.default_rng(4)
     user = r.integers(0, 120, 1_500)
     p = r.normal(size=1_500) + r.normal(size=120)[user]
     y = np.where(r.random(1_500) < 0.4, 0.0, np.exp(p / 2 + r.normal(size=1_500) / 2))
-    rows = HeadRows.of("exp", y, p / 2, r.integers(0, 3, 1_500).astype(float), user, user)
+    rows = HeadRows.of(link, y, p / 2, r.integers(0, 3, 1_500).astype(float), user, user)
     found = influences(rows)
-    assert set(found) == {"rmse", "mae", "r2", "pair_loss"}
+    assert list(found) == ["odds_loss"] * (link == "odds") + ["rmse", "mae", "r2", "pair_loss"]
     left = [influences(rows.take(np.flatnonzero(rows.clusters != u))) for u in range(rows.count)]
     for name, one in found.items():
         assert one.se == pytest.approx(math.sqrt((rows.count - 1) * np.var([o[name].value for o in left])), rel=0.1)

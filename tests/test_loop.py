@@ -337,7 +337,7 @@ def test_lazy_adam_equals_torch_adam_that_forgets_untouched_rows(worlds: dict[st
     touched: dict[str, Tensor] = {}
     for name, tables in trainer.model.embeddings().items():
         tables.before_gather = lambda rows, name=name: touched.update({name: rows})
-    steps = trainer.builder.steps(data.requests_of("train"), options.batch, 0)
+    steps = list(trainer.builder.steps(data.requests_of("train"), options.batch, 0))
     idle = 0
     for i, step in enumerate(steps):
         trainer.step = i
@@ -421,7 +421,7 @@ def test_decay_is_settled_before_evaluation_and_rows_nobody_met_pay_too(worlds: 
     (epoch,) = trainer.fit()
     again = metrics(predict(trainer.model, trainer.builder, data.requests_of("validation")))
     assert repr(again) == repr(epoch.validation)  # NaN included
-    steps = len(trainer.builder.steps(data.requests_of("train"), options.batch, 0))
+    steps = len(list(trainer.builder.steps(data.requests_of("train"), options.batch, 0)))
     for name, weight in start.items():
         alone = [row for row in range(len(weight)) if row not in met[name] and bool(weight[row].any())]
         assert len(alone) > 3
@@ -435,7 +435,7 @@ def test_clip_bounds_the_dense_step_and_leaves_the_tables_alone(worlds: dict[str
     for clip in (None, 1e-3):
         trainer = Trainer(small("base"), data, quick(clip=clip, dense=SGD(lr=1.0), tables=SGD(lr=1.0)))
         before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-        step = trainer.builder.steps(data.requests_of("train"), trainer.options.batch, 0)[0]
+        step = next(trainer.builder.steps(data.requests_of("train"), trainer.options.batch, 0))
         trainer.train_step(step)
         after = trainer.model.state_dict()
         dense = [(after[k] - before[k]).flatten() for k in trainer.optimisers.dense_parameters]

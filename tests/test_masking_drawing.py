@@ -74,7 +74,7 @@ def test_masks_and_draws_are_of_seed_epoch_and_request_alone(data: Dataset) -> N
     for other in (builder.batch(some, epoch=3), BatchBuilder(data, needs(), seed=5).batch(some, epoch=2)):
         assert not torch.equal(other.masked["clicks"], part.masked["clicks"])
         assert not torch.equal(other.drawn["clicks"].ids, part.drawn["clicks"].ids)
-    chunks = list(builder.batches(builder.steps(some[:1], Budget(rows=1), shuffle=False)[0], epoch=2))
+    chunks = list(builder.batches(next(builder.steps(some[:1], Budget(rows=1), shuffle=False)), epoch=2))
     assert all(torch.equal(c.drawn["clicks"].ids, part.drawn["clicks"].ids[:1]) for c in chunks)
 
 

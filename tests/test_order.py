@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finerank.data.order import Budget, Step, shuffled, steps
+from finerank.data.order import Budget, Step, shuffled, steps, windows
 from finerank.errors import UserError
 
 quick = settings(derandomize=True, max_examples=150, deadline=None)
@@ -160,3 +160,11 @@ def test_what_a_step_is_by_default() -> None:
 def test_a_budget_of_nothing_is_refused(given_: dict[str, int]) -> None:
     with pytest.raises(UserError, match=r"batch: rows = .*, pairs = .*; accepted: whole numbers of at least 1"):
         Budget(**given_)
+
+
+def test_windows_come_one_at_a_time_and_are_the_order() -> None:
+    requests = np.arange(1_000) * 3
+    found = list(windows(requests, 4, 2, 10, 7))
+    assert [len(w) for w in found] == [70] * 14 + [20]
+    assert np.array_equal(np.concatenate(found), shuffled(requests, 4, 2, 10, 7))
+    assert shuffled(requests[:0], 4, 2).tolist() == [r for w in windows(requests[:0], 4, 2) for r in w] == []

@@ -29,8 +29,9 @@ def page(name: str, board: Board, at: Path, docs: Path, trials: int) -> None:
     runs = {n: of[: next(s["seeds"] for s in done if s["name"] == n)] for n, of in runs.items()}
     rows = [(s["validation"], _cells(s, board, runs[s["name"]])) for s in done]
     notes = []
-    if board.trees and (at / "trees" / "found.json").exists():
-        line, note = _trees(at, runs[board.base])
+    grown = at.parent / (board.settings or name) / "trees"
+    if board.trees and (grown / "found.json").exists():
+        line, note = _trees(grown, runs[board.base])
         rows.append(line)
         notes.append(note)
     rows.sort(key=lambda r: -r[0])
@@ -123,10 +124,10 @@ def _rows(run: Run, by: Any, logits: np.ndarray | None = None) -> HeadRows:
     return head_rows(found, 0, of_row, by)
 
 
-def _trees(at: Path, base: list[Run]) -> tuple[tuple[float, list[str]], str]:
+def _trees(grown: Path, base: list[Run]) -> tuple[tuple[float, list[str]], str]:
     """LightGBM's line, measured as everybody's."""
-    found = json.loads((at / "trees" / "found.json").read_text(encoding="utf-8"))
-    logits = np.load(at / "trees" / "test.npy")
+    found = json.loads((grown / "found.json").read_text(encoding="utf-8"))
+    logits = np.load(grown / "test.npy")
     mine = [_rows(base[0], "user", each) for each in logits]
     side = [influences(rows)["auc"] for rows in mine]
     (d,) = differences([[influences(_rows(run, "user"))["auc"] for run in base], side])

@@ -22,6 +22,7 @@ import polars as pl
 
 from finerank.data.dataset import Dataset
 from finerank.metrics.ranking import auc
+from finerank.typed import read_toml, to_toml
 
 DAY = 86_400_000_000
 TRIALS, SEEDS = 8, 5
@@ -29,9 +30,8 @@ NUMBER = pl.int_range(1, pl.len() + 1)
 """1, 2, 3, ... of the rows of a group."""
 
 
-def trees(at: Path) -> None:
-    """Search, train, and write the logits of the test rows by seed to `at`/trees, unless they are there."""
-    out = at / "trees"
+def trees(at: Path, out: Path) -> None:
+    """Search, train, and write the logits of the test rows by seed to `out`, unless they are there. at: the board's folder."""
     if (out / "found.json").exists():
         return
     data = Dataset.open(at / "bench" / "data")
@@ -41,9 +41,8 @@ def trees(at: Path) -> None:
     assert np.array_equal(label, samples["bought"].to_numpy()), "the data set's rows are not in the order of the file"
     rows = {split: data.rows_of(data.requests_of(split)) for split in ("train", "validation", "test")}
     x = table.to_numpy().astype(np.float32)
-    sets = {
-        s: lightgbm.Dataset(x[r], label[r], feature_name=table.columns, free_raw_data=False) for s, r in rows.items()
-    }
+    columns = {"feature_name": table.columns, "free_raw_data": False, "params": {"feature_pre_filter": False}}
+    sets = {s: lightgbm.Dataset(x[r], label[r], **columns) for s, r in rows.items()}
 
     def fit(settings: dict[str, Any], seed: int) -> tuple[float, np.ndarray]:
         fixed = {
@@ -79,6 +78,17 @@ def trees(at: Path) -> None:
     tests = [float(auc(label[rows["test"]], logits)) for _, logits in made]
     found = {"settings": best, "trials": TRIALS, "validation": [v for v, _ in made], "test": tests}
     (out / "found.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def add_features(raw: Path) -> None:
+    """The features become columns of the samples, and of the recipe as embedded buckets: for models of ids."""
+    samples = pl.read_parquet(raw / "samples.parquet")
+    made = features(samples, pl.read_parquet(raw / "events.parquet"))
+    made = made.drop(set(made.columns) & set(samples.columns))
+    pl.concat([samples, made], how="horizontal").write_parquet(raw / "samples.parquet")
+    recipe = read_toml(raw / "recipe.toml")
+    recipe["feature"] += [{"kind": "bucketed", "name": n, "level": "candidate", "buckets": 20} for n in made.columns]
+    (raw / "recipe.toml").write_text(to_toml(recipe), encoding="utf-8")
 
 
 def features(samples: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:

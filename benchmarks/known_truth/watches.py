@@ -47,8 +47,8 @@ def watches_section(folder: Path) -> Section:
     text = (
         "A row is watched with a known probability and for a known time on average; watched rows weigh as much as they were "
         "watched. The odds exp(z), which are what is served, are found as E[T] / P(not watched). That is the expected watch "
-        "time (dashed) where few rows are watched; with half of them watched, odds are three times too high, and the "
-        "validation's rmse, which takes odds for minutes, stops such a run early. As a score to rank by they stay good."
+        "time (dashed) where few rows are watched; with half of them watched, odds are three times too high. As a "
+        "score to rank by they stay good, and early stopping judges them as such: by the loss they are trained with."
     )
     describe = "predicted odds by true expected watch time, in ten shares of the rows"
     return Section("Watch time: odds and expected minutes", text, table, beside(panels, describe), describe)

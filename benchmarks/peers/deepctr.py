@@ -33,8 +33,8 @@ from clock import (
     auc,
     emit,
     folder,
+    for_steps,
     preparing,
-    rows_of,
     settle,
     steps_of,
     timed,
@@ -167,14 +167,9 @@ def family(task, sizes):
 def steps(task, world, seed):
     settle(seed)
     with Memory() as memory:
-        with (folder() / f"deepctr_{'B' if world in 'FM' else world}.pickle").open("rb") as file:
-            features, labels, sizes, _ = pickle.load(file)
-        features, labels = {k: v[: rows_of(task)] for k, v in features.items()}, labels[: rows_of(task)]
+        features, labels, second, sizes = for_steps("deepctr", task, world)
         if world == "M":
-            labels = np.stack([labels, labels * (features["I1"] > 0)], axis=1)
-        if task == "dien_aux":
-            for n in ("item_id", "cate_id"):
-                features["neg_hist_" + n] = np.random.permutation(features["hist_" + n])
+            labels = np.stack([labels, second], axis=1)
         net = family(task, sizes)
         loss = "binary_crossentropy" if world != "M" else ["binary_crossentropy"] * 2
         net.compile(torch.optim.Adam(net.parameters(), lr=RATE), loss)

@@ -33,8 +33,8 @@ from clock import (
     auc,
     emit,
     folder,
+    for_steps,
     preparing,
-    rows_of,
     settle,
     steps_of,
     timed,
@@ -174,17 +174,11 @@ def steps(task, world, seed):
 
     settle(seed)
     with Memory() as memory:
-        with (folder() / f"rechub_{'B' if world in 'FM' else world}.pickle").open("rb") as file:
-            features, labels, sizes, _ = pickle.load(file)
-        features, labels = {k: v[: rows_of(task)] for k, v in features.items()}, labels[: rows_of(task)]
+        features, labels, second, sizes = for_steps("rechub", task, world)
         if world == "M":
-            both = labels * (features["I1"] > 0)
-            labels = np.stack([both, labels, both] if task == "esmm" else [labels, both], axis=1)
+            labels = np.stack([second, labels, second] if task == "esmm" else [labels, second], axis=1)
         if world != "A":
             features = {c: features[c] for c in CATEGORIES}
-        if task == "dien_aux":
-            for n in ("item_id", "cate_id"):
-                features["neg_hist_" + n] = np.random.permutation(features["hist_" + n])
         net = family(task, sizes)
         few = {k: v[:2] for k, v in features.items()}
         loader, *_ = DataGenerator(features, labels).generate_dataloader(

@@ -5,7 +5,7 @@ R requests · N candidates · T events · P pairs · K tasks
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +18,7 @@ from finerank.data.dataset import Dataset
 from finerank.data.drawing import Drawing, Law
 from finerank.data.events import EventTable, flatten
 from finerank.data.masking import Masking, hidden
-from finerank.data.order import Budget, Step, shuffled, steps
+from finerank.data.order import Budget, Step, steps, windows
 from finerank.runtime.blocks import Block
 from finerank.runtime.encoder import age_ids
 from finerank.runtime.hashing import mix, uniform
@@ -86,12 +86,16 @@ class BatchBuilder:
         self.laws: dict[str, Law] = {}  # of draws, by history; made when first asked for
         self.row_maps = {} if row_maps is None else row_maps  # not a copy: a resumed training replaces its maps
 
-    def steps(self, requests: np.ndarray, budget: Budget, epoch: int = 0, shuffle: bool = True) -> list[Step]:
-        """The optimiser steps of one epoch over these requests."""
-        order = shuffled(requests, self.seed, epoch) if shuffle else requests
-        out, left = [], order[:0]
-        for start in range(0, len(order), PIECE):  # so that little is held for each request
-            piece = np.concatenate([left, order[start : start + PIECE]])
+    def rows(self, requests: np.ndarray) -> int:
+        """How many rows these requests have."""
+        return sum(int((self.first[p + 1] - self.first[p]).sum()) for p in _pieces([requests]))
+
+    def steps(self, requests: np.ndarray, budget: Budget, epoch: int = 0, shuffle: bool = True) -> Iterator[Step]:
+        """The optimiser steps of one epoch over these requests, cut as they are asked for: nothing is held for each."""
+        ahead, left = len(requests), np.empty(0, dtype=np.int64)
+        for part in _pieces(windows(requests, self.seed, epoch) if shuffle else [requests]):
+            ahead -= len(part)
+            piece = np.concatenate([left, part])
             rows = self.first[piece + 1] - self.first[piece]
             if self.keep is not None:
                 piece, rows = piece[rows > 0], rows[rows > 0]
@@ -100,10 +104,9 @@ class BatchBuilder:
                 slices = self.dataset.slices[name]
                 events += slices.end[piece] - slices.start[piece]
             found = steps(piece, rows, events, budget)
-            if start + PIECE < len(order):  # the last step may go on in the next piece
+            if ahead:  # the last step may go on in the next piece
                 left = found.pop().requests if found else piece
-            out += found
-        return out
+            yield from found
 
     def batches(self, step: Step, epoch: int | None = 0) -> Iterator[Batch]:
         """The batches of one step: one, or as many as an oversized request was cut into. epoch: as in `batch`."""
@@ -273,6 +276,11 @@ class BatchBuilder:
             PADDING  # nothing comes before a first event, so nothing predicts it
         )
         return self._block(columns, block)
+
+
+def _pieces(arrays: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    for array in arrays:
+        yield from (array[at : at + PIECE] for at in range(0, len(array), PIECE))
 
 
 def has_age(columns: Columns) -> bool:

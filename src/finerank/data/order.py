@@ -7,6 +7,7 @@ gets a plain permutation. Everything is a function of (seed, epoch).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,15 +48,21 @@ class Step:
 
 def shuffled(requests: np.ndarray, seed: int, epoch: int, block: int = BLOCK, window: int = WINDOW) -> np.ndarray:
     """The requests in the order of an epoch."""
+    found = list(windows(requests, seed, epoch, block, window))
+    return np.concatenate(found) if found else requests
+
+
+def windows(
+    requests: np.ndarray, seed: int, epoch: int, block: int = BLOCK, window: int = WINDOW
+) -> Iterator[np.ndarray]:
+    """The requests in the order of an epoch, a window at a time: no more than that is held."""
     draw = np.random.Generator(np.random.Philox(key=mix(seed, epoch, 0x0D3)))
     blocks = np.array_split(requests, range(block, len(requests), block))
     order = draw.permutation(len(blocks))
-    out = []
     for start in range(0, len(order), window):
         within = np.concatenate([blocks[i] for i in order[start : start + window]])
         draw.shuffle(within)
-        out.append(within)
-    return out[0] if len(out) == 1 else np.concatenate(out) if out else requests
+        yield within
 
 
 def steps(requests: np.ndarray, rows: np.ndarray, events: np.ndarray, budget: Budget) -> list[Step]:

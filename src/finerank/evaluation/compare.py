@@ -258,7 +258,7 @@ def _names(sides: list[list[Run]]) -> list[str]:
 def _sentence(
     side: str, first: str, head: str, differences: Mapping[str, Difference], rows: int, users: int, how: str
 ) -> str:
-    """What one may say, by the first metric: AUC, or RMSE."""
+    """What one may say, by the first metric: AUC, RMSE, or the weighted log loss of odds."""
     name = next(iter(differences))
     d, (title, better) = differences[name], METRICS[name]
     at = f"{head} " if head else ""

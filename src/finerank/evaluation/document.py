@@ -44,6 +44,7 @@ METRICS: dict[str, tuple[str, int]] = {
     "hr@10": ("HR@10", 1),
     "map@10": ("MAP@10", 1),
     "recall@1": ("recall@1 against 9 sampled negatives", 1),
+    "odds_loss": ("weighted log loss of odds", -1),
     "rmse": ("RMSE", -1),
     "mae": ("MAE", -1),
     "r2": ("R²", 1),
@@ -124,7 +125,7 @@ class SliceTable:
 class HeadEvaluation:
     """One head on the rows of its space.
 
-    link       sigmoid: a probability; identity, exp: a number, which has other metrics and no curves
+    link       sigmoid: a probability; identity, exp, odds: a number, which has other metrics and no curves
     task       whose labels it is judged by
     positives  rows with label 1; rate: the (weighted) mean of the labels
     groups     lists that GAUC and the list metrics order: users or requests, see `Evaluation.by`

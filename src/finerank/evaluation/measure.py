@@ -25,7 +25,7 @@ from finerank.metrics.influence import (
 )
 from finerank.metrics.probability import equal_mass_bins, sigmoid
 from finerank.metrics.ranking import Weighting, group_weights, of_rankings
-from finerank.metrics.regression import pair_parts, watched_rankings
+from finerank.metrics.regression import odds_losses, pair_parts, watched_rankings
 from finerank.metrics.runs import Rankings, Runs, rankings, runs, sums
 
 K = 10
@@ -36,6 +36,7 @@ BOUNDS = {
     "logloss": (0.0, math.inf),
     "ne": (0.0, math.inf),
     "calibration": (0.0, math.inf),
+    "odds_loss": (0.0, math.inf),
     "rmse": (0.0, math.inf),
     "mae": (0.0, math.inf),
     "r2": (-math.inf, 1.0),
@@ -124,7 +125,7 @@ class HeadRows:
         """[n] the link applied."""
         if self.link == "sigmoid":
             return sigmoid(self.logits)
-        return np.exp(self.logits) if self.link == "exp" else self.logits
+        return self.logits if self.link == "identity" else np.exp(self.logits)
 
 
 def dense(codes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -191,9 +192,11 @@ def _regression(rows: HeadRows) -> dict[str, Influence]:
     mean = float(w @ y / w.sum()) if len(y) else math.nan
     unexplained = ratio_influence(w * error**2, w * (y - mean) ** 2, clusters, count)
     out["r2"] = through(unexplained, 1 - unexplained.value, -1.0)
-    if len(y) and y.min() >= 0 and y.min() == 0:  # some rows are not watched, bought, ...: there are pairs
+    if len(y) and y.min() == 0:  # some rows are not watched, bought, ...: there are pairs
         lost, total = pair_parts(watched_rankings(y, rows.logits, rows.lists))
         out["pair_loss"] = ratio_influence(lost, total, rows.owner, count)
+    if rows.link == "odds":  # first, for it decides: see `Head.judge`
+        out = {"odds_loss": mean_influence_of(odds_losses(y, rows.logits), w, clusters, count)} | out
     return out
 
 

@@ -157,7 +157,7 @@ def _scores(logits: Tensor, link: Link) -> Tensor:
     match link:
         case "sigmoid":
             return torch.sigmoid(logits)
-        case "exp":
+        case "exp" | "odds":
             return torch.exp(logits)
         case "identity":
             return logits

@@ -13,6 +13,7 @@ LSTM: Hochreiter and Schmidhuber, Neural Computation 1997, with the forget gate 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Literal
 
@@ -25,7 +26,7 @@ from finerank.layers.mlp import linear
 Cell = Literal["gru", "aigru", "agru", "augru", "augru_official"]
 
 
-class Recurrence(nn.Module):
+class Recurrence(nn.Module, ABC):
     """A cell walked along jagged sequences. `memory` is what it carries from step to step, of which the first H are shown.
 
     input   [T, inputs] -> gates; state: [b, H] -> gates: the two linear maps that every cell has
@@ -37,9 +38,9 @@ class Recurrence(nn.Module):
         self.input = linear(inputs, gates * hidden)
         self.state = linear(hidden, gates * hidden, bias=False)
 
+    @abstractmethod
     def step(self, projected: Tensor, attention: Tensor | None, h: Tensor) -> Tensor:
         """One step of b sequences: [b, gates], [b] or None, [b, memory] -> [b, memory]."""
-        raise NotImplementedError
 
     def project(self, inputs: Tensor) -> Tensor:
         """[T, inputs] -> [T, gates]: the input's part of the gates, without bias; once for all steps."""

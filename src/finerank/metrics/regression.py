@@ -1,4 +1,4 @@
-"""How good predicted numbers are: RMSE, MAE, R², and the share of watch time that is ranked wrongly.
+"""How good predicted numbers are: RMSE, MAE, R², the loss of odds, and the share of watch time that is ranked wrongly.
 
 All sums are float64; rows of weight 0 are left out before anything is looked at. NaN, without a warning, if no row is left.
 """
@@ -61,6 +61,26 @@ def r2(labels: ArrayLike, predictions: ArrayLike, weights: ArrayLike | None = No
     y, e, w = errors("r2", labels, predictions, weights)
     spread = float(w @ (y - w @ y / w.sum()) ** 2) if len(y) else 0.0
     return float(1 - w @ e**2 / spread) if spread > 0 else float("nan")
+
+
+def odds_losses(labels: Floats, logits: Floats) -> Floats:
+    """[n]: the loss of each row, see `odds_loss`."""
+    return np.where(labels > 0, labels * np.logaddexp(0, -logits), np.logaddexp(0, logits))
+
+
+def odds_loss(labels: ArrayLike, logits: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Mean loss of weighted logistic regression: y log(1 + e^-z) of a row with y > 0, log(1 + e^z) of one without.
+
+    Its odds e^z learn Σ y / (rows with y = 0), which ranks by the expected label but is not on its scale: an RMSE would judge
+    the scale. Covington et al., RecSys 2016, section 4.2. labels [n] of at least 0, logits [n]. NaN if empty.
+
+    Even odds cost log 2 a minute watched, and log 2 where nothing was watched, 4 log 2 / 2 here:
+
+    >>> round(odds_loss([3, 0], [0.0, 0.0]), 4)
+    1.3863
+    """
+    y, e, w = errors("odds_loss", labels, logits, weights)
+    return float(w @ odds_losses(y, e + y) / w.sum()) if len(y) else float("nan")
 
 
 def pair_loss(watched: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> float:

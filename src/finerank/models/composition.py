@@ -206,7 +206,7 @@ class Interaction(Part):
         return {}
 
 
-Link = Literal["sigmoid", "identity", "exp"]
+Link = Literal["sigmoid", "identity", "exp", "odds"]
 
 
 @dataclass(frozen=True)
@@ -214,6 +214,8 @@ class Head:
     """One thing a model says about a row.
 
     task     whose labels it is judged by
+    link     from logit to prediction: sigmoid: a probability · identity: a number · exp: a positive number · odds: e^z of a
+             weighted logistic regression, which rank by the expected label but are not on its scale
     space    own: over the task's own space (where its weight is not 0) · entire: over the space of the root of its
              chain of `within`, with the product of the chain's labels (a conversion that needs a click: y and z)
     trained  whether it has a term in the loss; a derived head (ESMM's pCVR) has none
@@ -227,6 +229,12 @@ class Head:
     space: Literal["own", "entire"] = "own"
     trained: bool = True
     direct: bool = True
+
+    @property
+    def judge(self) -> tuple[str, float]:
+        """(metric, 1 if larger is better else -1) that early stopping, searches and tables judge it by."""
+        judges = {"sigmoid": ("auc", 1.0), "odds": ("odds_loss", -1.0)}
+        return judges.get(self.link, ("rmse", -1.0))
 
 
 class Heads(Part):
@@ -413,7 +421,9 @@ class FirstOrder(Embedding):
 
 
 def head_loss(head: Head, logits: Tensor, labels: Tensor) -> Tensor:
-    """[N]: cross-entropy for a probability, squared error for a number, Poisson-style for an exponential link."""
+    """[N]: cross-entropy for a probability, squared error for a number, Poisson-style for an exponential link,
+    weighted logistic regression for odds (a label of y > 0 is a positive that weighs y).
+    """
     match head.link:
         case "sigmoid":
             return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
@@ -421,6 +431,8 @@ def head_loss(head: Head, logits: Tensor, labels: Tensor) -> Tensor:
             return (logits - labels).square()
         case "exp":
             return logits.exp() - labels * logits
+        case "odds":
+            return labels * F.softplus(-logits) + (labels == 0) * F.softplus(logits)
 
 
 def head_target(tasks: Sequence[Task], head: Head, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ R requests · N candidates · T events · M drawn items · D width of the last l
     the tower over the fields, with x~, x~² and √x~ of numbers (transform = "powers" of a numeric feature), item and past
     sharing a table; heads `watch_time`: weighted logistic regression
         loss = T softplus(-z) of a row watched for T > 0 (unit: the label's), softplus(z) of a row not watched
-    whose odds are sum T / (rows not watched), near E[T]; so e^z is served: the head's link is exp. The label is the watch
+    whose odds are sum T / (rows not watched), near E[T]; so e^z is served: the head's link is odds. The label is the watch
     time itself, a task of kind "regression" with 0 where nothing was watched; no column of weights is needed. A binary task
     is T = 1, which is plain logistic regression, and keeps its sigmoid.
 """
@@ -28,7 +28,6 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from finerank.data.batch import Batch
 from finerank.data.drawing import Drawing
@@ -173,7 +172,7 @@ class WatchTime(Heads):
         super().__init__()
         self.cap = options.cap
         tasks = fitted.schema.tasks
-        self.heads = tuple(Head(t.name, t.name, "sigmoid" if t.kind == "binary" else "exp") for t in tasks)
+        self.heads = tuple(Head(t.name, t.name, "sigmoid" if t.kind == "binary" else "odds") for t in tasks)
         self.inputs = len(tasks)
         start = initial_bias(fitted)
         for i, task in enumerate(tasks):
@@ -192,11 +191,8 @@ class WatchTime(Heads):
 
     def loss(self, index: int, logits_NH: Tensor, labels_N: Tensor, batch: Batch) -> Tensor:
         """[N]: see the module."""
-        z = logits_NH[:, index]
-        if self.heads[index].link == "sigmoid":
-            return head_loss(self.heads[index], z, labels_N)
-        watched = labels_N.clamp(min=0.0, max=self.cap or None)
-        return watched * F.softplus(-z) + (watched == 0) * F.softplus(z)
+        capped = labels_N.clamp(min=0.0, max=self.cap or None)
+        return head_loss(self.heads[index], logits_NH[:, index], capped)
 
 
 YOUTUBE_CANDIDATES = named(

@@ -40,7 +40,7 @@ def ablation_report(folder: Path) -> str:
 
 def _summary(done: Sequence[Outcome], base: Outcome | None) -> str:
     seeds = max((o.seeds for o in done), default=0)
-    text = f"{len(done)} variants, {seeds} seed{'s' * (seeds != 1)} each; AUC of the first head (RMSE, negated, without one)"
+    text = f"{len(done)} variants, {seeds} seed{'s' * (seeds != 1)} each; AUC of the first head (of numbers a loss, negated)"
     if base is None:
         return text
     return f"{text}. The recipe as it is: {number(base.test)} on test, {number(base.validation)} on validation"

@@ -301,66 +301,39 @@ def lit(values: Values, describe: str, events: int, unit: str) -> Markup:
     values: {candidate, event, position, strength}; `event` is what a reader sees below, `unit` what strength is
     """
     size = max(14, min(34, 740 // max(events, 1)))  # a page wide, as far as names stay apart
-    return svg(
-        {
-            "padding": NAMED | {"bottom": 40},
-            "width": {"step": size},
-            "height": {"step": 26},
-            "data": {"values": list(values)},
-            "mark": {"type": "rect", "stroke": "white", "strokeWidth": 1, "cornerRadius": 2},
-            "encoding": {
-                "x": {
-                    "field": "event",
-                    "type": "nominal",
-                    "sort": {"field": "position"},
-                    "title": None,
-                    "axis": {"labelAngle": -60, "labelLimit": 210, "labelOverlap": False},
-                },
-                "y": {
-                    "field": "candidate",
-                    "type": "nominal",
-                    "sort": None,
-                    "title": None,
-                    "axis": {"labelLimit": 320},
-                },
-                "color": {
-                    "field": "strength",
-                    "type": "quantitative",
-                    "title": unit,
-                    "scale": {"scheme": "redblue", "domainMid": 0},
-                    "legend": {"gradientLength": 160, "gradientThickness": 10, "orient": "top", "offset": 4},
-                },
-            },
-        },
-        describe,
-    )
+    x: Spec = {"field": "event", "sort": {"field": "position"}, "axis": {"labelLimit": 210}}
+    y: Spec = {"field": "candidate", "sort": None, "axis": {"labelLimit": 320}}
+    return _cells(values, describe, unit, x, y, size, NAMED, {"orient": "top", "offset": 4})
 
 
 def matrix(values: Values, describe: str, unit: str) -> Markup:
     """A cell per (row, column), as strong as its value. values: {row, column, strength}, in the order of both axes."""
-    axis = {"labelLimit": 210, "labelOverlap": False}
+    x: Spec = {"field": "column", "sort": None, "axis": {"labelLimit": 210}}
+    y: Spec = {"field": "row", "sort": None, "axis": {"labelLimit": 210, "labelOverlap": False}}
+    return _cells(values, describe, unit, x, y, 26, ROOM, {"orient": "right"})
+
+
+def _cells(
+    values: Values, describe: str, unit: str, x: Spec, y: Spec, width: int, room: Mapping[str, int], legend: Spec
+) -> Markup:
+    """A grid of cells that are red below zero, blue above, with every name of x below it. width: of a cell, pixels."""
+    leaning = x["axis"] | {"labelAngle": -60, "labelOverlap": False}
     return svg(
         {
-            "padding": ROOM | {"bottom": 40},
-            "width": {"step": 26},
+            "padding": {**room, "bottom": 40},
+            "width": {"step": width},
             "height": {"step": 26},
             "data": {"values": list(values)},
             "mark": {"type": "rect", "stroke": "white", "strokeWidth": 1, "cornerRadius": 2},
             "encoding": {
-                "x": {
-                    "field": "column",
-                    "type": "nominal",
-                    "sort": None,
-                    "title": None,
-                    "axis": axis | {"labelAngle": -60},
-                },
-                "y": {"field": "row", "type": "nominal", "sort": None, "title": None, "axis": axis},
+                "x": {**x, "type": "nominal", "title": None, "axis": leaning},
+                "y": {**y, "type": "nominal", "title": None},
                 "color": {
                     "field": "strength",
                     "type": "quantitative",
                     "title": unit,
                     "scale": {"scheme": "redblue", "domainMid": 0},
-                    "legend": {"gradientLength": 160, "gradientThickness": 10, "orient": "right"},
+                    "legend": {"gradientLength": 160, "gradientThickness": 10, **legend},
                 },
             },
         },

@@ -15,8 +15,8 @@ from finerank.report.pictures import Picture
 from finerank.report.run_report import read_curve
 from finerank.run import Run
 
-SHOWN = ("auc", "gauc", "logloss", "calibration", "rmse", "mae", "r2")
-PICTURED = ("auc", "gauc", "logloss", "rmse")
+SHOWN = ("auc", "gauc", "logloss", "calibration", "odds_loss", "rmse", "mae", "r2", "pair_loss")
+PICTURED = ("auc", "gauc", "logloss", "odds_loss", "rmse")
 
 
 def comparison_report(found: Comparison, runs: Sequence[Run], page: Path) -> str:
@@ -49,7 +49,7 @@ def _head(
 ) -> dict[str, object]:
     metrics = [m for m in SHOWN if any(m in side.metrics[head] for side in found.sides)]
     drawn: list[Picture | None] = [pictures.differences(found, head, m) for m in PICTURED]
-    drawn += [pictures.curves_together(epochs, f"{head}.{m}") for m in ("auc", "logloss", "rmse")]
+    drawn += [pictures.curves_together(epochs, f"{head}.{m}") for m in ("auc", "logloss", "odds_loss", "rmse")]
     return {
         "title": f"Result: {head}" if several else "Result",
         "sentences": [a.sentence for a in found.against if a.head == head],

@@ -29,7 +29,7 @@ from finerank.run import Run
 from finerank.schema import Numeric
 from finerank.training.loop import Trainer
 
-TILES = ("auc", "gauc", "logloss", "calibration", "rmse", "mae", "r2")
+TILES = ("auc", "gauc", "logloss", "calibration", "odds_loss", "rmse", "mae", "r2", "pair_loss")
 
 
 @dataclass(frozen=True)

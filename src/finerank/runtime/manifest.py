@@ -33,7 +33,7 @@ class HeadFacts:
 
     name: str
     task: str
-    link: Literal["sigmoid", "identity", "exp"]
+    link: Literal["sigmoid", "identity", "exp", "odds"]
     space: Literal["own", "entire"]
     trained: bool
 

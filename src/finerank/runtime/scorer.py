@@ -267,7 +267,7 @@ def predicted(link: str, logits: Array) -> Array:
         case "sigmoid":
             out: Array = np.exp(-np.logaddexp(0.0, -logits))
             return out
-        case "exp":
+        case "exp" | "odds":
             return np.exp(logits)
         case _:
             return logits

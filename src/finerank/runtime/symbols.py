@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -34,7 +35,7 @@ RESERVED = ("<padding>", "<out of vocabulary>", "<missing>")
 """The names of symbols 0, 1 and 2."""
 
 
-class SymbolTable:
+class SymbolTable(ABC):
     """What all kinds share. `table`: the name of the embedding table; `size`: symbols, the three reserved included."""
 
     kind: ClassVar[str]
@@ -43,13 +44,13 @@ class SymbolTable:
         self.table = table
 
     @property
+    @abstractmethod
     def size(self) -> int:
         """How many symbols there are, the three reserved ones included."""
-        raise NotImplementedError
 
+    @abstractmethod
     def lookup(self, text: str | None) -> int:
         """The symbol of a canonical text; None is missing."""
-        raise NotImplementedError
 
     def lookup_all(self, texts: Sequence[str | None]) -> Int64s:
         """`lookup` of each text: int64 [len(texts)]."""
@@ -66,8 +67,9 @@ class SymbolTable:
         """The name of every symbol, by symbol."""
         return [self.name(symbol) for symbol in range(self.size)]
 
+    @abstractmethod
     def _value_name(self, symbol: int) -> str:
-        raise NotImplementedError
+        """What `name` gives for a symbol that is not reserved."""
 
     def save(self, folder: Path) -> None:
         """Write the table into a folder (made if need be): `table.json` and its arrays as .npy, checksums included."""
@@ -76,8 +78,9 @@ class SymbolTable:
         sums = {name: _write_array(folder / f"{name}.npy", array) for name, array in arrays.items()}
         write_json(folder / "table.json", {"kind": self.kind, "table": self.table, **facts, "arrays": sums})
 
+    @abstractmethod
     def _state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-        raise NotImplementedError
+        """Facts and arrays by name: what `_from_state` needs."""
 
     @staticmethod
     def load(folder: Path) -> SymbolTable:
@@ -93,8 +96,9 @@ class SymbolTable:
 
 class _Loadable(SymbolTable):
     @classmethod
+    @abstractmethod
     def _from_state(cls, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> SymbolTable:
-        raise NotImplementedError
+        """The table of which `_state` gave these."""
 
 
 class VocabularyTable(_Loadable):

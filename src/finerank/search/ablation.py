@@ -72,7 +72,7 @@ ATTENTION = (
 class Outcome:
     """What a variant gave, over its seeds. reason: why it was not run, if it was not; else "".
 
-    validation, test   AUC (RMSE, negated, without a binary head) of the first head, mean; spread: between seeds
+    validation, test   AUC of the first head (of numbers a loss, negated: `Head.judge`), mean; spread: between seeds
     difference, low, high, p   test, less the recipe as it is: paired, covering data and seeds
     """
 
@@ -170,7 +170,7 @@ def _outcome(variant: Variant, runs: Sequence[Run], base: Sequence[Run], reason:
         return Outcome(name=variant.name, question=variant.question, reason=reason)
     measured = [r.metrics() for r in runs]
     head = runs[0].heads[0]
-    metric, sign = ("auc", 1.0) if head.link == "sigmoid" else ("rmse", -1.0)
+    metric, sign = head.judge
     test = [sign * m["test"][head.name][metric] for m in measured]
     out: dict[str, Any] = {
         "name": variant.name,

@@ -95,9 +95,8 @@ def standings(
 
 
 def _measure(run: Run) -> tuple[str, str, float]:
-    """(head, metric, 1 if larger is better): AUC of the first head, or its RMSE."""
-    head = run.heads[0]
-    return (head.name, "auc", 1.0) if head.link == "sigmoid" else (head.name, "rmse", -1.0)
+    """(head, metric, 1 if larger is better): what the first head is judged by."""
+    return (run.heads[0].name, *run.heads[0].judge)
 
 
 def _standing(name: str, runs: Sequence[Run], head: str, metric: str, compared: Comparison | None) -> Standing:

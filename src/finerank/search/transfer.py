@@ -37,7 +37,7 @@ class Transfer:
     head          of the task
     metric        auc, or rmse where there is none
     alone, joint  the metric on the test rows, mean over the seeds
-    difference, low, high, p   joint less alone, above 0: better (an RMSE is negated); paired, covering data and seeds
+    difference, low, high, p   joint less alone, above 0: better (a loss is negated); paired, covering data and seeds
     verdict       positive, negative, or not shown: 95 % interval
     """
 
@@ -110,8 +110,7 @@ def _positives(recipe: Recipe, task: str) -> dict[str, float]:
 
 
 def _transfer(head: str, alone: Sequence[Run], joint: Sequence[Run]) -> Transfer:
-    metric = "auc" if "auc" in joint[0].metrics()["test"][head] else "rmse"
-    sign = 1.0 if metric == "auc" else -1.0
+    metric, sign = next(h for h in joint[0].heads if h.name == head).judge
     d = next(a for a in compare([*alone, *joint]).against if a.head == head).differences[metric]
     low, high = sorted((sign * d.low, sign * d.high))
     verdict = "positive" if low > 0 else "negative" if high < 0 else "not shown"

@@ -28,7 +28,7 @@ def line(head: Head, labels: np.ndarray, logits: np.ndarray, weights: np.ndarray
     match head.link:
         case "sigmoid":
             a, b = _logistic(y, z, w)
-        case "exp":
+        case "exp" | "odds":
             a, b = float(np.log(w @ y) - np.log(w @ np.exp(z))), 1.0
         case _:
             mean_y, mean_z = np.average(y, weights=w), np.average(z, weights=w)
@@ -46,7 +46,9 @@ def line(head: Head, labels: np.ndarray, logits: np.ndarray, weights: np.ndarray
 def check(head: Head, labels: np.ndarray) -> None:
     """Raises UserError if labels (those of weight above 0) cannot tell how a head is off."""
     ends = (labels.min(), labels.max()) if len(labels) else (0.0, 0.0)
-    if ends[0] == ends[1] and (head.link == "sigmoid" or not len(labels) or (head.link == "exp" and not ends[1])):
+    if ends[0] == ends[1] and (
+        head.link == "sigmoid" or not len(labels) or (head.link in ("exp", "odds") and not ends[1])
+    ):
         raise UserError(
             f"recalibration: the validation rows of head {head.name!r} are {'of one class' if len(labels) else 'none'}; "
             "give more validation rows"

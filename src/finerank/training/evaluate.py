@@ -16,7 +16,7 @@ from finerank.data.dataset import Dataset
 from finerank.data.order import Budget
 from finerank.metrics.probability import logloss
 from finerank.metrics.ranking import auc, gauc
-from finerank.metrics.regression import rmse
+from finerank.metrics.regression import odds_loss, rmse
 from finerank.models.composition import Head, Model, head_target
 
 
@@ -102,7 +102,9 @@ def watched(
 
 
 def metrics(predictions: Predictions) -> dict[str, dict[str, float]]:
-    """Per head: binary auc, gauc (by user, weighted by impressions), logloss; regression: rmse. Rows outside weigh 0.
+    """Per head: binary auc, gauc (by user, weighted by impressions), logloss; regression: rmse, and of odds odds_loss.
+
+    Rows outside a head's space weigh 0.
 
     A metric that is not defined (one class only) is NaN.
     """
@@ -120,16 +122,19 @@ def metrics(predictions: Predictions) -> dict[str, dict[str, float]]:
                 "rows": float(len(labels)),
             }
         else:
-            predicted = np.exp(logits) if head.link == "exp" else logits
+            predicted = logits if head.link == "identity" else np.exp(logits)
             out[head.name] = {"rmse": rmse(labels, predicted, weights), "rows": float(len(labels))}
+            if head.link == "odds":
+                out[head.name]["odds_loss"] = odds_loss(labels, logits, weights)
     return out
 
 
 def monitored(model: Model, measured: dict[str, dict[str, float]], name: str) -> float:
     """The number that early stopping watches, larger is better (see `TrainingOptions.monitor`)."""
     # a catalogue model learns from its own loss: none of its heads is trained, and all are judged
-    trained = [measured[h.name] for h in model.heads if h.trained] or [measured[h.name] for h in model.heads]
-    binary = [found[name] for found in trained if name in found]
+    heads = [head for head in model.heads if head.trained] or model.heads
+    binary = [measured[head.name][name] for head in heads if name in measured[head.name]]
     if binary:
         return float(np.mean(binary)) * (-1.0 if name == "logloss" else 1.0)
-    return -float(np.mean([found["rmse"] for found in trained]))
+    judged_by = [(head.name, *head.judge) for head in heads]
+    return float(np.mean([sign * measured[head][metric] for head, metric, sign in judged_by]))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,10 @@ class Trainer:
         self.best_checkpoints = Checkpoints(folder / "best", keep=1, at=at) if folder else None
         self.best_weights: dict[str, Tensor] = {}
         self.history: list[Epoch] = []
-        self.requests = dataset.requests_of("train") if requests is None else requests
+        chosen = dataset.requests_of("train") if requests is None else requests
+        self.requests = (
+            chosen.astype(np.int32) if len(dataset.first) < 2**31 else chosen
+        )  # the only thing held for each
         self.stages: Mapping[str, Any] | None = None  # what each stage before gave, once they are done
         self.gifts: Sequence[Callable[[Model], None]] = ()  # the initial values that they hand over
         self.epoch = self.step = self.total_steps = 0
@@ -224,19 +228,21 @@ class Trainer:
         while self.epoch < self.options.epochs and not self._patience_is_over():
             self.optimisers.slow_down(self.options.plateau ** sum(not e.best for e in self.history))
             steps = self.feed.steps(self.requests, self.options.batch, self.epoch)
-            self.progress.epoch(self.epoch, sum(s.rows for s in steps))
+            self.progress.epoch(self.epoch, self.feed.rows(self.requests))
             self.progress.advance(self.rows_done, math.nan)
-            while self.step < len(steps):
+            step = next(islice(steps, self.step, None), None)  # a resumed epoch goes on where it was
+            while step is not None:
                 started = time.perf_counter()
-                loss = self.train_step(steps[self.step])
+                loss = self.train_step(step)
                 self.seconds += time.perf_counter() - started
-                self.loss_sum += loss * steps[self.step].rows
-                self.rows_done += steps[self.step].rows
+                self.loss_sum += loss * step.rows
+                self.rows_done += step.rows
                 self.step += 1
                 self.total_steps += 1
-                self.progress.advance(steps[self.step - 1].rows, loss)
+                self.progress.advance(step.rows, loss)
                 self.at("step")
-                if self.options.save_every and self.step % self.options.save_every == 0 and self.step < len(steps):
+                step = next(steps, None)
+                if self.options.save_every and self.step % self.options.save_every == 0 and step is not None:
                     self._save()
             self._end_of_epoch(validation)
             self.at("epoch")

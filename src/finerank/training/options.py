@@ -225,8 +225,9 @@ class TrainingOptions:
     patience     epochs in a row without improvement that are borne; one more ends it. The best weights are restored
                  always
     monitor      the validation metric that decides: its mean over the trained heads of binary tasks (over all heads, where
-                 none is trained: catalogue models); a model without any watches the RMSE of its heads. Heads that know
-                 a position or a delay are judged with it, as the log is
+                 none is trained: catalogue models); a model without any watches the RMSE of its heads, and the
+                 odds_loss of those whose odds are learnt. Heads that know a position or a delay are judged with it,
+                 as the log is
     batch        how large a step is
     plateau      what all learning rates are multiplied by after every epoch without improvement (FTRL's fall by themselves);
                  .1 with a patience of 1 is what public leaderboards train with; 1: rates stay
