@@ -27,7 +27,7 @@ BYTES = 1 << 22
 Piece: TypeAlias = tuple[NDArray[np.uint8], int]
 """Bytes, and how many of them are whole lines: see `kernels.csv.read`."""
 
-THREADS = min(8, os.cpu_count() or 1)
+THREADS = min(4, os.cpu_count() or 1)
 
 
 def numbered(path: Path, separator: str, names: list[str], text: Collection[str], looked_at: int) -> pl.Schema | None:
@@ -74,9 +74,8 @@ def _rows(frame: pl.LazyFrame, file: _File, columns: list[str], ahead: int) -> I
             yield part
         else:
             return
-    for part in frame.select(columns).collect_batches(
-        maintain_order=True
-    ):  # no slice: Polars counts lines for it, not rows
+    # no slice, for which Polars would count lines and not rows
+    for part in frame.select(columns).collect_batches(maintain_order=True):
         yield part[done:] if done else part
         done = max(0, done - part.height)
 
