@@ -4,9 +4,9 @@ python benchmarks/prepare_speed.py [rounds]      interleaved rounds, a fresh pro
 
 The clock starts before the raw files are opened and stops when everything that training reads is on disk: ours in the
 folder that `Dataset.open` maps, the peers' in the pickle that their `train` loads; neither is synced. Importing is left out
-for all. CPU seconds stand beside, since they depend less on neighbours. "polars alone" only reads the CSV that we read, and
-keeps nothing: more than that nobody reaches who reads it with Polars. BENCH_DATA and BENCH_VENVS as for `run.py`; without
-BENCH_VENVS only ours is measured.
+for all. CPU seconds stand beside, since they depend less on neighbours. "reader alone" only reads the CSV, and keeps nothing;
+"polars alone" does so with Polars' reader: more than that nobody reaches who reads it with Polars. BENCH_DATA and BENCH_VENVS
+as for `run.py`; without BENCH_VENVS only ours is measured.
 """
 
 from __future__ import annotations
@@ -33,10 +33,13 @@ def ours(world: str, kind: str) -> None:
     from ours import BY_COLUMN, CLICKS, CRITEO
 
     from finerank.data.prepare import prepare
-    from finerank.data.scratch import BLOCK
+    from finerank.data.samples import PIECE
     from finerank.data.source import scan
+    from finerank.kernels import build
 
-    alone = kind == "alone"
+    alone = kind in ("reader", "polars")
+    build.switch(kind != "polars")
+    build.library("data")  # built before the clock starts, should it be the first time
     kind = "csv" if alone else kind
     schema = CRITEO if world == "B" else CLICKS
     if kind == "csv":  # lists are joined text there
@@ -50,7 +53,7 @@ def ours(world: str, kind: str) -> None:
             for part in ("train", "test")
         ]
         if alone:
-            for _ in pl.concat(parts).collect_batches(chunk_size=BLOCK, maintain_order=True):
+            for _ in pl.concat(parts).collect_batches(chunk_size=PIECE, maintain_order=True):
                 pass
         else:
             prepare(target, schema, pl.concat(parts), split=BY_COLUMN)
@@ -73,7 +76,8 @@ def main(rounds: int) -> None:
     for world in ROWS:
         for kind in ("csv", "parquet"):
             commands[world, f"finerank, {kind}"] = [sys.executable, __file__, "ours", world, kind]
-        commands[world, "polars alone, csv"] = [sys.executable, __file__, "ours", world, "alone"]
+        for reader in ("reader", "polars"):
+            commands[world, f"{reader} alone, csv"] = [sys.executable, __file__, "ours", world, reader]
         for peer, script in PEERS.items() if venvs else ():
             python = Path(str(venvs)) / f"venv_{peer}" / "bin" / "python"
             if python.exists():

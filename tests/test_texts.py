@@ -17,7 +17,7 @@ from finerank.data.texts import NOWHERE, NULL, Integers, Joined, dictionary
 from finerank.kernels import build, texts
 from finerank.schema import History
 
-compiled = pytest.mark.skipif(build.library("texts") is None, reason="no compiled loops here")
+compiled = pytest.mark.skipif(build.library("data") is None, reason="no compiled loops here")
 
 ODD = [
     "",
@@ -121,7 +121,7 @@ def test_a_dictionary_grows_beyond_its_first_size(monkeypatch: pytest.MonkeyPatc
     first = {name: code for code, name in enumerate(dict.fromkeys(names), 1)}
     assert found.tolist() == [first[name] for name in names]
     assert codes.texts().to_list() == list(first)
-    monkeypatch.setattr(texts, "PIECE", 1_000)
+    monkeypatch.setattr(texts, "WINDOW", 1_000)
     assert codes.texts().to_list() == list(first)
     assert codes.codes(column, None, len(column)).tolist() == found.tolist()
 

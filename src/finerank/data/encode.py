@@ -25,7 +25,9 @@ from finerank.data.scratch import Pile, Scratch
 from finerank.data.staged import Column, Columns, Entries, Ids, Numbers, Rows, columns_of, distinct, staged
 from finerank.data.staged import canonical_series as canonical_series
 from finerank.data.tally import hashed, packed
+from finerank.data.texts import dictionary
 from finerank.errors import UserError, nearest
+from finerank.kernels import ids as loops
 from finerank.runtime.blocks import Block, Lists
 from finerank.runtime.encoder import Encoder
 from finerank.runtime.fields import Field, fields_of, is_weighted, rank_table, tag_and_rank
@@ -120,8 +122,14 @@ class BlockEncoder:
             for field in self.fields
             if isinstance(column := columns[field.feature.name], Entries)
         }
+        self._of_ids = [field for field in self.fields if not isinstance(field.feature, Numeric | ListFeature)]
+        self._of_numbers = len(encoder.columns(name, use).numbers)
+        self._coded: dict[int, tuple[loops.Coded, NDArray[Any]]] = {}  # by place: the ids that a compiled loop finds
         if dtype == np.int32:
             self._symbols = {name: narrow(symbols) for name, symbols in self._symbols.items()}
+            for i, field in enumerate(self._of_ids if loops.fits() else ()):
+                if isinstance(column := columns[field.feature.name], Ids):
+                    self._coded[i] = column.coded, self._symbols[field.name]
 
     def block(self, at: slice) -> tuple[NDArray[Any], NDArray[np.float32], dict[str, Int64s]]:
         """ids [n, F], numbers [n, C], and per list column which distinct list each row has [n]."""
@@ -130,42 +138,37 @@ class BlockEncoder:
         return *self._plain(at), index
 
     def _plain(self, at: slice) -> tuple[NDArray[Any], NDArray[np.float32]]:
-        ids, numbers = None, None
-        for start in range(
-            at.start, max(at.stop, at.start + 1), FINE
-        ):  # once at least: it tells how many columns there are
-            here = slice(start, min(start + FINE, at.stop))
-            found_ids, found_numbers = self._columns(here)
-            if ids is None or numbers is None:
-                ids = np.empty((at.stop - at.start, len(found_ids)), dtype=self.dtype)
-                numbers = np.empty((at.stop - at.start, len(found_numbers)), dtype=np.float32)
-            into = slice(here.start - at.start, here.stop - at.start)
-            for i, id_ in enumerate(found_ids):
-                ids[into, i] = id_
-            for i, number in enumerate(found_numbers):
-                numbers[into, i] = number
-        assert ids is not None
-        assert numbers is not None
+        n = at.stop - at.start
+        ids = np.empty((n, len(self._of_ids)), dtype=self.dtype)
+        numbers = np.empty((n, self._of_numbers), dtype=np.float32)
+        if self._coded:
+            loops.place(ids, self._coded, rows_at(self.index, at))
+        for start in range(0, n, FINE):
+            into = slice(start, min(start + FINE, n))
+            self._fill(slice(at.start + into.start, at.start + into.stop), ids[into], numbers[into])
         return ids, numbers
 
-    def _columns(self, at: slice) -> tuple[list[NDArray[Any]], list[NDArray[np.float32]]]:
+    def _fill(self, at: slice, ids: NDArray[Any], numbers: NDArray[np.float32]) -> None:
+        """Fill rows of ids [n, F], but for columns that were placed, and numbers [n, C]."""
         rows = rows_at(self.index, at)
-        ids: list[NDArray[Any]] = []
-        numbers: list[NDArray[np.float32]] = []
+        i, j = 0, 0
         for field in self.fields:
             feature, column = field.feature, self.columns[field.feature.name]
             if isinstance(column, Ids):
-                ids.append(self._symbols[field.name][column.codes(rows)])
-            elif isinstance(column, Numbers):
-                x = column.read(rows)
-                if isinstance(feature, Bucketed):
-                    ids.append(self.encoder.cuts(feature).bucket(x))
-                else:
-                    assert isinstance(feature, Numeric)
-                    source = range(at.start, at.stop) if isinstance(rows, slice) else rows
-                    place = lambda i, name=feature.name, source=source: f"feature {name!r}, row {source[i]}"  # noqa: E731
-                    numbers += self.encoder.number_columns(feature, x, place)
-        return ids, numbers
+                if i not in self._coded:
+                    ids[:, i] = self._symbols[field.name][column.codes(rows)]
+                i += 1
+            elif isinstance(feature, Bucketed):
+                assert isinstance(column, Numbers)
+                ids[:, i] = self.encoder.cuts(feature).bucket(column.read(rows))
+                i += 1
+            elif isinstance(feature, Numeric):
+                assert isinstance(column, Numbers)
+                source = range(at.start, at.stop) if isinstance(rows, slice) else rows
+                place = lambda i, name=feature.name, source=source: f"feature {name!r}, row {source[i]}"  # noqa: E731
+                for number in self.encoder.number_columns(feature, column.read(rows), place):
+                    numbers[:, j] = number
+                    j += 1
 
     def empty(self) -> Block[NDArray[Any]]:
         """A block of no rows."""
@@ -220,9 +223,10 @@ def _lookup(table: SymbolTable, texts: pl.Series, known: Known | None) -> Int64s
     if known is None:
         return table.lookup_all(texts.to_list())
     names = known[table.table]
-    symbols = pl.DataFrame({"text": names, "symbol": pl.int_range(FIRST, FIRST + len(names), eager=True)})
-    found = pl.DataFrame({"text": texts}).join(symbols, on="text", how="left", maintain_order="left")
-    return found["symbol"].fill_null(OOV).to_numpy()
+    codes = dictionary()
+    codes.codes(names)  # 1, 2, ... in the order of their symbols; what comes later is not in the table
+    found = codes.codes(texts).astype(np.int64)
+    return np.where(found <= len(names), found + (FIRST - 1), OOV)
 
 
 def _grow(

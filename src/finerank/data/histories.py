@@ -48,8 +48,7 @@ class Past(ABC):
 
     def fit(self, fitter: Fitter, weight: Array, scratch: Scratch) -> None:
         """Count the events as often as they lie in the history of a training row. weight: [R] training rows of each."""
-        seen = coverage(self.slices.start, self.slices.end, weight, self.events, scratch)
-        weights = self._as_counted(seen, scratch)
+        weights = self._seen(weight, scratch)
         for name, column in self.columns.items():
             fitter.count(fitter.schema.field(self.history, name), column, weights, self.index, scratch)
 
@@ -67,8 +66,8 @@ class Past(ABC):
                 out.append_all(name, array, scratch.block)
 
     @abstractmethod
-    def _as_counted(self, seen: Int64s, scratch: Scratch) -> Int64s:
-        """A number of each event of the sorted table, in the order of the columns."""
+    def _seen(self, weight: Array, scratch: Scratch) -> Array:
+        """How often each event lies in a history, integers [E] in the order of the columns."""
 
     @abstractmethod
     def _write_events(self, folder: Path, made: BlockEncoder, scratch: Scratch) -> None: ...
@@ -102,7 +101,8 @@ class PastOfLog(Past):
             start[at], end[at] = self.table.recent(requests.user[at], known[at], self.history.max_length)
         self.slices = Slices(start, end, known)
 
-    def _as_counted(self, seen: Int64s, scratch: Scratch) -> Int64s:
+    def _seen(self, weight: Array, scratch: Scratch) -> Array:
+        seen = coverage(self.slices.start, self.slices.end, weight, self.events, scratch)
         out = scratch.empty(self.events)
         for at in scratch.pieces(self.events):
             out[self.order[at]] = seen[at]
@@ -157,8 +157,17 @@ class PastOfLists(Past):
         end = self.slices.end
         return slice(int(end[at.start] - self.lengths[at.start]), int(end[at.stop - 1]))
 
-    def _as_counted(self, seen: Int64s, scratch: Scratch) -> Int64s:
-        return seen
+    def _seen(self, weight: Array, scratch: Scratch) -> Array:
+        small = max((int(weight[at].max()) for at in scratch.pieces(len(weight))), default=0) < 128
+        out = scratch.empty(self.events, np.int8 if small else np.int64)  # there are many events
+        for at in scratch.pieces(len(weight)):
+            kept = self.slices.end[at] - self.slices.start[at]
+            counts, times = self.lengths[at], weight[at]
+            if (kept < counts).any():  # of a long list the oldest events are in no history
+                counts = np.column_stack([counts - kept, kept]).ravel()
+                times = np.column_stack([np.zeros_like(times), times]).ravel()
+            out[self._here(at)] = np.repeat(times.astype(out.dtype), counts)
+        return out
 
     def _write_events(self, folder: Path, made: BlockEncoder, scratch: Scratch) -> None:
         with ColumnWriter(folder) as out:

@@ -47,6 +47,9 @@ class Keys:
     time_unit: TimeUnit = "s"
 
 
+PIECE = 1 << 16
+"""Rows that are read at a time: few enough that the memory of their columns is soon used again."""
+
 NO_ROWS = "samples: no rows; is this the right file?"
 
 
@@ -69,7 +72,7 @@ def _read(frame: pl.LazyFrame, takers: Sequence[_Taker], scratch: Scratch, where
         raise UserError(NO_ROWS)
     rows = 0
     with ThreadPoolExecutor() as pool:  # a taker keeps to itself, so they may run side by side
-        for block in blocks(frame, wanted, scratch.block, where):
+        for block in blocks(frame, wanted, min(scratch.block, PIECE), where):
             work = [pool.submit(taker.take, block, rows) for taker in takers]
             for done in work:  # the first taker's complaint comes first
                 done.result()
@@ -198,10 +201,13 @@ def _whole_numbers(column: pl.Series, where: str) -> Int64s:
 
 
 def _parts(column: pl.Series) -> Array:
-    bad = column.filter(~column.cast(pl.String).is_in(list(NAMES)).fill_null(False))
+    texts, out = column.cast(pl.String), np.full(len(column), -1, dtype=np.int8)
+    for name, code in NAMES.items():
+        out[(texts == name).fill_null(False).to_numpy()] = code
+    bad = np.flatnonzero(out < 0)
     if len(bad):
-        raise UserError(f"samples: column {column.name!r} holds {bad[0]!r}; accepted: {', '.join(NAMES)}")
-    return column.replace_strict(NAMES, return_dtype=pl.Int8).to_numpy()
+        raise UserError(f"samples: column {column.name!r} holds {column[int(bad[0])]!r}; accepted: {', '.join(NAMES)}")
+    return out
 
 
 class ListPast:

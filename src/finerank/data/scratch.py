@@ -25,6 +25,9 @@ BLOCK = 1 << 20
 HELD = 1 << 10
 """Bytes of arrays that stay in memory, for each row of a block: with the default block, 1 GiB in all."""
 
+MANY = 16
+"""Pieces of an array that share a room in memory: a block is read in as many."""
+
 LEAF = 1 << 16
 """Numbers that are summed in one go, whatever the block is."""
 
@@ -172,13 +175,17 @@ class Scratch:
 
 
 class Pile:
-    """An array that grows: `append` pieces, then `close` gives it as a whole."""
+    """An array that grows: `append` pieces, then `close` gives it as a whole.
+
+    Pieces held in memory are written into rooms for many of them: most arrays have one, and need not be put together again.
+    """
 
     def __init__(self, scratch: Scratch, dtype: DTypeLike, width: int | None = None) -> None:
         self.scratch, self.dtype = scratch, np.dtype(dtype)
         self.rows = 0
         self._width: tuple[int, ...] = () if width is None else (width,)
         self._held: list[Array] = []
+        self._left = 0  # rows of the last room that are free
         self._path: Path | None = None
         self._file: BinaryIO | None = None
 
@@ -187,25 +194,50 @@ class Pile:
         piece = np.ascontiguousarray(piece, dtype=self.dtype)
         self.rows += len(piece)
         if self._file is None and self.scratch.holds(piece.nbytes):
-            self._held.append(piece)
+            self._hold(piece)
             return
         if self._file is None:
             self._path = self.scratch.path()
             self._file = self._path.open("wb")
-            for held in self._held:
+            for held in self._full():
                 self._file.write(held.data if held.size else b"")
             self._held = []
         self._file.write(piece.data if piece.size else b"")
+
+    def _hold(self, piece: Array) -> None:
+        if not self._held:  # it may be the only one
+            self._held.append(piece)
+            return
+        if len(self._held) == 1 and not self._left:
+            first = self._held.pop()
+            self._room(len(first))
+            self._fill(first)
+        if len(piece) > self._left:
+            self._held = self._full()
+            self._room(len(piece))
+        self._fill(piece)
+
+    def _room(self, least: int) -> None:
+        """Memory for many pieces like this one; what is not touched costs nothing."""
+        self._left = MANY * least
+        self._held.append(np.empty((self._left, *self._width), self.dtype))
+
+    def _fill(self, piece: Array) -> None:
+        room = self._held[-1]
+        start = len(room) - self._left
+        room[start : start + len(piece)] = piece
+        self._left -= len(piece)
+
+    def _full(self) -> list[Array]:
+        """What is held, without what is free."""
+        return [*self._held[:-1], self._held[-1][: len(self._held[-1]) - self._left]] if self._held else []
 
     def close(self) -> Array:
         """All of it. Nothing can be appended any more."""
         shape = (self.rows, *self._width)
         if self._file is None or self._path is None:
-            return (
-                self._held[0]
-                if len(self._held) == 1
-                else np.concatenate([np.empty((0, *self._width), self.dtype), *self._held])
-            )
+            held = self._full()
+            return held[0] if len(held) == 1 else np.concatenate([np.empty((0, *self._width), self.dtype), *held])
         self._file.close()
         if not np.prod(shape):
             return np.empty(shape, self.dtype)

@@ -12,11 +12,15 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
+from finerank.data import csv
 from finerank.errors import UserError, nearest
 
 TimeUnit = Literal["s", "ms", "us"]
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 LAST = 253_402_300_800 * 1_000_000  # the end of the year 9999; later times come of a wrong unit
+LOOKED_AT = 10_000
+"""Lines of a CSV file that tell the types of its columns."""
+
 _SUFFIXES = (".parquet", ".csv", ".tsv", ".arrow", ".feather", ".ipc")
 
 
@@ -40,10 +44,13 @@ def scan(path: Path | str, text: Collection[str] = ()) -> pl.LazyFrame:
         elif suffix in (".csv", ".tsv"):
             separator = "\t" if suffix == ".tsv" else ","
             names = pl.scan_csv(path, separator=separator, infer_schema=False).collect_schema().names()
-            as_text = {name: pl.String for name in names if name in text}
-            frame = pl.scan_csv(path, separator=separator, schema_overrides=as_text, infer_schema_length=10_000)
+            plain = csv.numbered(path, separator, names, text, LOOKED_AT) if path.is_file() else None
+            if plain is None:
+                as_text = {name: pl.String for name in names if name in text}
+                frame = pl.scan_csv(path, separator=separator, schema_overrides=as_text, infer_schema_length=LOOKED_AT)
             if path.is_file():  # its types are known now, and need not be looked for again when it is read
-                frame = pl.scan_csv(path, separator=separator, schema=frame.collect_schema())
+                schema = frame.collect_schema() if plain is None else plain
+                frame = csv.quick(pl.scan_csv(path, separator=separator, schema=schema), path, separator)
         else:
             frame = pl.scan_ipc(path)
         frame.collect_schema()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from finerank.data.scratch import Array, Int64s, Pile, Scratch
 from finerank.data.texts import NOWHERE, Integers, Joined, Texts, dictionary
 from finerank.errors import UserError, nearest
+from finerank.kernels.ids import Coded
 from finerank.runtime.fields import is_weighted, source_columns
 from finerank.runtime.history import flatten
 from finerank.runtime.values import CROSS, canonical, list_weights, number
@@ -89,14 +90,20 @@ class Ids:
 
     def codes(self, rows: Rows) -> Int64s:
         """int64 [n]."""
-        found: Int64s = self._closed[rows].astype(np.int64)
-        if self._integers is None:
+        coded = self.coded
+        found: Int64s = coded.codes[rows].astype(np.int64)
+        if coded.base is None:
             return found
         missing = found == NOWHERE if self._missing else None
-        found -= self._low - (self._base or 0) - 1
+        found -= coded.base
         if missing is not None:
             found[missing] = 0
         return found
+
+    @property
+    def coded(self) -> Coded:
+        """All rows as they are kept."""
+        return Coded(self._closed, None if self._integers is None else self._low - (self._base or 0) - 1)
 
     def used(self) -> Int64s:
         """The codes that occur, ascending, 0 left out."""
@@ -306,7 +313,7 @@ def floats(series: pl.Series, place: str, start: int) -> Floats:
             except UserError as error:
                 raise UserError(f"{place}, row {start + row}: {error}") from None
         return np.array([np.nan if x is None else x for x in found], dtype=np.float64)[inverse]
-    out: Floats = series.cast(pl.Float64).fill_null(np.nan).to_numpy()
+    out: Floats = series.cast(pl.Float64).to_numpy()  # NaN where null
     if series.dtype.is_integer():
         return out
     infinite = np.flatnonzero(np.isinf(out))

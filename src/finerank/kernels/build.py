@@ -3,7 +3,7 @@ there is none.
 
 Every loop has a plain twin in PyTorch's operators beside the place that calls it, and tests keep the two equal; a run
 records which of them worked (`state()` goes into environment.json). The library is plain C behind ctypes: it compiles in
-seconds, needs no headers of PyTorch, and shares its pool of OpenMP threads. What reads texts is a library of its own, without
+seconds, needs no headers of PyTorch, and shares its pool of OpenMP threads. What prepares data is a library of its own, without
 threads: data are prepared where PyTorch is not imported.
 """
 
@@ -28,16 +28,16 @@ import xxhash
 if TYPE_CHECKING:
     import torch
 
-Part = Literal["loops", "texts"]
+Part = Literal["loops", "data"]
 SOURCES: dict[Part, tuple[str, ...]] = {
     "loops": ("rows.cpp", "tower.cpp", "unit.cpp", "unit_bf16.cpp"),
-    "texts": ("texts.cpp",),
+    "data": ("csv.cpp", "ids.cpp", "texts.cpp"),
 }
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fPIC"),
     *("-fno-math-errno", "-fno-trapping-math", "-Wno-unknown-pragmas"),
 )
-THREADS: dict[Part, tuple[str, ...]] = {"loops": ("-fopenmp",), "texts": ()}
+THREADS: dict[Part, tuple[str, ...]] = {"loops": ("-fopenmp",), "data": ()}
 COMPILERS = ("g++", "c++", "clang++")
 _on = True
 

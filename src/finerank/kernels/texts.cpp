@@ -9,43 +9,19 @@
 #include <string>
 #include <vector>
 
+#include "arrow.h"
+#include "words.h"
+
 using i64 = std::int64_t;
 using u64 = std::uint64_t;
 using u32 = std::uint32_t;
 
+using arrow::Array, arrow::Schema, arrow::Stream, arrow::View;
+using words::load, words::read_digits;
+
 namespace {
 
-// ---------------------------------------------------------------------------------------------- Arrow's C interface
-
-struct Schema {
-    const char *format, *name, *metadata;
-    i64 flags, n_children;
-    Schema **children, *dictionary;
-    void (*release)(Schema*);
-    void* own;
-};
-
-struct Array {
-    i64 length, null_count, offset, n_buffers, n_children;
-    const void** buffers;
-    Array **children, *dictionary;
-    void (*release)(Array*);
-    void* own;
-};
-
-struct Stream {
-    int (*get_schema)(Stream*, Schema*);
-    int (*get_next)(Stream*, Array*);
-    const char* (*get_last_error)(Stream*);
-    void (*release)(Stream*);
-    void* own;
-};
-
-struct View {  // 16 bytes: up to 12 bytes of text within it, or where to find it
-    std::int32_t size;
-    char start[4];
-    std::int32_t buffer, offset;
-};
+// ---------------------------------------------------------------------------------------------- columns of Polars
 
 struct Column {
     std::vector<Array> chunks;
@@ -62,39 +38,17 @@ bool each_row(const Column& column, F f) {
         const auto* views = static_cast<const View*>(chunk.buffers[1]);
         for (i64 i = chunk.offset; i < chunk.offset + chunk.length; i++) {
             const View& view = views[i];
-            const char* text = view.start;
-            u32 size = static_cast<u32>(view.size);
+            const char* text = view.text();
+            u32 size = view.size;
             if (known != nullptr && !(known[i >> 3] >> (i & 7) & 1)) {
                 size = 0;
-            } else if (size > sizeof(View) - 4) {
+            } else if (size > View::inside) {
                 text = static_cast<const char*>(chunk.buffers[2 + view.buffer]) + view.offset;
             }
             if (!f(text, size)) return false;
         }
     }
     return true;
-}
-
-u64 load(const char* p, int n) {  // n: 4 or 8
-    u64 out = 0;
-    std::memcpy(&out, p, n);
-    return out;
-}
-
-// How many digits there are at p, of which 8 bytes may be read, and the number that they write; 0: none, or more than 7. All
-// bytes at once, since the lengths of ids are nothing that a processor could foresee.
-int read_digits(const char* p, i64* value) {
-    constexpr u64 every = 0x0101010101010101;
-    u64 digits = load(p, 8) ^ '0' * every;  // the first character is the lowest byte
-    const u64 others = (digits | (digits + (0x80 - 10) * every)) & 0x80 * every;
-    const int n = others ? __builtin_ctzll(others) / 8 : 0;
-    if (n == 0) return 0;
-    digits <<= 64 - 8 * n;             // zeros in front
-    digits = digits * 10 + (digits >> 8);  // in every other byte: a number of two digits
-    const u64 low = (digits & 0xff000000ff) * (100 + (u64{1'000'000} << 32));
-    const u64 high = (digits >> 16 & 0xff000000ff) * (1 + (u64{10'000} << 32));
-    *value = static_cast<i64>((low + high) >> 32);
-    return n;
 }
 
 // ---------------------------------------------------------------------------------------------- a dictionary
@@ -117,6 +71,14 @@ u64 key_of(const char* p, u64 n) {
     return at(0) | at(n / 2) << 8 | at(n - 1) << 16;
 }
 
+u64 hash_of(u64 key, u64 n) { return mixed(key ^ 0x2545f4914f6cdd1d, 0x9e3779b97f4a7c15 + n); }
+
+struct Sought {
+    const char* p;
+    u32 n;
+    u64 key, hash;
+};
+
 struct Slot {
     u64 key;
     u32 size, code;  // code 0: free
@@ -127,34 +89,60 @@ struct Dictionary {
     std::vector<i64> ends{0};  // of each code's text; of code 0, which is no text, 0
     std::string texts;
 
-    u32 code(const char* p, u32 n) {
-        const u64 key = key_of(p, n);
-        for (u64 at = place(key, n);; at = (at + 1) & (slots.size() - 1)) {
+    u32 code(const Sought& text) {
+        for (u64 at = text.hash & (slots.size() - 1);; at = (at + 1) & (slots.size() - 1)) {
             const Slot& slot = slots[at];
-            if (slot.code == 0) return added(p, n, key, at);
-            if (slot.key == key && slot.size == n && (n <= 8 || !std::memcmp(&texts[ends[slot.code - 1]], p, n))) return slot.code;
+            if (slot.code == 0) return added(text, at);
+            if (slot.key != text.key || slot.size != text.n) continue;
+            if (text.n <= 8 || !std::memcmp(&texts[ends[slot.code - 1]], text.p, text.n)) return slot.code;
         }
     }
 
-  private:
-    u64 place(u64 key, u32 n) const { return mixed(key ^ 0x2545f4914f6cdd1d, 0x9e3779b97f4a7c15 + n) & (slots.size() - 1); }
+    void fetch(const Sought& text) const { __builtin_prefetch(&slots[text.hash & (slots.size() - 1)]); }
 
-    u32 added(const char* p, u32 n, u64 key, u64 at) {
+  private:
+    u32 added(const Sought& text, u64 at) {
         const u32 code = static_cast<u32>(ends.size());
-        texts.append(p, n);
+        texts.append(text.p, text.n);
         ends.push_back(static_cast<i64>(texts.size()));
-        slots[at] = {key, n, code};
+        slots[at] = {text.key, text.n, code};
         if (2 * ends.size() > slots.size()) {
             std::vector<Slot> before(2 * slots.size());
             before.swap(slots);
             for (const Slot& slot : before) {
                 if (slot.code == 0) continue;
-                u64 to = place(slot.key, slot.size);
+                u64 to = hash_of(slot.key, slot.size) & (slots.size() - 1);
                 while (slots[to].code != 0) to = (to + 1) & (slots.size() - 1);
                 slots[to] = slot;
             }
         }
         return code;
+    }
+};
+
+// Codes of texts, one after the other; 0 for empty ones. Where a text may be is fetched from memory while others are looked up.
+class Codes {
+  public:
+    Codes(Dictionary& dictionary, u32* out) : dictionary(dictionary), out(out) {}
+    ~Codes() { look_up(); }
+
+    void add(const char* p, u32 n) {
+        const u64 key = n ? key_of(p, n) : 0;
+        few[waiting] = {p, n, key, hash_of(key, n)};
+        dictionary.fetch(few[waiting++]);
+        if (waiting == FEW) look_up();
+    }
+
+  private:
+    static constexpr int FEW = 32;
+    Dictionary& dictionary;
+    u32* out;
+    Sought few[FEW];
+    int waiting = 0;
+
+    void look_up() {
+        for (int i = 0; i < waiting; i++) *out++ = few[i].n ? dictionary.code(few[i]) : 0;
+        waiting = 0;
     }
 };
 
@@ -250,16 +238,17 @@ extern "C" int texts_integers(const Column* column, int separator, int based, st
 
 // out [m]: the codes of the entries, from 1 on in the order of first occurrence; 0 for what is missing.
 extern "C" void texts_codes(const Column* column, int separator, Dictionary* dictionary, u32* out) {
+    Codes codes(*dictionary, out);
     each_row(*column, [&](const char* p, u32 n) {
         if (separator < 0) {
-            *out++ = n ? dictionary->code(p, n) : 0;
+            codes.add(p, n);
             return true;
         }
         if (n == 0) return true;
         for (const char* end = p + n;; p++) {
             const char* start = p;
             while (p < end && static_cast<unsigned char>(*p) != separator) p++;
-            *out++ = p > start ? dictionary->code(start, static_cast<u32>(p - start)) : 0;
+            codes.add(start, static_cast<u32>(p - start));
             if (p == end) return true;
         }
     });
@@ -268,5 +257,17 @@ extern "C" void texts_codes(const Column* column, int separator, Dictionary* dic
 extern "C" Dictionary* dictionary_new() { return new Dictionary; }
 extern "C" void dictionary_free(Dictionary* dictionary) { delete dictionary; }
 extern "C" i64 dictionary_size(const Dictionary* dictionary) { return static_cast<i64>(dictionary->ends.size()) - 1; }
-extern "C" const i64* dictionary_ends(const Dictionary* dictionary) { return dictionary->ends.data(); }
-extern "C" const char* dictionary_texts(const Dictionary* dictionary) { return dictionary->texts.data(); }
+
+// All texts, by code, as a column of text. window: see arrow.h; no text may be longer.
+extern "C" void dictionary_all(const Dictionary* dictionary, i64 window, Schema* schema, Array* array) {
+    const auto& ends = dictionary->ends;
+    arrow::Rows<View> rows(static_cast<i64>(ends.size()) - 1);
+    rows.size = static_cast<i64>(dictionary->texts.size());
+    rows.texts = recycled::values<char>(dictionary->texts.size());
+    std::memcpy(rows.texts.get(), dictionary->texts.data(), dictionary->texts.size());
+    for (u64 i = 1; i < ends.size(); i++) {
+        const i64 start = ends[i - 1];
+        rows.values[i - 1] = arrow::view_of(rows.texts.get() + start, static_cast<u32>(ends[i] - start), start, window);
+    }
+    arrow::hand_over(std::move(rows), schema, array, window);
+}

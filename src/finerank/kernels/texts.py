@@ -6,7 +6,6 @@ n rows · m entries: those of all rows one after the other, or the rows themselv
 from __future__ import annotations
 
 import ctypes
-import itertools
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,17 +15,18 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from finerank.kernels.arrow import Handed
 from finerank.kernels.build import library
 
 Int64s: TypeAlias = NDArray[np.int64]
 
-PIECE = 1 << 30
-"""Bytes of texts handed to Polars at a time, which counts them in 32 bits."""
+WINDOW = 1 << 30
+"""Bytes of texts from one buffer of Polars to the next, which counts them in 32 bits."""
 
 
 def fits(separator: str | None = None) -> bool:
     """Whether there are compiled loops, and this separator (None: nothing is split) is one byte."""
-    return (separator is None or len(separator.encode()) == 1) and library("texts") is not None
+    return (separator is None or len(separator.encode()) == 1) and library("data") is not None
 
 
 def lengths(column: pl.Series, separator: str) -> tuple[Int64s, int]:
@@ -72,18 +72,9 @@ class Dictionary:
 
     def texts(self) -> pl.Series:
         """All of them, by code."""
-        at, start = (
-            _function(name, ctypes.c_void_p)(ctypes.c_void_p(self._handle))
-            for name in ("dictionary_ends", "dictionary_texts")
-        )
-        ends = np.frombuffer(ctypes.string_at(at, 8 * (self.size + 1)), dtype=np.int64)
-        cuts = np.unique([*np.searchsorted(ends, np.arange(0, ends[-1], PIECE)), self.size]).tolist()
-        texts = [pl.Series([], dtype=pl.String)]
-        for low, high in itertools.pairwise(cuts):
-            blob = pl.lit(ctypes.string_at(start + int(ends[low]), int(ends[high] - ends[low])))
-            offsets, sizes = pl.Series(ends[low:high] - ends[low]), pl.Series(np.diff(ends[low : high + 1]))
-            texts.append(pl.select(blob.bin.slice(pl.lit(offsets), pl.lit(sizes)).cast(pl.String)).to_series())
-        return pl.concat(texts)
+        handed, window = Handed(), ctypes.c_int64(WINDOW)
+        _function("dictionary_all", None)(ctypes.c_void_p(self._handle), window, handed.schema, handed.array)
+        return handed.take()
 
 
 @contextmanager
@@ -102,7 +93,7 @@ def _opened(column: pl.Series) -> Iterator[ctypes.c_void_p]:
 
 
 def _function(name: str, gives: Any) -> Any:
-    loops = library("texts")
+    loops = library("data")
     assert loops is not None
     function = loops[name]  # of its own: no other caller sets its type
     function.restype = gives

@@ -277,7 +277,10 @@ def scaled(feature: Numeric, stats: NumberStats, x: NDArray[np.float64], place: 
     """A numeric feature as the model sees it: [n] float64, NaN where missing -> float32, 0 where missing."""
     with np.errstate(over="ignore"):
         y = np.sign(x) * np.log1p(np.abs(x)) if feature.transform == "log1p" else (x - stats.shift) / stats.scale
-        out = np.where(np.isnan(x), 0.0, y).astype(np.float32)
+        out: NDArray[np.float32] = y.astype(np.float32)
+    if np.isfinite(out).all():  # one look at most columns
+        return out
+    out[np.isnan(x)] = 0.0
     bad = np.flatnonzero(~np.isfinite(out))
     if len(bad):
         i = int(bad[0])
