@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +121,7 @@ def _rows(run: Run, by: Any, logits: np.ndarray | None = None) -> HeadRows:
     requests = data.requests_of("test")
     of_row = np.repeat(requests, data.first[requests + 1] - data.first[requests])
     if logits is not None:
-        found.logits[:, 0] = logits
+        found = replace(found, logits=logits[:, None])
     return head_rows(found, 0, of_row, by)
 
 
