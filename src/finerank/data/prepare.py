@@ -36,6 +36,7 @@ from finerank.data.samples import LogPast, Samples, no_log, read_events, refuse_
 from finerank.data.scratch import BLOCK, Array, Pile, Scratch, total
 from finerank.data.split import NAMES, TRAIN, Split, assign
 from finerank.errors import UserError
+from finerank.kernels.arrow import forget
 from finerank.runtime.hashing import hash_texts
 from finerank.schema import Schema
 
@@ -70,6 +71,7 @@ def prepare(
         shutil.rmtree(partial / "scratch", ignore_errors=True)
         manifest |= {"notes": [*notes, *manifest["notes"]], "content": content_hash(partial)}
         _write_json(partial / "manifest.json", manifest)  # last: without it the folder is no data set
+    forget()
     return Dataset.open(folder)
 
 

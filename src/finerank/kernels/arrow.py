@@ -7,6 +7,8 @@ from typing import Any
 
 import polars as pl
 
+from finerank.kernels.build import library
+
 SCHEMA, ARRAY = 72, 80
 """Bytes of Arrow's structs."""
 
@@ -38,6 +40,13 @@ class Handed:
         capsule = ctypes.pythonapi.PyCapsule_New
         capsule.restype, capsule.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
         return capsule(self.schema, b"arrow_schema", None), capsule(self.array, b"arrow_array", None)
+
+
+def forget() -> None:
+    """Give back the memory that loops keep for the next columns: data are prepared, and training needs it."""
+    loops = library("data")
+    if loops is not None:
+        loops["columns_forget"]()
 
 
 def _release(struct: ctypes.Array[ctypes.c_char]) -> None:

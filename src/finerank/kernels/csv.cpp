@@ -189,6 +189,9 @@ extern "C" i64 csv_look(const char* text, i64 size, int* ascii, int* returns) {
     return others == 0 || others == lines ? lines : -1;
 }
 
+// Gives all spare memory of columns back to the system.
+extern "C" void columns_forget() { recycled::store.clear(); }
+
 // Reads n lines, of `size` bytes and as `csv_look` found them, into the columns that are wanted, kinds [F]: the fields of one column.
 // Returns 0, and hands nothing over, if the lines are not plain.
 extern "C" int csv_read(const char* text, i64 size, i64 n, i64 fields, int separator, int returns, const i64* kinds, Schema* schema,

@@ -33,7 +33,7 @@ class Store {
         kept += std::size_t{1} << size;
     }
 
-    void clear() {
+    void clear() {  // what is in use is kept again when it comes back
         const std::lock_guard<std::mutex> lock(mutex);
         for (auto& all : spare) {
             for (void* memory : all) ::operator delete(memory);

@@ -127,10 +127,9 @@ class Trainer:
         self.best_checkpoints = Checkpoints(folder / "best", keep=1, at=at) if folder else None
         self.best_weights: dict[str, Tensor] = {}
         self.history: list[Epoch] = []
-        chosen = dataset.requests_of("train") if requests is None else requests
-        self.requests = (
-            chosen.astype(np.int32) if len(dataset.first) < 2**31 else chosen
-        )  # the only thing held for each
+        self.requests = dataset.requests_of("train") if requests is None else requests
+        if len(dataset.first) < 2**31:  # the only thing that is held for each
+            self.requests = self.requests.astype(np.int32)
         self.stages: Mapping[str, Any] | None = None  # what each stage before gave, once they are done
         self.gifts: Sequence[Callable[[Model], None]] = ()  # the initial values that they hand over
         self.epoch = self.step = self.total_steps = 0
