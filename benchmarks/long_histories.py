@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,7 @@ def measure(folder: Path, name: str, rows: int) -> dict[str, float]:
     before = anonymous()
     options = TrainingOptions(batch=Budget(rows=rows), threads=1, keep_memory=False)
     trainer = Trainer(registry.composition(name), Dataset.open(folder), options)
-    steps = trainer.feed.steps(trainer.dataset.requests_of("train"), options.batch)[: STEPS + 1]
+    steps = list(islice(trainer.feed.steps(trainer.dataset.requests_of("train"), options.batch), STEPS + 1))
     peak, over = before, threading.Event()
 
     def watch() -> None:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,9 @@ def measure(name: str, folder: Path) -> dict[str, float]:
     composition = registry.composition(name)
     data = dataset(folder, composition.least_tasks)
     trainer = Trainer(composition, data, TrainingOptions(threads=2, seed=1))
-    steps = trainer.feed.steps(data.requests_of("train"), trainer.options.batch, 0)
+    steps = list(islice(trainer.feed.steps(data.requests_of("train"), trainer.options.batch, 0), STEPS + WARM))
     seconds = []
-    for step in steps[: STEPS + WARM]:
+    for step in steps:
         started = time.perf_counter()
         trainer.train_step(step)
         seconds.append(time.perf_counter() - started)
