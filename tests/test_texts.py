@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_blocks import WIDE, content, wide
 
+from finerank.data.fit import Occurrences
 from finerank.data.lists import joined_events, list_events
 from finerank.data.prepare import prepare
+from finerank.data.scratch import Scratch
+from finerank.data.staged import Ids
 from finerank.data.texts import NOWHERE, NULL, Integers, Joined, dictionary
 from finerank.kernels import build, texts
 from finerank.schema import History
@@ -148,6 +152,35 @@ def test_uneven_lists_and_other_columns_are_left_to_lists() -> None:
     assert joined_events(past, pl.DataFrame({"x": [["1", "2"]], "y": ["1^2"]})) is None
     wide_mark = History(name="past", fields=("a",), lists={"a": "x"}, separator="::")
     assert joined_events(wide_mark, pl.DataFrame({"x": ["1::2"]})) is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), st.sampled_from([TEXT, st.none() | st.integers(-30, 30).map(str)]), st.booleans(), st.booleans())
+def test_occurrences_are_counted_in_order(
+    data: st.DataObject, value: st.SearchStrategy, plain: bool, named: bool
+) -> None:
+    """Codes by dictionary and by distance; rows as a slice or by number; weights as flags or as numbers."""
+    rows = data.draw(st.lists(value, min_size=1, max_size=30))
+    column = Ids(Scratch(), "x")
+    column.add([pl.Series(rows, dtype=pl.String)])
+    column.close()
+    at = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=40)) if named else list(range(len(rows)))
+    weights = [data.draw(st.integers(0, 1 if plain else 3)) for _ in at]
+    found: dict[bool, list[tuple[str, int]]] = {}
+    for loops in (True, False):
+        with build.switched(loops):
+            seen, half = Occurrences(column.size, True), len(at) // 2
+            for piece in (slice(0, half), slice(half, len(at))):
+                these = np.array(at[piece], dtype=np.int64) if named else piece
+                seen.add(column, these, np.array(weights[piece], dtype=bool if plain else np.int64))
+            found[loops] = list(zip(column.texts(seen.used()), seen.counts[seen.used()].tolist(), strict=True))
+            missing = int(seen.counts[0])
+    expected = Counter[str | None]()
+    for row, weight in zip(at, weights, strict=True):
+        if weight:
+            expected[rows[row] or None] += weight
+    assert missing == expected.pop(None, 0)
+    assert found[True] == found[False] == list(expected.items())
 
 
 @compiled

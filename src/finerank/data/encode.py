@@ -47,11 +47,8 @@ from finerank.schema import (
 
 Int64s: TypeAlias = NDArray[np.int64]
 
-PIECE = 1 << 16
-"""Rows written at a time where there are no lists, of which the distinct ones of a whole block are found at once."""
-
 FINE = 1 << 13
-"""Rows whose columns are put side by side at a time: they fit the processor's cache."""
+"""Rows whose columns are put side by side, and written, at a time: they fit the processor's cache."""
 
 
 def encode_block(
@@ -133,24 +130,30 @@ class BlockEncoder:
 
     def block(self, at: slice) -> tuple[NDArray[Any], NDArray[np.float32], dict[str, Int64s]]:
         """ids [n, F], numbers [n, C], and per list column which distinct list each row has [n]."""
-        rows = rows_at(self.index, at)
-        index = {name: lists.read(rows, at.stop - at.start) for name, lists in self._lists.items()}
-        return *self._plain(at), index
+        return *self._plain(at, *self._room(at.stop - at.start)), self._index(at)
 
-    def _plain(self, at: slice) -> tuple[NDArray[Any], NDArray[np.float32]]:
-        n = at.stop - at.start
-        ids = np.empty((n, len(self._of_ids)), dtype=self.dtype)
-        numbers = np.empty((n, self._of_numbers), dtype=np.float32)
-        if self._coded:
-            loops.place(ids, self._coded, rows_at(self.index, at))
-        for start in range(0, n, FINE):
-            into = slice(start, min(start + FINE, n))
-            self._fill(slice(at.start + into.start, at.start + into.stop), ids[into], numbers[into])
+    def _index(self, at: slice) -> dict[str, Int64s]:
+        rows = rows_at(self.index, at)
+        return {name: lists.read(rows, at.stop - at.start) for name, lists in self._lists.items()}
+
+    def _room(self, n: int) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """ids and numbers of n rows, to be filled."""
+        return np.empty((n, len(self._of_ids)), dtype=self.dtype), np.empty((n, self._of_numbers), dtype=np.float32)
+
+    def _plain(
+        self, at: slice, ids: NDArray[Any], numbers: NDArray[np.float32]
+    ) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """ids [n, F] and numbers [n, C], filled."""
+        for start in range(at.start, at.stop, FINE):
+            fine = slice(start, min(start + FINE, at.stop))
+            into = slice(fine.start - at.start, fine.stop - at.start)
+            self._fill(fine, ids[into], numbers[into])
         return ids, numbers
 
     def _fill(self, at: slice, ids: NDArray[Any], numbers: NDArray[np.float32]) -> None:
-        """Fill rows of ids [n, F], but for columns that were placed, and numbers [n, C]."""
         rows = rows_at(self.index, at)
+        if self._coded:
+            loops.place(ids, self._coded, rows)
         i, j = 0, 0
         for field in self.fields:
             feature, column = field.feature, self.columns[field.feature.name]
@@ -172,18 +175,21 @@ class BlockEncoder:
 
     def empty(self) -> Block[NDArray[Any]]:
         """A block of no rows."""
-        ids, numbers = self._plain(slice(0, 0))
+        ids, numbers = self._room(0)
         return Block(ids, numbers, {name: lists.empty() for name, lists in self._lists.items()})
 
     def write(self, out: ColumnWriter, prefix: str) -> None:
         """All blocks, as columns of the names that `block_arrays` gives."""
         like = self.empty()
         out.append(block_arrays(like, prefix))
-        step = self.scratch.block if self._lists else min(self.scratch.block, PIECE)
-        for start in range(0, self.n, step):
-            ids, numbers, index = self.block(slice(start, min(start + step, self.n)))
-            out.append({f"{prefix}ids": ids, f"{prefix}numbers": numbers})
-            out.append({f"{prefix}{name}.index": rows for name, rows in index.items()})
+        ids, numbers = self._room(min(FINE, self.n))
+        for start in range(0, self.n, FINE):
+            at = slice(start, min(start + FINE, self.n))
+            n = at.stop - at.start
+            self._plain(at, ids[:n], numbers[:n])
+            out.append({f"{prefix}ids": ids[:n], f"{prefix}numbers": numbers[:n]})
+        for at in self.scratch.pieces(self.n if self._lists else 0):
+            out.append({f"{prefix}{name}.index": rows for name, rows in self._index(at).items()})
         lists = self.lists({name: column.index for name, column in like.lists.items()})  # no index: it is written
         for name, array in block_arrays(replace(like, lists=lists), prefix).items():
             out.append_all(name, array, self.scratch.block)
@@ -203,7 +209,7 @@ def encode_ids(encoder: Encoder, feature: Feature, series: Columns, grow: bool =
     codes, table = column.codes(slice(None)), encoder.table(feature)
     if grow and isinstance(table, GrowingTable):
         found = Occurrences(column.size, True)
-        found.add(codes)
+        found.add(column, slice(0, len(codes)), np.ones(len(codes), dtype=bool))
         table.extend(column.texts(found.used()).to_list())
     return symbols_of(encoder, feature, column, None)[codes]
 
@@ -243,8 +249,11 @@ def _grow(
     ids = column if isinstance(column, Ids) else column.ids
     found = Occurrences(ids.size, True)
     for at in scratch.pieces(n):
-        rows = rows_at(index, at)
-        found.add(ids.codes(rows if isinstance(column, Ids) else column.of(rows)[0]))
+        rows, length = rows_at(index, at), at.stop - at.start
+        if isinstance(column, Entries):
+            rows, lengths = column.of(rows)
+            length = int(lengths.sum())
+        found.add(ids, rows, np.ones(length, dtype=bool))
     texts = ids.texts(found.used())
     if isinstance(field.feature, ListFeature):
         entries = [tag_and_rank(field.feature, text, field.top) for text in texts.to_list()]

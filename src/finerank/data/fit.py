@@ -12,9 +12,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from finerank.data.scratch import Pile, Scratch
-from finerank.data.staged import Column, Columns, Entries, Numbers, Rows, columns_of, staged
+from finerank.data.staged import Column, Columns, Entries, Ids, Numbers, Rows, columns_of, staged
 from finerank.data.tally import CutsTally, Moments, Ranks, TextTally
 from finerank.errors import UserError
+from finerank.kernels import ids as loops
 from finerank.runtime.encoder import Encoder
 from finerank.runtime.fields import declared_tables, rank_table, tag_and_rank
 from finerank.runtime.symbols import SymbolTable
@@ -49,12 +50,15 @@ class Occurrences:
         self.first = np.full(size + 1 if ordered else 0, np.iinfo(np.int64).max)
         self._seen = 0
 
-    def add(self, codes: Int64s, weights: NDArray[Any] | None = None) -> None:
-        """The next rows; those of weight 0 are no rows."""
-        if weights is not None:
-            these = counted(weights)
-            codes, weights = codes[these], weights[these]
-        if weights is None or weights.dtype == bool or (weights == 1).all():
+    def add(self, column: Ids, rows: Rows, weights: NDArray[Any]) -> None:
+        """The next rows [n]; those of weight 0 are no rows."""
+        if loops.fits():
+            first = self.first if len(self.first) else None
+            self._seen = loops.count(self.counts, first, column.coded, rows, weights, self._seen)
+            return
+        these = counted(weights)
+        codes, weights = column.codes(rows)[these], weights[these]
+        if weights.dtype == bool or (weights == 1).all():
             self.counts += np.bincount(codes, minlength=len(self.counts))
         else:
             self.counts += np.bincount(codes, weights, len(self.counts)).astype(np.int64)  # float64: exact to 2^53
@@ -117,7 +121,7 @@ class Fitter:
         else:
             found = Occurrences(column.size, self._ordered(feature))
             for at in scratch.pieces(len(weights)):
-                found.add(column.codes(rows_at(index, at)), weights[at])
+                found.add(column, rows_at(index, at), weights[at])
             codes = found.used()
             first = found.first[codes] if len(found.first) else np.zeros(len(codes), dtype=np.int64)
             missing = int(found.counts[0])
@@ -129,7 +133,7 @@ class Fitter:
         found = Occurrences(column.ids.size, True)
         for at in scratch.pieces(len(weights)):
             entries, lengths = column.of(rows_at(index, at))
-            found.add(column.ids.codes(entries), np.repeat(weights[at], lengths))
+            found.add(column.ids, entries, np.repeat(weights[at], lengths))
         codes = found.used()
         texts, counts = column.ids.texts(codes), found.counts[codes]
         table = self._texts[str(table_of(feature))]

@@ -20,7 +20,7 @@ from finerank.data.scratch import Array, Int64s, Pile, Scratch
 from finerank.data.source import TimeUnit, blocks, microseconds
 from finerank.data.split import NAMES, Split
 from finerank.data.staged import Column, Ids, canonical_series, column_for
-from finerank.data.texts import INT64
+from finerank.data.texts import INT64, dictionary
 from finerank.errors import UserError
 from finerank.runtime.fields import source_columns
 from finerank.runtime.values import canonical
@@ -201,12 +201,13 @@ def _whole_numbers(column: pl.Series, where: str) -> Int64s:
 
 
 def _parts(column: pl.Series) -> Array:
-    texts, out = column.cast(pl.String), np.full(len(column), -1, dtype=np.int8)
-    for name, code in NAMES.items():
-        out[(texts == name).fill_null(False).to_numpy()] = code
-    bad = np.flatnonzero(out < 0)
-    if len(bad):
-        raise UserError(f"samples: column {column.name!r} holds {column[int(bad[0])]!r}; accepted: {', '.join(NAMES)}")
+    names = dictionary()
+    codes = names.codes(column.cast(pl.String))
+    part = np.array([-1, *(NAMES.get(name, -1) for name in names.texts())], dtype=np.int8)
+    out: Array = part[codes]
+    if (part[1:] < 0).any() or (codes == 0).any():
+        bad = column[int(np.flatnonzero(out < 0)[0])]
+        raise UserError(f"samples: column {column.name!r} holds {bad!r}; accepted: {', '.join(NAMES)}")
     return out
 
 

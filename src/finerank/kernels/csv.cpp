@@ -174,17 +174,21 @@ Column column_of(i64 kind, i64 n) {
 // A first look at a block of whole lines: how many there are, -1 if they are not plain; whether all bytes are ASCII, and whether
 // every line ends with \r\n.
 extern "C" i64 csv_look(const char* text, i64 size, int* ascii, int* returns) {
-    constexpr i64 piece = 1 << 14;  // fits the innermost cache, so that memory is read once
     i64 lines = 0, others = 0;
-    char all = 0;
-    for (const char* const end = text + size; text < end; text += piece) {
-        const char* const stop = std::min(text + piece, end);
-        if (std::memchr(text, '"', static_cast<std::size_t>(stop - text)) != nullptr) return -1;
-        for (const char* p = text; p < stop; p++) all = static_cast<char>(all | *p);
-        lines += std::count(text, stop, '\n');
-        others += std::count(text, stop, '\r');
+    u64 all = 0;
+    for (i64 at = 0; at < size; at += 64) {
+        const char* const p = text + at;
+        const u64 here = size - at < 64 ? (u64{1} << (size - at)) - 1 : ~u64{0};
+        lines += __builtin_popcountll(words::either(p, '\n', '\n') & here);
+        const u64 odd = words::either(p, '"', '\r') & here;
+        if (odd != 0) {
+            const u64 found = words::either(p, '\r', '\r') & here;
+            if (found != odd) return -1;
+            others += __builtin_popcountll(found);
+        }
+        for (int i = 0; i < 64; i += 8) all |= load(p + i, 8);
     }
-    *ascii = !(all & 0x80);
+    *ascii = !(all & 0x80 * words::EVERY);
     *returns = others > 0;
     return others == 0 || others == lines ? lines : -1;
 }
