@@ -144,7 +144,7 @@ INTERACTIONS: dict[str, list[dict[str, Any]]] = {
     "wide_deep": [LINEAR, DEEP_TOWER],
     "pnn": [{"kind": "pnn", **DEEP}],
     "nfm": [LINEAR, {"kind": "bi_interaction", **DEEP}],
-    "afm": [LINEAR, {"kind": "attentional_pairs", "factor": FACTOR, "dropout": 0.0}],
+    "afm": [LINEAR, {"kind": "attentional_pairs", "factor": FACTOR, "dropout": 0.0, "l2": 0.0}],
     "xdeepfm": [LINEAR, {"kind": "cin", "maps": MAPS}, DEEP_TOWER],
     "autoint": [{"kind": "autoint", "layers": CROSSES, "heads": HEADS, "width": EMBEDDING // HEADS}, DEEP_TOWER],
     "fibinet": [LINEAR, {"kind": "fibinet", **DEEP}],

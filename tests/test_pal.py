@@ -352,3 +352,26 @@ def test_the_verb_defaults(feature_run: Run) -> None:
     with pytest.raises(UserError, match=r"run: value '11' is none of 'position' in the training rows; did you mean"):
         sweep(feature_run, "position", ["1", "11"], advance=pytest.fail)  # nothing is scored before
     assert [d.value for d in sweep(feature_run, "position", ["2", "2"])] == [LOGGED, "2"]
+
+
+def test_what_cannot_be_held_or_judged_is_told(tmp_path: Path) -> None:
+    """A feature that is served without, a hash bucket that no row fell into, a split without rows."""
+    small = positions(PositionOptions(requests=300, items=40))
+    small.samples.write_parquet(tmp_path / "samples.parquet")
+    split = {**small.recipe["data"].get("split", {}), "validation": 0.2, "test": 0.0}
+    recipe = {**small.recipe, "data": {**small.recipe["data"], "samples": "samples.parquet", "split": split}}
+    hashed = {"encoding": {"kind": "hashed", "buckets": 1 << 16}}
+    recipe["feature"] = [{**f, **hashed} if f["name"] == "item" else f for f in recipe["feature"]]
+    recipe["model"], recipe["training"] = {"name": "lr"}, {"epochs": 1, "threads": 1}
+    run(Recipe.parse(recipe, tmp_path), tmp_path / "run")
+    found = Run.open(tmp_path / "run")
+    with pytest.raises(
+        UserError, match=r"'position' is no input of this model, which is served without it.*accepted: item"
+    ):
+        sweep(found, "position")
+    known = small.samples["item"].cast(str).unique().to_list()
+    assert [d.value for d in sweep(found, "item", known[:1])] == [LOGGED, known[0]]
+    with pytest.raises(UserError, match="value 'never seen' is none of 'item' in the training rows"):
+        sweep(found, "item", ["never seen"], advance=pytest.fail)
+    with pytest.raises(UserError, match="no test rows to judge; accepted: a split that the data set has rows in"):
+        sweep(found, "item", split="test", advance=pytest.fail)

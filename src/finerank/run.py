@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 import finerank
+from finerank.alone import alone, in_turn
 from finerank.data.columns import ColumnWriter, read_columns
 from finerank.data.dataset import Dataset
 from finerank.data.prepare import prepare
@@ -55,6 +56,8 @@ class Result:
 
 
 SCORED = ("validation", "test")
+STAMP = "recipe.json"
+"""Of prepared data: what they were made of."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +131,11 @@ def prepared(recipe: Recipe, folder: Path, progress: Callable[[str], None] = lam
     """The encoded data set of a recipe in `folder`: opened if it is there, else prepared.
 
     It is written beside its place and renamed when whole: a kill or an error leaves nothing in the way of a new attempt.
+    Where another process prepares it, this one waits, and opens what that one made.
     Raises UserError if `folder` holds something else, or a data set of another recipe or of files as they were before.
     """
     wanted = _fingerprint(recipe)
-    stamp = folder / "recipe.json"
+    stamp = folder / STAMP
     if stamp.exists():
         if stamp.read_text(encoding="utf-8") != wanted:
             if gone := next((file for file in recipe.files() if not file.exists()), None):
@@ -143,17 +147,25 @@ def prepared(recipe: Recipe, folder: Path, progress: Callable[[str], None] = lam
         return Dataset.open(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder}: exists and is not empty, but holds no prepared data; name another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with in_turn(folder.with_name(f".{folder.name}.lock")):
+        if stamp.exists():  # another process prepared it meanwhile
+            return prepared(recipe, folder, progress)
+        _prepare(recipe, folder, wanted, progress)
+    return Dataset.open(folder)
+
+
+def _prepare(recipe: Recipe, folder: Path, fingerprint: str, progress: Callable[[str], None]) -> None:
     notes: list[str] = []
     samples, events = recipe.sources(notes.append)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
     try:
         prepare(partial, recipe.schema, samples, events, recipe.data.keys, recipe.data.split, progress, notes)
-        _write(partial / stamp.name, wanted)
+        _write(partial / STAMP, fingerprint)
         partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Dataset.open(folder)
 
 
 def run(
@@ -168,6 +180,7 @@ def run(
 
     data    where the encoded data set is or goes; None: inside the run's folder
     resume  go on with the run in `folder`; its recipe must be the same
+    Raises UserError, among others, while another process works in `folder`.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; name a folder for the run")
@@ -180,10 +193,23 @@ def run(
         raise UserError(f"{folder}: holds a run of another recipe; resume with the recipe it was started with")
     beginning = _old_run(recipe, resume)
     folder.mkdir(parents=True, exist_ok=True)
-    dataset = prepared(recipe, data or folder / "data", step)
+    with alone(folder):
+        return _run(recipe, folder, data or folder / "data", resume, beginning, progress, step)
+
+
+def _run(
+    recipe: Recipe,
+    folder: Path,
+    data: Path,
+    resume: bool,
+    beginning: OldRun | None,
+    progress: Progress | None,
+    step: Callable[[str], None],
+) -> Result:
+    dataset = prepared(recipe, data, step)
     started = time.perf_counter()
     trainer = Trainer(recipe.model, dataset, recipe.training, folder, progress, old=beginning)
-    _write(at, text)  # from here on the folder holds a run
+    _write(folder / "recipe.toml", recipe.toml())  # from here on the folder holds a run
     _write(folder / "environment.json", json.dumps(environment(trainer.device, trainer.options.precision), indent=1))
     if recipe.model.stages:
         del trainer  # it showed that the model can be built

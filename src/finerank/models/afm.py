@@ -1,4 +1,5 @@
-"""Attentional Factorization Machine. Xiao et al., IJCAI 2017, section 3.
+"""Attentional Factorization Machine. Xiao et al., IJCAI 2017, section 3; defaults: the authors' command
+(hexiangnan/attentional_factorization_machine, README).
 
 logit = w0 + sum_i w_i x_i + p · sum_{i<j} a_ij p_ij,  p_ij = v_i x_i ∘ v_j x_j,
 a = softmax over all pairs of h · relu(W p_ij + b)
@@ -39,18 +40,17 @@ class AttentionalPairs(Interaction):
     class Options:
         """The attention network.
 
-        factor   T, its width: 256 beside vectors 256 wide in the paper, 8 beside these in the authors' command for MovieLens;
-                 16 for vectors of some 10
-        dropout  of the pooled products, never within the attention network; 0.5 in that command
-        l2       times |W|^2, added to the loss: the paper regularises W alone; 0 leaves it free. That command's 2 is for a loss
-                 summed over 4,096 rows, about 2.4e-4 (half the square, half the loss) for a mean
+        factor   T, its width: 8 beside vectors 256 wide in the authors' command for MovieLens, 16 beside 16 in their quick one
+        dropout  of the pooled products, never within the attention network: as in that command
+        l2       times |W|^2, added to the loss: the paper regularises W alone. That command's 2 is for a loss summed over
+                 4,096 rows: 2.4e-4 (half the square, half the loss) for a mean; 0 leaves W free
         std      of the initial vectors of numbers
         """
 
         kind: ClassVar[str] = "attentional_pairs"
-        factor: int = 128
-        dropout: float = 0.3
-        l2: float = 0.0
+        factor: int = 8
+        dropout: float = 0.5
+        l2: float = 2.4e-4
         std: float = 0.01
 
         def __post_init__(self) -> None:

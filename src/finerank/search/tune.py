@@ -23,6 +23,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finerank.alone import alone
 from finerank.data.dataset import Dataset
 from finerank.errors import UserError
 from finerank.recipe import Recipe
@@ -83,9 +84,10 @@ def tune(
               comes first; neither: 20 trials
     space     a TOML file of what to search; None: the recipe's [tune], or what is usual (`search.space.default_space`)
     progress  number of the trial -> what listens to its training
-    Raises UserError for a space that is none (see `search.space`), and for a folder of another search.
+    Raises UserError for a space that is none (see `search.space`), for a folder of another search, and while another
+    process searches there.
     """
-    optuna = _optuna()
+    _optuna()
     if trials is None and minutes is None:
         trials = 20
     table = apply_overrides(read_toml(path), overrides)
@@ -97,6 +99,21 @@ def tune(
     searched = read_space(table, recipe, space)
     own(folder, "tune")
     folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder):
+        return _search(recipe, searched, folder, trials, minutes, prune, tell, progress)
+
+
+def _search(
+    recipe: Recipe,
+    searched: Space,
+    folder: Path,
+    trials: int | None,
+    minutes: float | None,
+    prune: bool,
+    tell: Callable[[str], None],
+    progress: Callable[[int], Progress],
+) -> Tuned:
+    optuna = _optuna()
     _same_search(folder, recipe, searched)
     data = prepared(recipe, folder / "data")
     if not len(data.requests_of("validation")):
