@@ -95,7 +95,7 @@ def plan(rounds: int, our_rounds: int, quick: bool) -> Iterator[Measurement]:
 def accuracy_plan(seeds: int) -> Iterator[Measurement]:
     """What a table of AUC over seeds needs. Two give the same whatever the seed: once is enough for them."""
     for seed in range(1, seeds + 1):
-        for task, world in (*TASKS, *((t, "A" if t.startswith("din") else "B") for t in NORMED)):
+        for task, world in (*TASKS, *((t, "A" if t.startswith("din") else "B") for t in NORMED), ("din_bn", "R")):
             for who in ("finerank", HALF, *NORMED.get(task, PEERS)):
                 if seed == 1 or who != "deepctr":
                     yield Measurement(who, task, world, seed)

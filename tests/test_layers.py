@@ -14,7 +14,7 @@ from finerank.errors import UserError
 from finerank.layers.activation import Dice, PReLU
 from finerank.layers.attention import ActivationUnit, UnitOptions, attend
 from finerank.layers.embedding import Tables
-from finerank.layers.experts import Experts
+from finerank.layers.experts import Experts, GroupedMLP
 from finerank.layers.mlp import MLP, BatchNorm, SplitLinear, SplitMLP
 from finerank.layers.recurrent import GRU
 from finerank.layers.segments import (
@@ -432,18 +432,23 @@ def test_padding_rows_are_zero() -> None:
     assert bool((tables.table("b")[1:] != 0).all())
 
 
-def test_layers_before_a_batch_norm_begin_smaller() -> None:
-    """Uniform within 1 / sqrt(inputs), whoever makes them; the layer without a norm behind it stays Xavier's."""
+def test_layers_around_a_batch_norm_begin_smaller() -> None:
+    """Uniform within 1 / sqrt(inputs) before it, a tenth of that where logits are made behind it, whoever makes them."""
     torch.manual_seed(0)
     mlp = MLP(100, (200,), 50, batch_norm=True)
-    split = SplitMLP(40, 60, (200,), batch_norm=True)
+    split = SplitMLP(40, 60, (200,), 50, batch_norm=True)
     experts = Experts(3, 40, 60, (200,), batch_norm=True)
-    for weight in (mlp.layers[0].weight, split.first.weight, experts.first.weight):
-        assert isinstance(weight, Tensor)
-        assert 0.098 < float(weight.detach().abs().max()) <= 0.1
-        assert float(weight.std()) == pytest.approx(0.1 / 3**0.5, rel=0.02)
-    last = mlp.layers[2].weight
-    assert isinstance(last, Tensor)
-    assert float(last.std()) == pytest.approx((2 / 250) ** 0.5, rel=0.03)
+    towers = GroupedMLP(3, 100, (200,), 50, batch_norm=True)
+    first = (mlp.layers[0], split.first, experts.first, towers.layers[0])
+    last = (mlp.layers[2], split.rest[1].layers[0], towers.layers[2])  # type: ignore[index,union-attr]
+    for bound, layers in ((1 / 100**0.5, first), (0.1 / 200**0.5, last)):
+        for layer in layers:
+            weight = layer.weight.detach()  # type: ignore[union-attr,operator]
+            assert isinstance(weight, Tensor)
+            assert 0.98 * bound < float(weight.abs().max()) <= bound
+            assert float(weight.std()) == pytest.approx(bound / 3**0.5, rel=0.03)
+    other = MLP(100, (200,), 50).layers[2].weight
+    assert isinstance(other, Tensor)
+    assert float(other.detach().std()) == pytest.approx((2 / 250) ** 0.5, rel=0.03)
     plain = SplitMLP(40, 60, (200,)).first.weight
-    assert float(plain.std()) == pytest.approx((2 / 300) ** 0.5, rel=0.03)
+    assert float(plain.detach().std()) == pytest.approx((2 / 300) ** 0.5, rel=0.03)

@@ -28,12 +28,20 @@ def apart(x: Tensor, groups: int) -> Tensor:
 class GroupedLinear(nn.Module):
     """G linear layers, each over its own part of the row, initialised as if alone: [N, G * inputs] -> [N, G * outputs]."""
 
-    def __init__(self, groups: int, inputs: int, outputs: int, bias: bool = True, normed: bool = False) -> None:
+    def __init__(
+        self,
+        groups: int,
+        inputs: int,
+        outputs: int,
+        bias: bool = True,
+        normed: bool = False,
+        after_norm: bool = False,
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(groups, outputs, inputs))
         self.bias = nn.Parameter(torch.zeros(groups, outputs)) if bias else None
         for weight in self.weight.data:
-            initialise(weight, normed)
+            initialise(weight, normed, after_norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, G * inputs] -> [N, G * outputs]."""
@@ -69,7 +77,7 @@ class GroupedMLP(nn.Module):
             ]
             inputs = width
         if outputs is not None:
-            layers.append(GroupedLinear(groups, inputs, outputs, bias=False))
+            layers.append(GroupedLinear(groups, inputs, outputs, bias=False, after_norm=batch_norm))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:

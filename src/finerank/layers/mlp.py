@@ -24,24 +24,27 @@ def check_layers(hidden: Sequence[int], dropout: float = 0.0) -> None:
         raise UserError(f"dropout = {dropout}; accepted: from 0 (none) to below 1")
 
 
-def initialise(weight: Tensor, normed: bool = False) -> None:
+def initialise(weight: Tensor, normed: bool = False, after_norm: bool = False) -> None:
     """Initial values of a layer's weights [outputs, inputs]: Xavier-normal (Glorot and Bengio 2010).
 
-    normed  batch normalisation follows: uniform within 1 / sqrt(inputs), a third to a half of that spread. The normalisation
-            undoes the scale, and so what it sets is how far a step of the optimiser turns the layer; the smaller one was the
-            better on every log tried (benchmarks/README.md, "Why one DIN stands at .63")
+    normed      batch normalisation follows: uniform within 1 / sqrt(inputs), a third to a half of that spread. The
+                normalisation undoes the scale, and so what it sets is how far a step of the optimiser turns the layer
+    after_norm  it makes logits of what was normalised: uniform within .1 / sqrt(inputs). What is normalised has a spread of
+                one from the first step on, and Xavier's weights would make logits of it that differ by one for no reason;
+                without a norm they begin near zero, as the embeddings do
+    Both smaller ones were the better on every log tried (benchmarks/README.md, "Why one DIN stands at .63").
     """
-    if normed:
-        bound = 1 / math.sqrt(max(1, weight.shape[1]))
+    if normed or after_norm:
+        bound = (0.1 if after_norm else 1.0) / math.sqrt(max(1, weight.shape[1]))
         nn.init.uniform_(weight, -bound, bound)
     else:
         nn.init.xavier_normal_(weight)
 
 
-def linear(inputs: int, outputs: int, bias: bool = True, normed: bool = False) -> nn.Linear:
+def linear(inputs: int, outputs: int, bias: bool = True, normed: bool = False, after_norm: bool = False) -> nn.Linear:
     """A linear layer with weights as `initialise` has them, and zero bias."""
     layer = nn.Linear(inputs, outputs, bias=bias)
-    initialise(layer.weight, normed)
+    initialise(layer.weight, normed, after_norm)
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
@@ -116,7 +119,7 @@ class MLP(nn.Module):
             layers += [linear(inputs, width, normed=batch_norm), Hidden(width, act, dropout, batch_norm)]
             inputs = width
         if outputs is not None:
-            layers.append(linear(inputs, outputs, bias))
+            layers.append(linear(inputs, outputs, bias, after_norm=batch_norm))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:

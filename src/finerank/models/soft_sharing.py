@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -129,11 +130,10 @@ class CrossStitch(Interaction):
         o, width = options, options.hidden[0]
         self.first = SplitGroups(outputs, widths.request, widths.candidate, width, normed=o.batch_norm)
         self.acts = nn.ModuleList(Hidden(outputs * h, o.activation, o.dropout, o.batch_norm) for h in o.hidden)
-        into = (*o.hidden[1:], 1)
         self.layers = nn.ModuleList(
-            GroupedLinear(outputs, h, below, bias=below_is_hidden, normed=below_is_hidden and o.batch_norm)
-            for h, below, below_is_hidden in zip(o.hidden, into, [True] * (len(into) - 1) + [False], strict=True)
+            GroupedLinear(outputs, h, below, normed=o.batch_norm) for h, below in pairwise(o.hidden)
         )
+        self.layers.append(GroupedLinear(outputs, o.hidden[-1], 1, bias=False, after_norm=o.batch_norm))
         other = (1 - o.own) / max(outputs - 1, 1)
         start = torch.full((outputs, outputs), other).fill_diagonal_(o.own if outputs > 1 else 1.0)
         self.stitches = nn.ParameterList(nn.Parameter(start.clone()) for _ in o.hidden)
@@ -182,7 +182,7 @@ class TensorFactorization(Interaction):
             _Core(r, min(o.ranks[1], h), min(o.ranks[2], outputs), h, outputs) for r, h in zip(a, o.hidden, strict=True)
         )
         self.acts = nn.ModuleList(Hidden(outputs * h, o.activation, o.dropout, o.batch_norm) for h in o.hidden)
-        self.last = GroupedLinear(outputs, o.hidden[-1], 1, bias=False)
+        self.last = GroupedLinear(outputs, o.hidden[-1], 1, bias=False, after_norm=o.batch_norm)
 
     def forward(self, features: Features) -> Tensor:
         """[N, outputs]."""
