@@ -24,7 +24,7 @@ from torch import nn
 
 from finerank.data.dataset import Dataset
 from finerank.data.order import Budget
-from finerank.layers.mlp import SplitLinear
+from finerank.layers.mlp import SplitLinear, SplitMLP
 from finerank.models.composition import Model
 from finerank.models.registry import Composition
 from finerank.training.evaluate import predict
@@ -50,10 +50,26 @@ def he(model: Model) -> None:
 
 
 def xavier(model: Model) -> None:
-    """Xavier-normal also before a batch normalisation, where the defaults begin smaller."""
+    """Xavier-normal also before and behind a batch normalisation, where the defaults begin smaller."""
     for part in model.modules():
         if isinstance(part, nn.Linear | SplitLinear):
             nn.init.xavier_normal_(part.weight)
+
+
+def last(scale: float | None) -> Callable[[Model], None]:
+    """The towers' last layers uniform within scale / sqrt(inputs), or, with None, Xavier-normal."""
+
+    def change(model: Model) -> None:
+        for part in model.modules():
+            if isinstance(part, SplitMLP) and isinstance(part.rest, nn.Sequential):
+                weight = part.rest[1].layers[-1].weight
+                if scale is None:
+                    nn.init.xavier_normal_(weight)
+                else:
+                    bound = scale / math.sqrt(weight.shape[1])
+                    nn.init.uniform_(weight, -bound, bound)
+
+    return change
 
 
 def no_prior(model: Model) -> None:
@@ -103,7 +119,11 @@ VARIANTS = {
     "batch normalisation in the tower": Variant(tower=BN),
     "batch normalisation, embeddings .1": Variant(tower=BN, embedding={"std": 0.1}),
     "batch normalisation, embeddings .0001": Variant(tower=BN, embedding={"std": 1e-4}),
-    "batch normalisation, Xavier before it too": Variant(xavier, tower=BN),
+    "batch normalisation, Xavier before and behind it": Variant(xavier, tower=BN),
+    "batch normalisation, Xavier behind it": Variant(last(None), tower=BN),
+    "batch normalisation, ten times the default behind it": Variant(last(1.0), tower=BN),
+    "batch normalisation, zeros behind it": Variant(last(0.0), tower=BN),
+    "a tenth of torch's values in the last layer": Variant(last(0.1)),
     "batch normalisation, torch's layers": Variant(as_torch_does, tower=BN),
     "batch normalisation, torch's layers, bias 0, embeddings .0001, dense Adam": Variant(
         both, tower=BN, embedding={"std": 1e-4}, dense=True

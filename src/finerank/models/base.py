@@ -95,7 +95,8 @@ class Tower(Interaction):
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
-        """hidden: 200-80 in the paper · activation: PReLU in the paper · dropout, batch_norm: off unless asked for."""
+        """hidden: 200-80 in the paper · activation: PReLU in the paper · dropout: off unless asked for
+        batch_norm: off in the paper; worth a try, for on some logs it wins much (benchmarks/README.md)"""
 
         kind: ClassVar[str] = "tower"
         hidden: tuple[int, ...] = (200, 80)

@@ -165,7 +165,7 @@ def current(recipe: Recipe, key: str) -> Any:
 
 def default_space(recipe: Recipe) -> Space:
     """What is worth searching of any recipe: rates of the optimisers, the tables' regulariser and initial spread, and of
-    every part the layers, their number, dropout."""
+    every part the layers, their number, dropout, batch normalisation."""
     resolved = recipe.resolved()
     training, space = resolved["training"], Space()
     for group in ("tables", "first_order", "dense"):
@@ -182,6 +182,8 @@ def default_space(recipe: Recipe) -> Space:
             space[key] = Choices(tuple(dict.fromkeys([8, 16, 32, value])))
         elif name == "dropout":
             space[key] = Range(low=0.0, high=0.5)
+        elif name == "batch_norm" and isinstance(value, bool):
+            space[key] = Choices((False, True))
         elif name == "layers" and isinstance(value, int):
             space[key] = Range(low=1, high=max(4, value))
         elif name == "hidden" and value and ".interactions." in f".{key}":
