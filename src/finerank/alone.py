@@ -36,14 +36,21 @@ def in_turn(file: Path) -> Iterator[None]:
     while True:
         held = os.open(file, os.O_RDONLY | os.O_CREAT, 0o666)
         _locked(held, fcntl.LOCK_EX)
-        if file.exists() and file.stat().st_ino == os.fstat(held).st_ino:
+        if _names(file, held):
             break
         os.close(held)  # of one who was before: the name means another file by now
     try:
         yield
     finally:
-        file.unlink()
+        file.unlink(missing_ok=True)
         os.close(held)
+
+
+def _names(file: Path, held: int) -> bool:
+    try:
+        return os.path.samestat(file.stat(), os.fstat(held))
+    except FileNotFoundError:
+        return False
 
 
 def _locked(held: int, how: int) -> bool:
