@@ -23,12 +23,13 @@ DATA = {*RUNTIME, "kernels", "data"}
 MODELS = {*DATA, "layers", "models"}
 TRAINING = {*MODELS, "metrics", "training"}
 RECIPE = {*TRAINING, "datasets", "recipe"}
-RUN = {*RECIPE, "run"}
+RUN = {*RECIPE, "alone", "run"}
 EVALUATION = {*RUN, "fresh", "evaluation"}
 MAY_IMPORT = {
     "errors": BASE,
     "typed": BASE,
     "widths": BASE,
+    "alone": BASE,
     "schema": {*SCHEMA, "schema"},
     "metrics": {*BASE, "metrics"},
     "runtime": RUNTIME,
