@@ -6,6 +6,7 @@ import ctypes
 from typing import Any
 
 import polars as pl
+from numpy.typing import NDArray
 
 from finerank.kernels.build import library
 
@@ -40,6 +41,11 @@ class Handed:
         capsule = ctypes.pythonapi.PyCapsule_New
         capsule.restype, capsule.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
         return capsule(self.schema, b"arrow_schema", None), capsule(self.array, b"arrow_array", None)
+
+
+def pointer(array: NDArray[Any] | None) -> ctypes.c_void_p:
+    """Where an array lies, as a loop is told; None: null."""
+    return ctypes.c_void_p(None if array is None else array.ctypes.data)
 
 
 def forget() -> None:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from finerank.kernels.arrow import pointer
 from finerank.kernels.build import library
 
 Int64s: TypeAlias = NDArray[np.int64]
@@ -44,9 +45,9 @@ def place(out: NDArray[np.int32], columns: Mapping[int, tuple[Coded, NDArray[Any
         described[:] = (*_described(coded), symbols.ctypes.data, out.ctypes.data + 4 * i)
     named, first = _named(rows)
     loops["ids_place"](
-        _pointer(table),
+        pointer(table),
         ctypes.c_int64(len(columns)),
-        _pointer(named),
+        pointer(named),
         ctypes.c_int64(first),
         ctypes.c_int64(len(out)),
         ctypes.c_int64(out.shape[1]),
@@ -70,14 +71,14 @@ def count(
     call = loops["ids_count"]
     call.restype = ctypes.c_int64
     found = call(
-        _pointer(table),
-        _pointer(named),
+        pointer(table),
+        pointer(named),
         ctypes.c_int64(first),
         ctypes.c_int64(len(weights)),
-        _pointer(weights),
+        pointer(weights),
         ctypes.c_int64(weights.itemsize),
-        _pointer(counts),
-        _pointer(firsts),
+        pointer(counts),
+        pointer(firsts),
         ctypes.c_int64(seen),
     )
     return int(found)
@@ -93,7 +94,3 @@ def _described(coded: Coded) -> tuple[int, int, bool]:
 def _named(rows: slice | Int64s) -> tuple[Int64s | None, int]:
     """Which rows these are, or None and the first one."""
     return (None, rows.start) if isinstance(rows, slice) else (np.ascontiguousarray(rows, dtype=np.int64), 0)
-
-
-def _pointer(array: NDArray[Any] | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if array is None else array.ctypes.data)

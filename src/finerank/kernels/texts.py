@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from finerank.kernels.arrow import Handed
+from finerank.kernels.arrow import Handed, pointer
 from finerank.kernels.build import library
 
 Int64s: TypeAlias = NDArray[np.int64]
@@ -33,7 +33,7 @@ def lengths(column: pl.Series, separator: str) -> tuple[Int64s, int]:
     """How many entries each text has, int64 [n] (null and empty text have none), and how many of all entries are empty."""
     out = np.empty(len(column), dtype=np.int64)
     with _opened(column) as handle:
-        missing = _function("texts_lengths", ctypes.c_int64)(handle, _byte(separator), _pointer(out))
+        missing = _function("texts_lengths", ctypes.c_int64)(handle, _byte(separator), pointer(out))
     return out, int(missing)
 
 
@@ -45,7 +45,7 @@ def integers(
     out, facts = np.empty(m, dtype=np.int32), np.array([base or 0, 0, 0], dtype=np.int64)
     with _opened(column) as handle:
         call, based = _function("texts_integers", ctypes.c_int), ctypes.c_int(base is not None)
-        if not call(handle, _byte(separator), based, _pointer(out), _pointer(facts)):
+        if not call(handle, _byte(separator), based, pointer(out), pointer(facts)):
             return None
     return out, *facts.tolist()
 
@@ -62,7 +62,7 @@ class Dictionary:
         out = np.empty(m, dtype=np.uint32)
         with _opened(column) as handle:
             call = _function("texts_codes", None)
-            call(handle, _byte(separator), ctypes.c_void_p(self._handle), _pointer(out))
+            call(handle, _byte(separator), ctypes.c_void_p(self._handle), pointer(out))
         return out
 
     @property
@@ -102,7 +102,3 @@ def _function(name: str, gives: Any) -> Any:
 
 def _byte(separator: str | None) -> ctypes.c_int:
     return ctypes.c_int(-1 if separator is None else separator.encode()[0])
-
-
-def _pointer(array: NDArray[Any]) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)

@@ -32,7 +32,7 @@ def initialise(weight: Tensor, normed: bool = False, after_norm: bool = False) -
     after_norm  it makes logits of what was normalised: uniform within .1 / sqrt(inputs). What is normalised has a spread of
                 one from the first step on, and Xavier's weights would make logits of it that differ by one for no reason;
                 without a norm they begin near zero, as the embeddings do
-    Both smaller ones were the better on every log tried (benchmarks/README.md, "Why one DIN stands at .63").
+    Both smaller ones were the better on every generated log tried (benchmarks/README.md, "Why one DIN stands at .63").
     """
     if normed or after_norm:
         bound = (0.1 if after_norm else 1.0) / math.sqrt(max(1, weight.shape[1]))
