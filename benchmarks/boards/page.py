@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 def page(name: str, board: Board, at: Path, docs: Path, trials: int) -> None:
     """Write docs/boards/NAME.md from what is in the board's folder."""
     found = json.loads((at / "bench" / "bench.json").read_text(encoding="utf-8"))
-    done = [s for s in found["standings"] if not s["reason"]]
-    runs = {s["name"]: [Run.open(f) for f in sorted((at / "bench" / "runs" / s["name"]).glob("seed*"))] for s in done}
-    runs = {n: of[: next(s["seeds"] for s in done if s["name"] == n)] for n, of in runs.items()}
+    done = [s for s in found["standings"] if _whole(at, s)]
+    runs = {s["name"]: _whole(at, s) for s in done}
     rows = [(s["validation"], _cells(s, board, runs[s["name"]])) for s in done]
     notes = []
     grown = at.parent / (board.settings or name) / "trees"
@@ -55,15 +54,22 @@ def page(name: str, board: Board, at: Path, docs: Path, trials: int) -> None:
     lines += ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
     lines += ["| " + " | ".join(cells) + " |" for _, cells in rows]
     lines += ["", *(n for note in [*notes, *_tasks(board, found, runs), *_hours(at, runs)] for n in (note, ""))]
-    missing = [s for s in found["standings"] if s["reason"]]
+    missing = [s for s in found["standings"] if s not in done]
     waiting = [m for m in board.tuned if m not in {s["name"] for s in found["standings"]}]
     if missing or waiting:
         lines += ["## Not in the table", ""]
-        lines += [f"- {s['name']}: {s['reason']}" for s in missing]
+        lines += [f"- {s['name']}: {s['reason'] or 'begun, not finished'}" for s in missing]
         lines += [f"- {m}: not run: its search is not done" for m in waiting]
         lines.append("")
     docs.mkdir(parents=True, exist_ok=True)
     (docs / f"{name}.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _whole(at: Path, standing: dict[str, Any]) -> list[Run]:
+    """The runs behind a line of the table; none if they are not all there: a board may be killed at any moment."""
+    folder, n = at / "bench" / "runs" / standing["name"], 0 if standing["reason"] else standing["seeds"]
+    found = [Run.open(file.parent) for file in sorted(folder.glob("seed*/run.json"))[:n]]
+    return found if len(found) == n else []
 
 
 def _how(name: str, board: Board, found: dict[str, Any], trials: int) -> str:
