@@ -22,7 +22,7 @@ from finerank.models import registry
 from finerank.recipe import Recipe
 from finerank.run import prepared
 from finerank.search.space import Choices, Range, changed, check, default_space, parse_space, read_space
-from finerank.search.tune import Tuned, tune
+from finerank.search.tune import Tuned, _as_it_is, tune
 from finerank.training.loop import Epoch, Progress, Trainer
 from finerank.typed import read_toml, to_toml
 
@@ -266,6 +266,17 @@ def test_every_model_has_a_usual_space_that_it_takes(tmp_path: Path) -> None:
         "model.interactions.0.batch_norm",
     }
     assert found["model.interactions.0.hidden"] == Choices(([64, 32], [200, 80], [400, 400]))
+
+
+def test_the_usual_space_holds_the_recipe_s_own_settings_wherever_they_lie(tmp_path: Path) -> None:
+    table = read_toml(recipe(tmp_path, None))
+    table["model"] = {"name": "base", "interactions": [{"kind": "tower", "hidden": [9], "dropout": 0.6}]}
+    table["training"] |= {"regularise": {"kind": "l2", "strength": 5e-6}, "tables": {"kind": "adam", "lr": 0.2}}
+    read = Recipe.parse(table)
+    space = default_space(read)
+    assert space["model.interactions.0.dropout"] == Range(low=0.0, high=0.6)
+    assert space["training.regularise.strength"] == Range(low=5e-6, high=1.0, log=True)
+    assert set(_as_it_is(read, space)) == set(space)
 
 
 def test_another_search_in_the_folder_is_refused(shop: Path) -> None:

@@ -9,11 +9,12 @@ every other field f, mu_f and s_f = softplus(rho_f); a score is of their mean, o
     logit = linear + sum_{i<j} <v_{i,f(j)}, v_{j,f(i)}> + tower of all v
     loss  = cross-entropy + kl · 1/B · sum over rows and fields of KL(N(mu, s²) ‖ N(0, prior²)) / n_j
 
-n_j is how often value j occurs in the training rows, so over an epoch each value pays its KL about once: with kl = 1 the loss
-is the evidence lower bound per row. ts is Thompson sampling: one draw of the vectors per request (`runtime.noise`), with e of
-every slot independent, so that the quadratic head's mean over draws is that of mu. ucb raises scores: calibrate them. Vectors
-of numbers are no distributions; a multi-valued field's mu and rho are pooled. R requests · N candidates · F fields and numbers
-S = F - 1 slots · D width of a slot
+n_j is how often value j occurs in training, so over an epoch each value pays its KL about once: with kl = 1 the loss is the
+evidence lower bound per row. Where a history shares the table, n_j counts its past events too, and the value pays less. ts is
+Thompson sampling: one draw of the vectors per request (`runtime.noise`; offline a request goes by its position in the log, so
+that a replay which gives the server another id draws anew), with e of every slot independent, so that the quadratic head's mean
+over draws is that of mu. ucb raises scores: calibrate them. Vectors of numbers are no distributions; a multi-valued field's mu
+and rho are pooled. R requests · N candidates · F fields and numbers · S = F - 1 slots · D width of a slot
 """
 
 from __future__ import annotations

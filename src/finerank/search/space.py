@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +188,15 @@ def default_space(recipe: Recipe) -> Space:
             space[key] = Range(low=1, high=max(4, value))
         elif name == "hidden" and value and ".interactions." in f".{key}":
             space[key] = Choices(tuple(dict.fromkeys([*TOWERS, tuple(value)])))
-    listed = {k: Choices(tuple(map(_plain, e.values))) if isinstance(e, Choices) else e for k, e in space.items()}
-    return {key: entry for key, entry in listed.items() if _takes(recipe, key, entry)}
+    entries = {key: _reaching(entry, current(recipe, key)) for key, entry in space.items()}
+    return {key: entry for key, entry in entries.items() if _takes(recipe, key, entry)}
+
+
+def _reaching(entry: Range | Choices, value: Any) -> Range | Choices:
+    """The same, so wide that the recipe's own value is in it: a paper's setting is to be tried first."""
+    if isinstance(entry, Choices):
+        return Choices(tuple(map(_plain, entry.values)))
+    return replace(entry, low=min(entry.low, value), high=max(entry.high, value)) if value > 0 else entry
 
 
 def _takes(recipe: Recipe, key: str, entry: Range | Choices) -> bool:
