@@ -261,7 +261,7 @@ def test_the_curve_of_sight_is_recovered(data: Dataset, world: World, anchor: st
 
 
 def test_early_stopping_judges_the_logged_click(data: Dataset) -> None:
-    """By pCTR against clicks the first epoch would be the best, for the better pCTR is, the worse it fits unseen rows."""
+    """And not pCTR against clicks, which fits the worse the better it knows what would be clicked if it were seen."""
     trainer = trained(data, {"kind": "pal"})
     requests = data.requests_of("validation")
     logged = metrics(predict(trainer.model, trainer.builder, requests, logged=True))["click"]["logloss"]

@@ -62,10 +62,10 @@ def conversions_section(folder: Path) -> Section:
         "7 % of the impressions are clicked, and who clicks (and what is clicked) buys more, or less, by the relation: at .9 "
         "the clicked convert at .60 and the others at .32. pCVR is judged by the law, where nobody clicked; mean and standard "
         f"deviation of {len(SEEDS)} seeds. BASE, with its own tables and clicked rows alone, hardly sees who is hardly clicked "
-        "and takes them for the clicked. ESMM does not, wherever clicks tell about conversions. Its two parts by themselves: "
-        "tables in common are what helps (learnt from clicked rows alone they do a little better than ESMM); the loss over all "
-        "impressions pulls pCVR down where clicks are rare, which is right at a relation of .9 and wrong at -.9. At 0 clicks "
-        "tell nothing about conversions, there is nothing to borrow, and BASE is the best."
+        "and takes them for the clicked. Where clicks tell much about conversions (.9 and -.9) ESMM does not; at .5 it is no "
+        "better than BASE, and at 0, where there is nothing to borrow, BASE is the best. Its two parts by themselves: tables "
+        "in common, learnt from clicked rows alone, are never worse than ESMM; the loss over all impressions alone (ESMM-NS) does "
+        "as much at .9 and more than ESMM at .5, but it pulls pCVR down where clicks are rare, which is wrong at -.9."
     )
     by_relation = curves(
         errors,

@@ -35,7 +35,7 @@ MODELS: Mapping[str, list[str]] = {
     "xDeepFM": ["model.name=xdeepfm", WIDTH],
     "AutoFIS, order 2": ["model.name=autofis_fm", WIDTH, _gated(2)],
     "AutoFIS, order 3": ["model.name=autofis_fm", WIDTH, _gated(3)],
-    "AutoFIS, DeepFM": ["model.name=autofis_deepfm", WIDTH, _gated(3, f", {TOWER}")],
+    "AutoFIS, DeepFM, order 3": ["model.name=autofis_deepfm", WIDTH, _gated(3, f", {TOWER}")],
 }
 
 

@@ -63,7 +63,8 @@ def sequences_section(folder: Path) -> Section:
         "are other users, so the chain must be learnt and not the user. A favourite of the last item should stand "
         "above a candidate that is a favourite of none of the last five (1 in the picture), a favourite of an earlier"
         " item should not (.5). What pools the past cannot tell the last item from those before; what reads an order "
-        "can. Differences of .005 between models and the law are chance."
+        "can, though DIEN still takes the one before for more than chance. Differences of .005 between models "
+        "and the law are chance."
     )
     true = [{"x": 1, "y": 1.0}, *({"x": k, "y": 0.5} for k in range(2, BACK + 1))]
     scale = {"domain": [0.4, 1.0]}

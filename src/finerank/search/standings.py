@@ -23,7 +23,7 @@ FORMAT = "finerank bench 1"
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """How a contestant did. reason: why it is not, or not wholly, in the table; else "".
+    """How a contestant did. reason: why it is not in the table; else "".
 
     validation   mean over seeds of the metric (`Bench.metric`); test: with its interval over the data
     spread       between seeds, of the test part
