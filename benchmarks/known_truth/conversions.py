@@ -64,8 +64,8 @@ def conversions_section(folder: Path) -> Section:
         f"deviation of {len(SEEDS)} seeds. BASE, with its own tables and clicked rows alone, hardly sees who is hardly clicked "
         "and takes them for the clicked. Where clicks tell much about conversions (.9 and -.9) ESMM does not; at .5 it is no "
         "better than BASE, and at 0, where there is nothing to borrow, BASE is the best. Its two parts by themselves: tables "
-        "in common, learnt from clicked rows alone, are never worse than ESMM; the loss over all impressions alone (ESMM-NS) does "
-        "as much at .9 and more than ESMM at .5, but it pulls pCVR down where clicks are rare, which is wrong at -.9."
+        "in common, learnt from clicked rows alone, are never worse than ESMM; the loss over all impressions alone (ESMM-NS) "
+        "does as much at .9 and more than ESMM at .5, but it pulls pCVR down where clicks are rare, which is wrong at -.9."
     )
     by_relation = curves(
         errors,
