@@ -34,10 +34,14 @@ UnitInput = Literal["query", "key", "difference", "product", "inner", "outer"]
 ALIKE = ("difference", "product", "inner")
 """Blocks (and the kinds dot and cosine) that compare number by number: query and key must have one width."""
 
+START = 0.3
+"""What an event weighs before anything is learnt, where weights are not normalised. At 0 the past adds nothing to begin with
+and learns nothing: vectors and weights push each other up, after some steps or an epoch, by chance (benchmarks/README.md)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class UnitOptions:
-    """The activation unit.
+    """The activation unit. Its network begins at `START` for every pair.
 
     kind        mlp: the paper's small network · dot: <q, k> / sqrt(K), no parameters, a quick start · cosine: <q, k>
                 over their lengths, no parameters · bilinear: q W k, the only one but mlp for q and k of unequal widths
@@ -96,7 +100,10 @@ class ActivationUnit(nn.Module):
         after: list[nn.Module] = [Hidden(options.hidden[0], options.activation, 0.0, False)]
         for before, outputs in zip(options.hidden, options.hidden[1:], strict=False):
             after += [linear(before, outputs), Hidden(outputs, options.activation, 0.0, False)]
-        self.rest = nn.Sequential(*after, linear(options.hidden[-1], 1))
+        last = linear(options.hidden[-1], 1)
+        if not options.softmax:  # which a constant leaves as it is
+            nn.init.constant_(last.bias, START)
+        self.rest = nn.Sequential(*after, last)
 
     def forward(
         self, q_NK: Tensor, k_TK: Tensor, context_TC: Tensor | None, pairs: Pairs, log_T: Tensor | None = None
