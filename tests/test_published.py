@@ -86,7 +86,8 @@ def test_it_is_read_built_and_trained(
     before = {n: t.detach().clone() for n, t in trainer.model.named_parameters()}
     (epoch,) = trainer.fit()
     assert np.isfinite(epoch.loss)
-    assert epoch.rows == len(data[name].rows_of(data[name].requests_of("train")))
+    rows = data[name].rows_of(data[name].requests_of("train"))
+    assert epoch.rows == (len(rows) if trainer.sampled is None else trainer.sampled.keep[rows].sum())
     moved = {n for n, t in trainer.model.named_parameters() if not torch.equal(t, before[n])}
     assert moved
     found = metrics(predict(trainer.model, trainer.builder, data[name].requests_of("test")))

@@ -5,7 +5,8 @@ last layer is linear over both, their logits add.
 
 Differs from the textbook: no x_l is ever made. Every x_l is a_l x_0 + (b_0 + ... + b_{l-1}), with one number a_l per row,
 and a_{l+1} = a_l + x_l · w_l needs of x_0 only its products with the w's. So one product of the rows with all weights, the
-request's part of it once per request, is the whole work; exact algebra.
+request's part of it once per request, is the whole work; exact algebra. The sizes are smaller than the
+paper's for Criteo's 45 million rows (6 layers beside 1,024-1,024 with batch normalisation): 3 beside the 200-80 of `base`.
 R requests · N candidates · d width of a row · L layers · K outputs
 """
 
@@ -33,7 +34,7 @@ class Cross(Interaction):
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
-        """layers: 2 to 4 are usual, deeper rarely helps."""
+        """layers: 2 to 4 are usual, deeper rarely helps; 6 in the paper, on Criteo."""
 
         kind: ClassVar[str] = "cross"
         layers: int = 3

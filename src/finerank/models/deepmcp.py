@@ -48,7 +48,8 @@ class MatchedAndCorrelated(Pooled):
     class Options(Pooled.Options):
         """As for `pooled`, and the two auxiliary subnets.
 
-        embedding    width and initial spread of the fields
+        embedding    width and initial spread of the fields; 10 wide in the authors' code, 16 here as for `base`, whose features
+                     these are
         pooling      of the past: sum or mean
         decay        seconds after which a past event counts 1/e; 0: all count alike
         alpha, beta  weights of matching and correlation; 5 and .01 in the authors' code. 0 switches a subnet off

@@ -9,6 +9,9 @@ Products of probabilities are formed in log space: log p = sum of log sigmoid(a_
 log(1 - p q) = logaddexp(log(1 - p), log p + log(1 - q)), which cancels nothing.
 
 ESMM-NS (section 3.1) shares no embeddings: `separate`. The paper's other competitors stand in `esmm_competitors.py`.
+
+Differs from the paper: fields are 16 wide, as those of `base` and `din`, so that no comparison with them is one of widths;
+the paper's are 18 wide (section 3.1), for which give representation = {embedding = {width = 18}}.
 """
 
 from __future__ import annotations

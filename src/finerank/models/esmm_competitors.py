@@ -14,7 +14,8 @@ is the one independent pCTR by which every competitor's pCTCVR is formed.
     esmm_ns        ESMM without shared embeddings (`esmm.py`)
 
 Differs from the textbook: UNBIAS' click network goes on learning beside the conversions, by clicks alone; the weights are
-multiplied with the rate of clicks, which makes them 1 on average and leaves the optimum where it is.
+multiplied with the rate of clicks, which makes them 1 on average and leaves the optimum where it is. Fields are 16 wide, as
+ESMM's here; 18 in the paper.
 N candidates · H heads
 """
 

@@ -50,7 +50,7 @@ class FGCNN(Interaction):
         pool        fields of which the largest goes on
         batch_norm  of the convolutions
         std         of the initial vectors of the generator's table
-        classifier  a product network as in `pnn`; 4096-2048 wide in the paper
+        classifier  a product network as in `pnn`; 4096-2048 wide in the paper, whose dropout was not read: none here
         """
 
         kind: ClassVar[str] = "fgcnn"
@@ -60,7 +60,7 @@ class FGCNN(Interaction):
         pool: int = 2
         batch_norm: bool = True
         std: float = 0.01
-        classifier: ProductOptions = ProductOptions(hidden=(4096, 2048), batch_norm=True)
+        classifier: ProductOptions = ProductOptions(hidden=(4096, 2048), dropout=0.0, batch_norm=True)
 
         def __post_init__(self) -> None:
             if len(self.maps) != len(self.new) or not self.maps or min(*self.maps, *self.new) < 1:

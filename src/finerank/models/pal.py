@@ -1,7 +1,8 @@
 """Position-bias Aware Learning. Guo et al., RecSys 2019, section 3.
 
 bCTR = ProbSeen(position) · pCTR(x); the loss is one BCE(click, bCTR); pCTR alone is served. Here as heads over any
-representation and interactions: `pal` is DeepFM, as in the paper, and PAL around DIN is two lines of a recipe:
+representation and interactions: `pal` is DeepFM, as in the paper, at the sizes of `deepfm`; PAL around DIN is two lines of a
+recipe:
 
     [model]
     name = "din"
@@ -31,7 +32,7 @@ from finerank.models.base import Tower
 from finerank.models.esmm import product_logit
 from finerank.models.fm import FM
 from finerank.models.lr import Linear
-from finerank.models.plain import Plain, TaskHeads
+from finerank.models.plain import EmbeddingOptions, Plain, TaskHeads
 from finerank.models.registry import Composition, named, part
 from finerank.models.train_only import TrainOnly, judged_tasks, row_of
 from finerank.schema import FittedSchema
@@ -91,8 +92,12 @@ class SeenHeads(TaskHeads):
 PAL = named(
     Composition(
         name="pal",
-        representation=Plain.Options(),
-        interactions=(Linear.Options(), FM.Options(), Tower.Options(hidden=(400, 400, 400), activation="relu")),
+        representation=Plain.Options(embedding=EmbeddingOptions(width=10)),
+        interactions=(
+            Linear.Options(),
+            FM.Options(),
+            Tower.Options(hidden=(400, 400, 400), activation="relu", dropout=0.5),
+        ),
         heads=SeenHeads.Options(),
         paper="10.1145/3298689.3347033",
         requires=("train-only ids",),

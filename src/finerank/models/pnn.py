@@ -41,7 +41,7 @@ class ProductOptions:
     form        pairs, or factorised: see the module for what each costs. Inner pairs are the usual form today
     hidden      layers; without, the output is linear in fields and products
     activation  tanh suits inner products in the paper, relu in later comparisons
-    dropout     of hidden layers; 0.5 in the paper
+    dropout     of hidden layers; 0.5 in the paper of PNN
     batch_norm  of hidden layers; off unless asked for
     std         of the initial vectors of numbers
     """

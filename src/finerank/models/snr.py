@@ -166,7 +166,8 @@ class SNR(Interaction):
     class Options:
         """Sub-networks, routes and what open gates cost.
 
-        route       trans: every route has a matrix of its own; aver: none, so a sum of what is open
+        route       trans: every route has a matrix of its own; aver: none, so a sum of what is open. What reads such sums
+                    begins with weights divided by the number of networks, as if it read means: ours
         layers      of sub-networks
         networks    of each layer
         width       of each sub-network, one layer
