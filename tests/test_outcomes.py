@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
 
 from finerank.data.outcomes import Amount, Conversion, Dwell, Label, Retention, add_labels, only, user_days
 from finerank.data.prepare import Keys
+from finerank.data.source import scan
 from finerank.errors import UserError
+from finerank.runtime.values import canonical
 
 KEYS = Keys(user="user", time="time")
 HOUR, DAY = 3_600, 86_400
@@ -221,3 +227,58 @@ def test_rows_are_chosen_by_canonical_text() -> None:
     frame = pl.DataFrame({"x": [1.0, 2.0, None], "kind": ["a", "b", "a"]}).lazy()
     assert only(frame, {"x": 1}, "samples").collect().height == 1
     assert only(frame, {"kind": "a", "x": "2"}, "samples").collect().height == 0
+
+
+COLUMNS = {
+    "text": pl.Series(["a", "1", "1.0", "", None, "true"]),
+    "whole": pl.Series([1, 0, None, -3, 2**40, 1]),
+    "small": pl.Series([1, 0, None, 3, 200, 1], dtype=pl.UInt8),
+    "float": pl.Series([1.0, 0.1, None, math.nan, 1e300, -0.0]),
+    "single": pl.Series([1.0, 0.1, None, math.inf, 2.5, -0.0], dtype=pl.Float32),
+    "bool": pl.Series([True, False, None, True, False, True]),
+    "category": pl.Series(["a", "1", None, "b", "a", "1"], dtype=pl.Categorical),
+    "nothing": pl.Series([None] * 6),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_rows_are_chosen_as_one_by_one(name: str) -> None:
+    column = COLUMNS[name].alias("x")
+    values = (
+        "a",
+        "1",
+        "1.0",
+        "0",
+        "-0.0",
+        "true",
+        "nan",
+        "inf",
+        "",
+        "1_000",
+        1,
+        0,
+        1.0,
+        0.1,
+        2.5,
+        -3,
+        1e300,
+        2**40,
+        True,
+    )
+    frame = pl.DataFrame({"x": column, "row": range(6)}).lazy()
+    for value in (*values, math.nan, math.inf, float(np.float32(0.1))):
+        text = canonical(value)
+        want = [i for i, x in enumerate(column.to_list()) if text is not None and canonical(x) == text]
+        assert only(frame, {"x": value}, "samples").collect()["row"].to_list() == want, value
+
+
+def test_where_reads_plain_csv_as_any_other_file(tmp_path: Path) -> None:
+    """The compiled reader is a source that Polars hands the condition to."""
+    log = pl.DataFrame({"u": [1, 1, 2, 2], "t": [0, 5, 0, 5], "kind": ["a", "b", "a", "a"], "row": range(4)})
+    log.write_csv(tmp_path / "log.csv")
+    read = scan(tmp_path / "log.csv", ["kind"])
+    assert only(read, {"kind": "a", "u": 2}, "samples").collect()["row"].to_list() == [2, 3]
+    keys = Keys(user="u", time="t")
+    for label in (Conversion(name="b", window=9, where={"kind": "b"}), Retention(name="back", where={"kind": "b"})):
+        found, same = (add_labels(f, [label], lambda _, f=f: f, keys).collect() for f in (read, log.lazy()))
+        assert_frame_equal(found, same)

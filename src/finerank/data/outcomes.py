@@ -23,6 +23,7 @@ import polars as pl
 from finerank.data.encode import canonical_series
 from finerank.data.prepare import Keys
 from finerank.data.source import MICROSECONDS, collect, microseconds
+from finerank.data.staged import simple
 from finerank.errors import UserError, nearest
 from finerank.runtime.values import canonical
 from finerank.schema import DAY
@@ -216,19 +217,27 @@ def add_labels(
 
 def only(frame: pl.LazyFrame, where: Mapping[str, Value], place: str) -> pl.LazyFrame:
     """The rows whose columns equal these values, compared by canonical text: 1, 1.0 and "1" are one value."""
-    names = frame.collect_schema().names()
+    schema = frame.collect_schema()
     for column, value in where.items():
-        if column not in names:
-            raise UserError(f"{place}: where names the column {column!r}; {nearest(column, names)}")
-        text = canonical(value)
-        frame = frame.filter(
-            pl.col(column).map_batches(
-                lambda s, text=text: (canonical_series(s) == text).fill_null(False),  # type: ignore[misc]
-                return_dtype=pl.Boolean,
-                is_elementwise=True,
-            )
-        )
+        if column not in schema:
+            raise UserError(f"{place}: where names the column {column!r}; {nearest(column, schema.names())}")
+        frame = frame.filter(_equal(column, schema[column], canonical(value)))
     return frame
+
+
+def _equal(column: str, dtype: pl.DataType, text: str | None) -> pl.Expr:
+    """Whether a value's canonical text is this one; in Polars' own terms, which any source of rows can be asked with."""
+    simple(pl.Series(column, [], dtype=dtype), f"column {column!r}")
+    if text is None or dtype == pl.Null:
+        return pl.lit(False)
+    if not dtype.is_float():
+        return (pl.col(column).cast(pl.String) == text).fill_null(False)
+    try:
+        value = float(text)
+    except ValueError:
+        return pl.lit(False)
+    same = canonical(value) == text  # "1.0" is the text of no number
+    return (pl.col(column).cast(pl.Float64) == value).fill_null(False) if same else pl.lit(False)
 
 
 def user_days(samples: pl.LazyFrame, keys: Keys, utc_offset: float = 0.0) -> pl.LazyFrame:
