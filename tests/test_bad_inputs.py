@@ -151,6 +151,13 @@ CASES: dict[str, tuple[Break, tuple[str, ...], str]] = {
         ("explain", "din", "--user", "u1", "--lift", "item"),
         "--lift is of the whole run; leave --user out",
     ),
+    "explain: head without user": (nothing, ("explain", "din", "--head", "click"), "--head is of one user's request"),
+    "explain: lift of a part": (
+        nothing,
+        ("explain", "din", "--lift", "item", "--split", "test"),
+        "--lift counts training rows; leave --split out",
+    ),
+    "vocab: fewer than one": (nothing, ("vocab", "din", "item", "--top", "-3"), "is not in the range x>=1"),
     "explain: no such field": (nothing, ("explain", "din", "--lift", "itm"), "no id or list field 'itm' of request or"),
     "explain: no such split": (nothing, ("explain", "din", "--user", "u1", "--split", "tset"), "no split 'tset'; "),
     "explain: no such head": (

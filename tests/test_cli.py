@@ -98,6 +98,13 @@ def test_models_lists_every_model_uncut(finerank: Call) -> None:
         assert registry.composition(name).paper in told.out
 
 
+def test_without_test_rows_a_word_says_what_to_judge_by(finerank: Call, shop: Path) -> None:
+    told = finerank("train", "r.toml", "-o", "run", "--set", "data.split={by='time', validation=0.3, test=0.0}")
+    assert told.code == 0
+    assert "there are no test rows; judge it by: finerank evaluate run --split validation" in " ".join(told.out.split())
+    assert finerank("evaluate", "run", "--split", "validation").code == 0
+
+
 def test_train_end_to_end(finerank: Call, shop: Path) -> None:
     told = finerank("train", "r.toml", "-o", "run")
     assert (told.code, told.err) == (0, "")

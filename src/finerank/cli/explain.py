@@ -27,8 +27,13 @@ def explain(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
     user: Annotated[str | None, typer.Option(help="Explain this user's latest request.")] = None,
     item: Annotated[str | None, typer.Option(help="Only this candidate (with --user).")] = None,
-    split: Annotated[str, typer.Option(help="Where to look: train, validation or test.")] = "test",
-    head: Annotated[str | None, typer.Option(help="Which of the model's heads; default the first.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Where to look: train, validation or test (the default). --lift counts training rows."),
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="Which of the model's heads (with --user); default the first.")
+    ] = None,
     lifts: Annotated[
         list[str] | None, typer.Option("--lift", help="P(positive | value) of this field; repeat.")
     ] = None,
@@ -42,8 +47,13 @@ def explain(
     """
     if user is None and (item is not None or plane is not None):
         raise UserError("--item and --map are of one user's request; name the user with --user")
+    if user is None and head is not None:
+        raise UserError("--head is of one user's request, and the importance of fields of the first head; leave it out")
     if user is not None and lifts:
         raise UserError("--lift is of the whole run; leave --user out")
+    if lifts and split is not None:
+        raise UserError("--lift counts training rows; leave --split out")
+    split = split or "test"
     opened = Run.open(run)
     trainer = opened.trainer()
     model = opened.recipe.model.name
@@ -90,7 +100,11 @@ def explain(
                     number(v.lift, 2),
                 )
             screen.console.print(table)
-        page = explain_report.fields_page(model, f"{split} rows of {run}", importance, listed) if out else ""
+        page = (
+            explain_report.fields_page(model, f"{'training' if lifts else split} rows of {run}", importance, listed)
+            if out
+            else ""
+        )
     if out:
         write(out, page)
         screen.console.print(f"written to {out}")

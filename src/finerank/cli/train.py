@@ -45,6 +45,8 @@ def train(
     with waiting("evaluating"):
         evaluation = evaluate_run(Run.open(out))
     screen.console.print(results_table([(read.model.name, result, evaluation)]))
+    if not result.test:
+        screen.console.print(f"note: there are no test rows; judge it by: finerank evaluate {out} --split validation")
     for note in result.dataset.manifest.get("notes", ()):
         screen.console.print(f"note: {note}", markup=False)
     screen.console.print(f"written to {out}")

@@ -22,7 +22,7 @@ from finerank.schema import FIRST, Numeric, table_of
 def vocab(
     run: Annotated[Path, typer.Argument(help="The run's folder, or a folder of prepared data.")],
     feature: Annotated[str, typer.Argument(help="A feature (or a table that features share).")],
-    top: Annotated[int, typer.Option(help="How many values to list, the most frequent first.")] = 20,
+    top: Annotated[int, typer.Option(min=1, help="How many values to list, the most frequent first.")] = 20,
     find: Annotated[list[str] | None, typer.Option(help="Only this value; may be repeated.")] = None,
 ) -> None:
     """The values of a feature, their symbols and training counts.  Example: finerank vocab runs/din product_id --find 22423"""
