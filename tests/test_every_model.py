@@ -1,12 +1,13 @@
 """One matrix: every registered model passes every check, at its defaults (`tiny.SIZES` names those that are smaller here).
 
-A model may be exempted from a check only by its own declaration, with a reason and a check that replaces it
+A model may be exempted from a check only by its own declaration, with a reason and a test of this file that replaces it
 (`Composition.exemptions`); docs/models.md prints them.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -432,17 +433,12 @@ def check_module_and_options_are_documented(name: str, data: Dataset, tmp: Path)
 
 
 def cases() -> list[tuple[str, str]]:
-    return [(name, check) for name in NAMES for check in CHECKS]
+    """What a model is exempted from is replaced: `test_exemptions_are_replaced`."""
+    return [(name, check) for name in NAMES for check in CHECKS if check not in registry.composition(name).exemptions]
 
 
 @pytest.mark.parametrize(("name", "check_name"), cases())
 def test_model(name: str, check_name: str, worlds: dict[int, Dataset], tmp_path: Path) -> None:
-    exemption = registry.composition(name).exemptions.get(check_name)
-    if exemption is not None:
-        reason, replacement = exemption
-        assert len(reason) > 10
-        assert replacement in CHECKS or replacement in globals()
-        return
     torch.set_num_threads(1)
     CHECKS[check_name](name, world_of(name, worlds), tmp_path)
 
@@ -487,6 +483,40 @@ def test_aman_starts_at_the_rate_of_the_whole_chain(worlds: dict[int, Dataset]) 
         assert start == pytest.approx(rate["click"] if head.name == "click" else whole, abs=0.05)
 
 
-def test_exemptions_name_real_checks() -> None:
+def test_ffm_begins_above_the_base_rate_by_its_positive_vectors(tmp_path: Path) -> None:
+    """Two vectors of D numbers, uniform from 0 to 1 / sqrt(D), have <v, w> = D · 1 / (2 sqrt(D))^2 = 1 / 4 in the mean.
+
+    So F (F - 1) / 2 pairs over the F squares of a row of ids alone give (F - 1) / 8.
+    """
+    data = tiny.dataset(tmp_path, tasks=1, rich=False)
+    rate, fields, above = data.fitted.base_rates["click"], 4, []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        model = registry.build(registry.composition("ffm"), data.fitted).eval()
+        logits = model(batch_of(model, data, np.arange(data.requests))).logits.detach()
+        assert logits.shape == (data.rows, 1)
+        above.append(float(logits.mean()) - math.log(rate / (1 - rate)))
+    assert np.mean(above) == pytest.approx((fields - 1) / 8, abs=0.02)
+    assert np.std(above) < 0.04
+
+
+def stands_in(replacement: str, name: str) -> bool:
+    """A test of this file that speaks of the model: a check does not do, for the model passes all the others anyway."""
+    test = globals().get(replacement)
+    return replacement.startswith("test_") and inspect.isfunction(test) and f'"{name}"' in inspect.getsource(test)
+
+
+def test_exemptions_are_replaced() -> None:
     for name in NAMES:
-        assert set(registry.composition(name).exemptions) <= set(CHECKS)
+        for exempted, (reason, replacement) in registry.composition(name).exemptions.items():
+            assert exempted in CHECKS
+            assert len(reason) > 10
+            assert stands_in(replacement, name), (name, replacement)
+
+
+def test_what_the_model_runs_anyway_replaces_nothing() -> None:
+    for name in ("fits_a_tiny_set", "check_fits_a_tiny_set", "test_model", "test_that_is_not_there"):
+        assert not stands_in(name, "ffm")
+    aman = "test_aman_starts_at_the_rate_of_the_whole_chain"
+    assert stands_in(aman, "aman")
+    assert not stands_in(aman, "ffm")

@@ -61,10 +61,10 @@ def test_an_exemption_is_printed_with_its_reason_and_replacement(
     maker: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "\nExempted from checks: none.\n" in maker.page()
-    exempt = replace(registry.composition("lr"), exemptions={"empty_histories": ("it has none", "batch_of_one")})
+    exempt = replace(registry.composition("lr"), exemptions={"empty_histories": ("it has none", "test_lr")})
     monkeypatch.setitem(registry._named, "lr", exempt)
     monkeypatch.setattr(importlib.import_module("finerank.models.lr"), "LR", exempt)
-    assert "Exempted from checks: `empty_histories`: it has none; instead `batch_of_one`." in maker.page()
+    assert "Exempted from checks: `empty_histories`: it has none; instead `test_lr`." in maker.page()
 
 
 def test_sizes_by_hand(maker: ModuleType) -> None:
