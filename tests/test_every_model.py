@@ -107,6 +107,12 @@ def total(model: Model, batch: Batch) -> Tensor:
     return sum(model.losses(batch, model(batch)).values(), torch.zeros(()))
 
 
+def losses_of(model: Model, batch: Batch) -> dict[str, float]:
+    """Each term of the loss, under the same noise at every call."""
+    torch.manual_seed(0)
+    return {term: float(loss.detach()) for term, loss in model.losses(batch, model(batch)).items()}
+
+
 def busy(data: Dataset, count: int = 12) -> np.ndarray:
     """Requests, most of them with a history."""
     slices = data.slices["clicks"]
@@ -323,11 +329,15 @@ def check_nan_under_weight_zero_reaches_no_gradient(name: str, data: Dataset, tm
 
 @check
 def check_batch_without_rows_of_a_task_gives_zero(name: str, data: Dataset, tmp: Path) -> None:
+    """Every term of the loss that other labels change, a trained head's among them, is 0 where no row has a weight."""
     model = built(name, data).train()
     batch = batch_of(model, data, np.arange(data.requests))
-    out = model(batch)
-    losses = model.losses(replace(batch, weights=torch.zeros_like(batch.weights)), out)
-    assert all(float(losses[h.name].detach()) == 0.0 for h in model.heads if h.trained)
+    true, other = (losses_of(model, replace(batch, labels=labels)) for labels in (batch.labels, batch.labels.flip(0)))
+    judged = {term for term, loss in true.items() if loss != other[term]}
+    assert judged >= {head.name for head in model.heads if head.trained}
+    assert judged
+    without = losses_of(model, replace(batch, weights=torch.zeros_like(batch.weights)))
+    assert {term: without[term] for term in judged} == dict.fromkeys(judged, 0.0)
 
 
 @check
@@ -498,6 +508,21 @@ def test_ffm_begins_above_the_base_rate_by_its_positive_vectors(tmp_path: Path) 
         above.append(float(logits.mean()) - math.log(rate / (1 - rate)))
     assert np.mean(above) == pytest.approx((fields - 1) / 8, abs=0.02)
     assert np.std(above) < 0.04
+
+
+def test_bert4rec_learns_from_the_past_whatever_the_rows_say(worlds: dict[int, Dataset]) -> None:
+    """No label and no weight moves the Cloze loss; requests without a past have nothing hidden and give 0."""
+    data = worlds[1]
+    model = built("bert4rec", data).train()
+    batch = batch_of(model, data, np.arange(data.requests))
+    found = losses_of(model, batch)
+    assert list(found) == ["cloze"]
+    assert found["cloze"] > 0
+    assert losses_of(model, replace(batch, labels=1 - batch.labels)) == found
+    assert losses_of(model, replace(batch, weights=torch.zeros_like(batch.weights))) == found
+    slices = data.slices["clicks"]
+    empty = np.flatnonzero(slices.start == slices.end)
+    assert losses_of(model, batch_of(model, data, empty)) == {"cloze": 0.0}
 
 
 def stands_in(replacement: str, name: str) -> bool:
