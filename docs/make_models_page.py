@@ -40,7 +40,8 @@ from finerank.typed import plain, to_toml
 
 PAGE = Path(__file__).with_name("models.md")
 MEASURED = Path(__file__).with_name("measured.json")
-MATRIX = Path(__file__).parents[1] / "tests" / "test_every_model.py"
+TESTS = Path(__file__).parents[1] / "tests"
+MATRIX = TESTS / "test_every_model.py"
 PLACES: tuple[tuple[type[Part], str], ...] = (
     (Representation, "representation"),
     (Interaction, "interactions"),
@@ -162,6 +163,10 @@ def _model(name: str) -> Iterator[str]:
         yield f"Trains in stages: {', '.join(steps)}, then itself."
     exempt = [f"`{check}`: {why}; instead `{other}`" for check, (why, other) in sorted(c.exemptions.items())]
     yield f"Exempted from checks: {'. '.join(exempt) or 'none'}."
+    if name in (smaller := told_in("tiny.py", "SIZES")):
+        why, differs = smaller[name]
+        yield f"Smaller in tests: {_escaped(why)}."
+        yield f"```toml\n{to_toml({'model': {'name': name} | differs}).strip()}\n```"
 
 
 def _part(cls: type[Part] | type[Stage]) -> Iterator[str]:
@@ -193,6 +198,15 @@ def checks() -> list[tuple[str, str]]:
             if "check" in marks:
                 found.append((node.name.removeprefix("check_"), " ".join((ast.get_docstring(node) or "").split())))
     return found
+
+
+def told_in(file: str, name: str) -> dict[str, Any]:
+    """A dictionary that a test file declares, read without running it."""
+    for node in ast.parse((TESTS / file).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
+            found: dict[str, Any] = ast.literal_eval(node.value)  # type: ignore[arg-type]
+            return found
+    raise ValueError(f"{file} declares no {name}")
 
 
 def option_rows(options: Any, path: str = "") -> Iterator[tuple[str, str, str, str]]:

@@ -1,4 +1,4 @@
-"""One matrix: every registered model passes every check, at its defaults (`tiny.SIZES` names those that are smaller here).
+"""One matrix: every registered model passes every check, at its defaults (`tiny.SIZES` says which are smaller here, and why).
 
 A model may be exempted from a check only by its own declaration, with a reason and a test of this file that replaces it
 (`Composition.exemptions`); docs/models.md prints them.
@@ -451,6 +451,21 @@ def cases() -> list[tuple[str, str]]:
 def test_model(name: str, check_name: str, worlds: dict[int, Dataset], tmp_path: Path) -> None:
     torch.set_num_threads(1)
     CHECKS[check_name](name, world_of(name, worlds), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check_name", CHECKS)
+def test_fgcnn_at_its_defaults(
+    check_name: str, worlds: dict[int, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(tiny.SIZES, "fgcnn")
+    test_model("fgcnn", check_name, worlds, tmp_path)
+
+
+def test_sizes_differ_from_defaults_with_a_reason() -> None:
+    for name, (reason, _) in tiny.SIZES.items():
+        assert len(reason) > 10
+        assert tiny.composition(name) != registry.composition(name)
 
 
 def test_gbdt_lr_fits_a_tiny_set_with_leaves_of_one_row(worlds: dict[int, Dataset]) -> None:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import pytest
 import test_every_model
+import tiny
 
 from finerank.models import registry
 from finerank.models.composition import Heads, Interaction, Representation
@@ -65,6 +66,13 @@ def test_an_exemption_is_printed_with_its_reason_and_replacement(
     monkeypatch.setitem(registry._named, "lr", exempt)
     monkeypatch.setattr(importlib.import_module("finerank.models.lr"), "LR", exempt)
     assert "Exempted from checks: `empty_histories`: it has none; instead `test_lr`." in maker.page()
+
+
+def test_what_is_smaller_in_tests_is_printed_with_its_reason(page: str) -> None:
+    assert page.count("\nSmaller in tests: ") == len(tiny.SIZES)
+    for name, (reason, _) in tiny.SIZES.items():
+        section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
+        assert f"\nSmaller in tests: {reason}.\n" in section
 
 
 def test_sizes_by_hand(maker: ModuleType) -> None:
