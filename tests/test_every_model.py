@@ -1,17 +1,20 @@
 """One matrix: every registered model passes every check, at its defaults (`tiny.SIZES` says which are smaller here, and why).
 
 A model may be exempted from a check only by its own declaration, with a reason and a test of this file that replaces it
-(`Composition.exemptions`); docs/models.md prints them.
+(`Composition.exemptions`); docs/models.md prints them. The numbers by hand that only a test of its own can give stand in
+`forward_passes`; the export's parity in test_export.py.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import forward_passes
 import numpy as np
 import pytest
 import tiny
@@ -560,3 +563,20 @@ def test_what_the_model_runs_anyway_replaces_nothing() -> None:
     aman = "test_aman_starts_at_the_rate_of_the_whole_chain"
     assert stands_in(aman, "aman")
     assert not stands_in(aman, "ffm")
+
+
+def found_in(file: str) -> set[str]:
+    tree = ast.parse(Path(__file__).with_name(f"{file}.py").read_text(encoding="utf-8"))
+    return {f"{file}::{node.name}" for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_forward_pass_is_proven() -> None:
+    """Against numbers worked out by hand or loops over the paper's equations, in the tests that its section names."""
+    assert list(forward_passes.BY_HAND) == NAMES
+    assert set(forward_passes.LIMITS) <= set(NAMES)
+    for tests in (*forward_passes.BY_HAND.values(), *forward_passes.LIMITS.values()):
+        assert tests
+        for test in tests:
+            file, _, name = test.partition("::")
+            assert name.startswith("test_")
+            assert test in found_in(file)

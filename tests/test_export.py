@@ -270,6 +270,7 @@ def check_the_trip(
 def test_every_model_makes_the_trip(
     name: str, worlds: dict[int, World], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Text
 ) -> None:
+    """The exported graph and onnxruntime give the logits of the trained model, from raw values and for batches of any size."""
     world = worlds[registry.composition(name).least_tasks]
     scorer = check_the_trip(trained(name, world.data), world, tmp_path, monkeypatch, capfd)
     assert scorer.manifest.composition["interactions"]  # what it was built from, with what stages decided
