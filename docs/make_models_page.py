@@ -15,7 +15,7 @@ import inspect
 import json
 import pkgutil
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -40,7 +40,7 @@ from finerank.typed import plain, to_toml
 
 PAGE = Path(__file__).with_name("models.md")
 MEASURED = Path(__file__).with_name("measured.json")
-MATRIX = Path(__file__).parents[1] / "tests" / "test_every_model.py"
+TESTS = Path(__file__).parents[1] / "tests"
 PLACES: tuple[tuple[type[Part], str], ...] = (
     (Representation, "representation"),
     (Interaction, "interactions"),
@@ -74,6 +74,12 @@ many as the model needs.
 rows/s: training, at a model's own defaults, batch 1,024, two cores. ms: the median of a served request of 300 candidates and
 50 past clicks, from raw values to scores, one thread. One reading each, on a log with tables of that size
 (`benchmarks/models.py`; the machine is named in measured.json); models that train in stages are measured without them."""
+
+BESIDE = {
+    "forward pass by hand": ("test_every_model.py", "test_every_forward_pass_is_proven"),
+    "export parity": ("test_export.py", "test_every_model_makes_the_trip"),
+}
+"""What every model passes beside the matrix: the test whose docstring tells of it."""
 
 STAGES = """\
 What is trained before a model (`model.stages`): `--set model.stages.<kind>.<key>=...`, or `stages = []` for none of it."""
@@ -162,6 +168,13 @@ def _model(name: str) -> Iterator[str]:
         yield f"Trains in stages: {', '.join(steps)}, then itself."
     exempt = [f"`{check}`: {why}; instead `{other}`" for check, (why, other) in sorted(c.exemptions.items())]
     yield f"Exempted from checks: {'. '.join(exempt) or 'none'}."
+    yield f"Forward pass by hand: {_links(told_in('forward_passes.py', 'BY_HAND').get(name, ())) or 'not yet'}."
+    if name in (limits := told_in("forward_passes.py", "LIMITS")):
+        yield f"Limits: {_links(limits[name])}."
+    if name in (smaller := told_in("tiny.py", "SIZES")):
+        why, differs = smaller[name]
+        yield f"Smaller in tests: {_escaped(why)}."
+        yield f"```toml\n{to_toml({'model': {'name': name} | differs}).strip()}\n```"
 
 
 def _part(cls: type[Part] | type[Stage]) -> Iterator[str]:
@@ -176,8 +189,15 @@ def _part(cls: type[Part] | type[Stage]) -> Iterator[str]:
     )
 
 
+def _links(tests: Sequence[str]) -> str:
+    """Each test by its name in words, leading to its file."""
+    split = (test.split("::test_") for test in tests)
+    return ", ".join(f"[{name.replace('_', ' ')}](../tests/{file}.py)" for file, name in split)
+
+
 def _checks() -> Iterator[str]:
-    for name, text in checks():
+    beside = [(name, _told(*test)) for name, test in BESIDE.items()]
+    for name, text in [*checks(), *beside]:
         yield f"- **{name.replace('_', ' ')}**" + (f": {_escaped(text)}" if text else "")
 
 
@@ -186,13 +206,33 @@ def _checks() -> Iterator[str]:
 
 def checks() -> list[tuple[str, str]]:
     """(name, docstring) of the checks of the test matrix, in their order, read without running it."""
-    found = []
-    for node in ast.parse(MATRIX.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef):
-            marks = [d.id for d in node.decorator_list if isinstance(d, ast.Name)]
-            if "check" in marks:
-                found.append((node.name.removeprefix("check_"), " ".join((ast.get_docstring(node) or "").split())))
-    return found
+    return [
+        (node.name.removeprefix("check_"), _docstring_of(node))
+        for node in _functions("test_every_model.py")
+        if "check" in [d.id for d in node.decorator_list if isinstance(d, ast.Name)]
+    ]
+
+
+def _told(file: str, test: str) -> str:
+    return next(_docstring_of(node) for node in _functions(file) if node.name == test)
+
+
+def _functions(file: str) -> list[ast.FunctionDef]:
+    body = ast.parse((TESTS / file).read_text(encoding="utf-8")).body
+    return [node for node in body if isinstance(node, ast.FunctionDef)]
+
+
+def _docstring_of(node: ast.FunctionDef) -> str:
+    return " ".join((ast.get_docstring(node) or "").split())
+
+
+def told_in(file: str, name: str) -> dict[str, Any]:
+    """A dictionary that a test file declares, read without running it."""
+    for node in ast.parse((TESTS / file).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
+            found: dict[str, Any] = ast.literal_eval(node.value)  # type: ignore[arg-type]
+            return found
+    raise ValueError(f"{file} declares no {name}")
 
 
 def option_rows(options: Any, path: str = "") -> Iterator[tuple[str, str, str, str]]:

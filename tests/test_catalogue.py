@@ -341,7 +341,9 @@ def test_two_tower_by_hand(correct: bool) -> None:
     losses = model.losses(batch, model(batch))
     assert set(losses) == {"click in batch"}
     assert float(losses["click in batch"].detach()) == pytest.approx(expected, rel=1e-9)
-    assert model.eval()(batch).losses == {}
+    served = model.eval()(batch)
+    assert served.losses == {}
+    assert same(served.logits[:, 0], [score(OF[n], n) + float(hand.p["head.bias"][0]) for n in range(5)])
 
 
 def test_negatives_of_a_batch_leave_out_what_is_no_negative() -> None:

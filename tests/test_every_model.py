@@ -1,16 +1,20 @@
-"""One matrix: every registered model passes every check, at its defaults (`tiny.SIZES` names those that are smaller here).
+"""One matrix: every registered model passes every check, at its defaults (`tiny.SIZES` says which are smaller here, and why).
 
-A model may be exempted from a check only by its own declaration, with a reason and a check that replaces it
-(`Composition.exemptions`); docs/models.md prints them.
+A model may be exempted from a check only by its own declaration, with a reason and a test of this file that replaces it
+(`Composition.exemptions`); docs/models.md prints them. The numbers by hand that only a test of its own can give stand in
+`forward_passes`; the export's parity in test_export.py.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import forward_passes
 import numpy as np
 import pytest
 import tiny
@@ -104,6 +108,12 @@ def in_double(batch: Batch) -> Batch:
 
 def total(model: Model, batch: Batch) -> Tensor:
     return sum(model.losses(batch, model(batch)).values(), torch.zeros(()))
+
+
+def losses_of(model: Model, batch: Batch) -> dict[str, float]:
+    """Each term of the loss, under the same noise at every call."""
+    torch.manual_seed(0)
+    return {term: float(loss.detach()) for term, loss in model.losses(batch, model(batch)).items()}
 
 
 def busy(data: Dataset, count: int = 12) -> np.ndarray:
@@ -322,11 +332,15 @@ def check_nan_under_weight_zero_reaches_no_gradient(name: str, data: Dataset, tm
 
 @check
 def check_batch_without_rows_of_a_task_gives_zero(name: str, data: Dataset, tmp: Path) -> None:
+    """Every term of the loss that other labels change, a trained head's among them, is 0 where no row has a weight."""
     model = built(name, data).train()
     batch = batch_of(model, data, np.arange(data.requests))
-    out = model(batch)
-    losses = model.losses(replace(batch, weights=torch.zeros_like(batch.weights)), out)
-    assert all(float(losses[h.name].detach()) == 0.0 for h in model.heads if h.trained)
+    true, other = (losses_of(model, replace(batch, labels=labels)) for labels in (batch.labels, batch.labels.flip(0)))
+    judged = {term for term, loss in true.items() if loss != other[term]}
+    assert judged >= {head.name for head in model.heads if head.trained}
+    assert judged
+    without = losses_of(model, replace(batch, weights=torch.zeros_like(batch.weights)))
+    assert {term: without[term] for term in judged} == dict.fromkeys(judged, 0.0)
 
 
 @check
@@ -432,19 +446,29 @@ def check_module_and_options_are_documented(name: str, data: Dataset, tmp: Path)
 
 
 def cases() -> list[tuple[str, str]]:
-    return [(name, check) for name in NAMES for check in CHECKS]
+    """What a model is exempted from is replaced: `test_exemptions_are_replaced`."""
+    return [(name, check) for name in NAMES for check in CHECKS if check not in registry.composition(name).exemptions]
 
 
 @pytest.mark.parametrize(("name", "check_name"), cases())
 def test_model(name: str, check_name: str, worlds: dict[int, Dataset], tmp_path: Path) -> None:
-    exemption = registry.composition(name).exemptions.get(check_name)
-    if exemption is not None:
-        reason, replacement = exemption
-        assert len(reason) > 10
-        assert replacement in CHECKS or replacement in globals()
-        return
     torch.set_num_threads(1)
     CHECKS[check_name](name, world_of(name, worlds), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check_name", CHECKS)
+def test_fgcnn_at_its_defaults(
+    check_name: str, worlds: dict[int, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(tiny.SIZES, "fgcnn")
+    test_model("fgcnn", check_name, worlds, tmp_path)
+
+
+def test_sizes_differ_from_defaults_with_a_reason() -> None:
+    for name, (reason, _) in tiny.SIZES.items():
+        assert len(reason) > 10
+        assert tiny.composition(name) != registry.composition(name)
 
 
 def test_gbdt_lr_fits_a_tiny_set_with_leaves_of_one_row(worlds: dict[int, Dataset]) -> None:
@@ -487,6 +511,72 @@ def test_aman_starts_at_the_rate_of_the_whole_chain(worlds: dict[int, Dataset]) 
         assert start == pytest.approx(rate["click"] if head.name == "click" else whole, abs=0.05)
 
 
-def test_exemptions_name_real_checks() -> None:
+def test_ffm_begins_above_the_base_rate_by_its_positive_vectors(tmp_path: Path) -> None:
+    """Two vectors of D numbers, uniform from 0 to 1 / sqrt(D), have <v, w> = D · 1 / (2 sqrt(D))^2 = 1 / 4 in the mean.
+
+    So F (F - 1) / 2 pairs over the F squares of a row of ids alone give (F - 1) / 8.
+    """
+    data = tiny.dataset(tmp_path, tasks=1, rich=False)
+    rate, fields, above = data.fitted.base_rates["click"], 4, []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        model = registry.build(registry.composition("ffm"), data.fitted).eval()
+        logits = model(batch_of(model, data, np.arange(data.requests))).logits.detach()
+        assert logits.shape == (data.rows, 1)
+        above.append(float(logits.mean()) - math.log(rate / (1 - rate)))
+    assert np.mean(above) == pytest.approx((fields - 1) / 8, abs=0.02)
+    assert np.std(above) < 0.04
+
+
+def test_bert4rec_learns_from_the_past_whatever_the_rows_say(worlds: dict[int, Dataset]) -> None:
+    """No label and no weight moves the Cloze loss; requests without a past have nothing hidden and give 0."""
+    data = worlds[1]
+    model = built("bert4rec", data).train()
+    batch = batch_of(model, data, np.arange(data.requests))
+    found = losses_of(model, batch)
+    assert list(found) == ["cloze"]
+    assert found["cloze"] > 0
+    assert losses_of(model, replace(batch, labels=1 - batch.labels)) == found
+    assert losses_of(model, replace(batch, weights=torch.zeros_like(batch.weights))) == found
+    slices = data.slices["clicks"]
+    empty = np.flatnonzero(slices.start == slices.end)
+    assert losses_of(model, batch_of(model, data, empty)) == {"cloze": 0.0}
+
+
+def stands_in(replacement: str, name: str) -> bool:
+    """A test of this file that speaks of the model: a check does not do, for the model passes all the others anyway."""
+    test = globals().get(replacement)
+    return replacement.startswith("test_") and inspect.isfunction(test) and f'"{name}"' in inspect.getsource(test)
+
+
+def test_exemptions_are_replaced() -> None:
     for name in NAMES:
-        assert set(registry.composition(name).exemptions) <= set(CHECKS)
+        for exempted, (reason, replacement) in registry.composition(name).exemptions.items():
+            assert exempted in CHECKS
+            assert len(reason) > 10
+            assert stands_in(replacement, name), (name, replacement)
+
+
+def test_what_the_model_runs_anyway_replaces_nothing() -> None:
+    for name in ("fits_a_tiny_set", "check_fits_a_tiny_set", "test_model", "test_that_is_not_there"):
+        assert not stands_in(name, "ffm")
+    aman = "test_aman_starts_at_the_rate_of_the_whole_chain"
+    assert stands_in(aman, "aman")
+    assert not stands_in(aman, "ffm")
+
+
+def found_in(file: str) -> set[str]:
+    tree = ast.parse(Path(__file__).with_name(f"{file}.py").read_text(encoding="utf-8"))
+    return {f"{file}::{node.name}" for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_forward_pass_is_proven() -> None:
+    """Against numbers worked out by hand or loops over the paper's equations, in the tests that its section names."""
+    assert list(forward_passes.BY_HAND) == NAMES
+    assert set(forward_passes.LIMITS) <= set(NAMES)
+    for tests in (*forward_passes.BY_HAND.values(), *forward_passes.LIMITS.values()):
+        assert tests
+        for test in tests:
+            file, _, name = test.partition("::")
+            assert name.startswith("test_")
+            assert test in found_in(file)

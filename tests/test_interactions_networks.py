@@ -214,12 +214,12 @@ def cin(**options: Any) -> dict[str, Any]:
     return alone({"kind": "cin", **options})
 
 
-def cin_by_hand(hand: Hand, n: int, split: bool, act: Any) -> float:
-    x0, total = np.stack(vectors(hand, n, "interactions.0.vectors")), 0.0
-    x, last = x0, list(hand.p["interactions.0.last"][0])
-    layers = sum(name.startswith("interactions.0.weights.") for name in hand.p)
+def cin_by_hand(hand: Hand, n: int, split: bool, act: Any, at: str = "interactions.0") -> float:
+    x0, total = np.stack(vectors(hand, n, f"{at}.vectors")), 0.0
+    x, last = x0, list(hand.p[f"{at}.last"][0])
+    layers = sum(name.startswith(f"{at}.weights.") for name in hand.p)
     for k in range(layers):
-        w = hand.p[f"interactions.0.weights.{k}"]
+        w = hand.p[f"{at}.weights.{k}"]
         maps = [
             act(sum((w[h, i, j] * x[i] * x0[j] for i in range(len(x)) for j in range(5)), np.zeros(D)))
             for h in range(len(w))

@@ -8,8 +8,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
 
+import forward_passes
 import pytest
 import test_every_model
+import tiny
 
 from finerank.models import registry
 from finerank.models.composition import Heads, Interaction, Representation
@@ -61,10 +63,24 @@ def test_an_exemption_is_printed_with_its_reason_and_replacement(
     maker: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "\nExempted from checks: none.\n" in maker.page()
-    exempt = replace(registry.composition("lr"), exemptions={"empty_histories": ("it has none", "batch_of_one")})
+    exempt = replace(registry.composition("lr"), exemptions={"empty_histories": ("it has none", "test_lr")})
     monkeypatch.setitem(registry._named, "lr", exempt)
     monkeypatch.setattr(importlib.import_module("finerank.models.lr"), "LR", exempt)
-    assert "Exempted from checks: `empty_histories`: it has none; instead `batch_of_one`." in maker.page()
+    assert "Exempted from checks: `empty_histories`: it has none; instead `test_lr`." in maker.page()
+
+
+def test_the_tests_of_a_forward_pass_are_printed(page: str) -> None:
+    assert "Forward pass by hand: [dfm is two sums of weights](../tests/test_whole_models.py).\n" in page
+    assert page.count("\nForward pass by hand: [") == len(forward_passes.BY_HAND)
+    assert page.count("\nLimits: [") == len(forward_passes.LIMITS)
+    assert "\n- **export parity**: The exported graph" in page
+
+
+def test_what_is_smaller_in_tests_is_printed_with_its_reason(page: str) -> None:
+    assert page.count("\nSmaller in tests: ") == len(tiny.SIZES)
+    for name, (reason, _) in tiny.SIZES.items():
+        section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
+        assert f"\nSmaller in tests: {reason}.\n" in section
 
 
 def test_sizes_by_hand(maker: ModuleType) -> None:

@@ -134,7 +134,7 @@ FIELD_AWARE = named(
         exemptions={
             "shapes_and_start": (
                 "the paper's vectors begin positive, so an untrained machine is above the base rate by about (F - 1) / 8",
-                "fits_a_tiny_set",
+                "test_ffm_begins_above_the_base_rate_by_its_positive_vectors",
             )
         },
     )

@@ -36,7 +36,7 @@ class Composition:
     """A model before it has seen data: options of each part.
 
     paper       arXiv number or DOI; "" for what has none
-    exemptions  checks of the test matrix that do not apply: {check: (reason, the check that replaces it)}
+    exemptions  checks of the test matrix that do not apply: {check: (reason, the test that replaces it)}
     requires    what a schema must have: "history", "two tasks" (one within the other), "several tasks", "train-only ids",
                 "delay" (a number within a task)
     without     fields and histories of the schema that the model is not to see (`narrow.names_of`)
