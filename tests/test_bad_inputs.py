@@ -157,7 +157,6 @@ CASES: dict[str, tuple[Break, tuple[str, ...], str]] = {
         ("explain", "din", "--lift", "item", "--split", "test"),
         "--lift counts training rows; leave --split out",
     ),
-    "vocab: fewer than one": (nothing, ("vocab", "din", "item", "--top", "-3"), "is not in the range x>=1"),
     "explain: no such field": (nothing, ("explain", "din", "--lift", "itm"), "no id or list field 'itm' of request or"),
     "explain: no such split": (nothing, ("explain", "din", "--user", "u1", "--split", "tset"), "no split 'tset'; "),
     "explain: no such head": (
