@@ -7,6 +7,8 @@ users and items are those of the training rows. n rows of a head · m rows of to
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -73,10 +75,10 @@ def beyond(
     seen = candidate_ids(data, trained, item)
     catalogue = len(np.union1d(seen, ids))  # what could be recommended: known items, and those that are there
 
-    def over_lists(values: NDArray[np.float64], slope: float = 1.0) -> Estimate:
+    def over_lists(values: NDArray[np.float64], slope: float = 1.0, most: float = 1.0) -> Estimate:
         values = np.append(values, np.full(len(rows.owner) - len(values), np.nan))
         found = mean_influence_of(values, np.ones(len(values)), rows.owner, rows.count)
-        return through(found, found.value, slope).estimate(unit=unit)
+        return through(found, found.value, slope).estimate(0.0, most, unit)
 
     def ratio(above: NDArray[np.float64], below: NDArray[np.float64], each: float = 1.0) -> Estimate:
         found = ratio_influence(above, below, rows.clusters[tops], rows.count)
@@ -88,7 +90,7 @@ def beyond(
         "gini": Estimate(value=metrics.gini(ids, catalogue), how=none),
         # a pair has two lists, and each moves it
         "personalisation": over_lists(metrics.personalisation(lists, ids, k), slope=2.0),
-        "novelty": over_lists(metrics.novelty(lists, *_users_of(data, head, trained, seen, ids))),
+        "novelty": over_lists(metrics.novelty(lists, *_users_of(data, head, trained, seen, ids)), most=math.inf),
     }
     names = _attributes(data, item)
     if names:
