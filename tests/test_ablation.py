@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,13 @@ from finerank.data.dataset import Dataset
 from finerank.errors import UserError
 from finerank.recipe import Recipe
 from finerank.run import Run
-from finerank.search.ablation import ATTENTION, BASE, ablate, variants
-from finerank.typed import to_toml
+from finerank.search.ablation import BASE, ablate, variants
+from finerank.typed import to_toml, with_values
 
+ATTENTION = {
+    *("softmax", "dot", "bilinear", "cosine", "separate", "separate, loop", "separate, concat"),
+    *("recency", "decay", "with the sum", "pooled", "dropout"),
+}
 ONLY = ("softmax", "separate, concat", "without country", "without interests.rank", "dropout")
 
 
@@ -33,12 +38,12 @@ def test_what_is_asked(shop: Path) -> None:
     data = Dataset.open(shop / "out" / "data")
     names = [v.name for v in variants(Recipe.read(shop / "r.toml"), data)]
     assert names[0] == BASE
-    assert {v.name for v in ATTENTION} <= set(names)
+    assert set(names) >= ATTENTION
     for name in ("country", "item", "tags", "clicks", "clicks.item", "clicks.age", "interests.rank"):
         assert f"without {name}" in names
     assert len(names) == len(set(names))
     linear = Recipe.read(shop / "r.toml", ["model.name=lr", "model.interactions=['linear']"])
-    assert not {v.name for v in ATTENTION} & {v.name for v in variants(linear, data)}
+    assert not ATTENTION & {v.name for v in variants(linear, data)}
 
 
 def test_the_table_is_what_the_runs_gave(shop: Path) -> None:
@@ -64,6 +69,63 @@ def test_the_variants_are_what_they_say(shop: Path) -> None:
     assert softmax.model.representation.unit.softmax
     assert Run.open(shop / "out" / "without_country" / "seed2").recipe.model.without == ("country",)
     assert Run.open(shop / "out" / "without_country" / "seed2").recipe.training.seed == 2
+
+
+def asked(shop: Path, *overrides: str) -> tuple[Recipe, dict[str, Recipe]]:
+    """(a recipe, what each variant makes of it)."""
+    recipe, data = Recipe.read(shop / "r.toml", overrides), Dataset.open(shop / "out" / "data")
+    made = {v.name: Recipe.parse(with_values(recipe.resolved(), v.changes)) for v in variants(recipe, data)}
+    return recipe, made
+
+
+def test_what_the_recipe_has_is_asked_the_other_way_round(shop: Path) -> None:
+    settings = [
+        "unit.softmax=true",
+        'unit.kind="dot"',
+        'mode="separate"',
+        'share="loop"',
+        'recency="add"',
+        "decay=86400.0",
+    ]
+    overrides = [f"model.representation.{key}" for key in [*settings, "also=['product', 'sum']"]]
+    recipe, made = asked(shop, *overrides, "model.interactions.0.dropout=0.5")
+    assert made[BASE] == recipe
+    assert not {"softmax", "separate", "recency", "decay", "with the sum", "dropout"} & set(made)
+    options = {name: one.model.representation for name, one in made.items()}
+    assert not options["no softmax"].unit.softmax
+    assert options["mlp"].unit.kind == "mlp"
+    assert options["joined"].mode == "concat"
+    assert options["separate, none"].share == "none"
+    assert options["no recency"].recency == "none"
+    assert options["no decay"].decay == 0
+    assert options["no sum"].also == ("product",)
+    assert made["no dropout"].model.interactions[0].dropout == 0
+    assert {name for name, one in made.items() if one == recipe} == {BASE, "dot", "separate, loop"}
+
+
+def test_one_thing_is_changed_at_a_time(shop: Path) -> None:
+    parts = "model.interactions=['cross', {kind='tower', hidden=[6, 4]}]"
+    options = ["embedding.width=4", "embedding.std=0.1", "decay=86400.0", "also=['product']"]
+    recipe, made = asked(shop, parts, *(f"model.representation.{o}" for o in options))
+    cross, tower = recipe.model.interactions
+    assert made["dropout"].model.interactions == (cross, replace(tower, dropout=0.2))
+    pooled, before = made["pooled"].model.representation, recipe.model.representation
+    assert (pooled.embedding, pooled.decay) == (before.embedding, before.decay)
+    assert made["with the sum"].model.representation.also == ("product", "sum")
+    for name, one in made.items():
+        assert (one.data, one.schema, one.training) == (recipe.data, recipe.schema, recipe.training)
+        if name not in ("dropout", "no dropout"):
+            assert one.model.interactions == recipe.model.interactions
+
+
+def test_a_variant_that_equals_the_recipe_is_not_trained(shop: Path) -> None:
+    dot = ablate(shop / "r.toml", shop / "dot", 1, ['model.representation.unit.kind="dot"'], ["dot", "mlp"])
+    assert {o.name: o.reason for o in dot} == {BASE: "", "dot": "is the recipe as it is", "mlp": ""}
+    assert not (shop / "dot" / "dot").exists()
+    assert "- dot: is the recipe as it is\n" in (shop / "dot" / "ablation.md").read_text()
+    loop = ['model.representation.share="loop"']
+    twice = ablate(shop / "r.toml", shop / "loop", 1, loop, ["separate", "separate, loop"])
+    assert twice[-1].reason == "is the same as 'separate'"
 
 
 def test_what_is_finished_is_not_trained_again(shop: Path) -> None:
