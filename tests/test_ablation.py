@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 import test_run
 
@@ -14,7 +17,7 @@ from finerank.data.dataset import Dataset
 from finerank.errors import UserError
 from finerank.recipe import Recipe
 from finerank.run import Run
-from finerank.search.ablation import BASE, ablate, variants
+from finerank.search.ablation import BASE, RANK, ablate, variants
 from finerank.typed import to_toml, with_values
 
 ATTENTION = {
@@ -73,6 +76,7 @@ def test_the_variants_are_what_they_say(shop: Path) -> None:
 
 def asked(shop: Path, *overrides: str) -> tuple[Recipe, dict[str, Recipe]]:
     """(a recipe, what each variant makes of it)."""
+    overrides = ("feature.interests.segments=[1]", *overrides)  # the default ends lie beyond its ranks
     recipe, data = Recipe.read(shop / "r.toml", overrides), Dataset.open(shop / "out" / "data")
     made = {v.name: Recipe.parse(with_values(recipe.resolved(), v.changes)) for v in variants(recipe, data)}
     return recipe, made
@@ -113,9 +117,45 @@ def test_one_thing_is_changed_at_a_time(shop: Path) -> None:
     assert (pooled.embedding, pooled.decay) == (before.embedding, before.decay)
     assert made["with the sum"].model.representation.also == ("product", "sum")
     for name, one in made.items():
-        assert (one.data, one.schema, one.training) == (recipe.data, recipe.schema, recipe.training)
+        assert (one.data, one.training) == (recipe.data, recipe.training)
+        assert (one.schema == recipe.schema) == (not name.startswith("rank of"))
         if name not in ("dropout", "no dropout"):
             assert one.model.interactions == recipe.model.interactions
+
+
+def test_a_rank_is_read_in_other_ways_on_the_same_rows(shop: Path) -> None:
+    names = ("rank of interests: joint", "rank of interests: segments")
+    overrides = ["feature.interests.segments=[1]"]
+    found = ablate(shop / "r.toml", shop / "ranks", 1, overrides, names)
+    assert [(o.name, o.question, o.reason) for o in found[1:]] == [(name, RANK, "") for name in names]
+    assert all(o.low <= o.difference <= o.high for o in found[1:])
+    common = Dataset.open(shop / "ranks" / "data")
+    users = pl.read_parquet(common.folder / "users.parquet")
+    for name, columns in zip(names, (["interests"], ["interests.top1"]), strict=True):
+        data = Run.open(shop / "ranks" / re.sub(r"\W", "_", name) / "seed1").dataset
+        assert data.folder.resolve() == (shop / "ranks" / re.sub(r"\W", "_", name) / "data").resolve()
+        lists = [(c.name, c.ranks) for c in data.fitted.request.lists]
+        assert lists == [(column, None) for column in columns]
+        assert pl.read_parquet(data.folder / "users.parquet").equals(users)
+        for part in ("user", "time", "split", "first", "labels", "weights"):
+            np.testing.assert_array_equal(getattr(data, part), getattr(common, part))
+        for block in ("request", "candidate"):  # every other field of every row is as it was
+            np.testing.assert_array_equal(getattr(data, block).ids, getattr(common, block).ids)
+    told: list[str] = []
+    assert not any(o.reason for o in ablate(shop / "r.toml", shop / "ranks", 1, overrides, names, 0, told.append))
+
+
+def test_ways_that_a_rank_cannot_be_read(shop: Path) -> None:
+    found = ablate(
+        shop / "r.toml", shop / "out", 2, only=["rank of interests: segments", "rank of interests: joint"], minutes=0
+    )
+    assert found[-2].reason.startswith("not run")
+    assert "accepted: rising ranks from 1 to max_rank = 3" in found[-1].reason  # the default ends are 3 and 20
+    assert not (shop / "out" / "rank_of_interests__joint").exists()
+    names = set(asked(shop, 'feature.interests.rank="joint"')[1])
+    assert {f"rank of interests: {way}" for way in ("embedded", "none")} <= names
+    gone = set(asked(shop, 'model.without=["interests"]', 'feature.interests.rank="joint"')[1])
+    assert not any(name.startswith("rank of") for name in gone)
 
 
 def test_a_variant_that_equals_the_recipe_is_not_trained(shop: Path) -> None:

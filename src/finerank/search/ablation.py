@@ -2,7 +2,8 @@
 
 The open questions of attention are asked of the recipe as it stands: which kind of unit, softmax or not, one weight per
 behaviour or one per attribute, shared units, order and age of events, rank or segments, dropout, and every field left out.
-Fields are left out of the model (`model.without`), so all variants share one prepared data set.
+Fields are left out of the model (`model.without`), so variants share one prepared data set. What becomes of a rank is decided
+when data are prepared: such a variant has a data set of its own, of the same rows in the same order and split.
 
 Nothing is selected here by the test part: it is measured once per variant, and the table shows the validation part beside it.
 """
@@ -24,14 +25,15 @@ from finerank.evaluation.compare import compare
 from finerank.models.narrow import names_of
 from finerank.models.registry import Composition, build
 from finerank.recipe import Recipe
-from finerank.run import Run
-from finerank.schema import Ranked
+from finerank.run import Run, prepared
+from finerank.schema import Ranked, Schema
 from finerank.search.runs import begin, finished, trained
 from finerank.typed import plain, with_values
 
 BASE = "as it is"
 KEPT = "ablation.json"
 MONTH = 2592000.0  # seconds
+RANK = "rank, segment or neither"
 NOT_ADJUSTED = "p is not adjusted for the number of variants: of twenty, one is below .05 by chance."
 
 
@@ -67,11 +69,12 @@ class Outcome:
 
 
 def variants(recipe: Recipe, data: Dataset) -> list[Variant]:
-    """All that can be asked of this recipe: itself first, then attention, then every field left out."""
+    """All that can be asked of this recipe: itself first, then attention, then ranks, then every field left out."""
     out = [Variant(BASE, "")]
     if recipe.model.representation.kind == "target_interest":
         out += _of_attention(recipe.model)
     gone = tuple(recipe.model.without)
+    out += [v for f in _ranked(recipe.schema) if f.name not in gone for v in _of_rank(f)]
     for name in names_of(data.fitted):
         if name not in gone:
             out.append(Variant(f"without {name}", _question(name, data), {"model.without": [*gone, name]}))
@@ -112,10 +115,23 @@ def _of_attention(model: Composition) -> list[Variant]:
     return out
 
 
+def _ranked(schema: Schema) -> list[Ranked]:
+    return [f for f in schema.features if isinstance(f, Ranked) and f.use == "input"]
+
+
+def _of_rank(feature: Ranked) -> list[Variant]:
+    """The other ways to read a rank. For one that is embedded, none is `without x.rank`, which needs no data of its own."""
+    ways = [way for way in ("embedded", "joint", "segments", "none") if way != feature.rank]
+    if feature.rank == "embedded":
+        ways.remove("none")
+    key = f'feature."{feature.name}".rank'
+    return [Variant(f"rank of {feature.name}: {way}", RANK, {key: way}) for way in ways]
+
+
 def _question(name: str, data: Dataset) -> str:
-    ranked = {f.name for f in data.fitted.schema.features if isinstance(f, Ranked)}
-    if name.partition(".")[0] in ranked:
-        return "rank, segment or neither"
+    of, dot, _ = name.partition(".")
+    if dot and of in {f.name for f in _ranked(data.fitted.schema)}:
+        return RANK
     return "a history left out" if name in data.fitted.histories else "a field left out"
 
 
@@ -152,12 +168,16 @@ def ablate(
         runs: list[Run] = []
         reason = ""
         for seed in range(first, first + seeds):
+            late = time.monotonic() - started > 60 * minutes
             at = folder / _file_name(variant.name) / f"seed{seed}"
             try:
                 changed = Recipe.parse(
                     with_values(resolved, {**variant.changes, "training.seed": seed}), where=str(path)
                 )
-                build(changed.model, data.fitted)
+                own = changed.schema != recipe.schema
+                place = at.with_name("data") if own else folder / "data"
+                if not (own and late):  # preparing takes time as well
+                    build(changed.model, (prepared(changed, place) if own else data).fitted)
             except UserError as error:
                 reason = str(error)
                 break
@@ -165,10 +185,10 @@ def ablate(
             if alike != variant.name:
                 reason = "is the recipe as it is" if alike == BASE else f"is the same as {alike!r}"
                 break
-            if not finished(changed, at) and time.monotonic() - started > 60 * minutes:
+            if late and not finished(changed, at):
                 reason = f"not run: the {minutes:g} minutes were over"
                 break
-            runs.append(trained(changed, at, folder / "data"))
+            runs.append(trained(changed, at, place))
         if variant.name == BASE:
             base = runs
             if reason:
