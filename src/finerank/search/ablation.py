@@ -1,8 +1,9 @@
 """Ablations: one recipe with one thing changed at a time, and what each change is worth.
 
-The open questions of attention stand below as data: which kind of unit, softmax or not, one weight per behaviour or one per
-attribute, shared units, order and age of events, rank or segments, dropout, and every field left out. Fields are left out
-of the model (`model.without`), so all variants share one prepared data set.
+The open questions of attention are asked of the recipe as it stands: which kind of unit, softmax or not, one weight per
+behaviour or one per attribute, shared units, order and age of events, rank or segments, dropout, and every field left out.
+Fields are left out of the model (`model.without`), so variants share one prepared data set. What becomes of a rank is decided
+when data are prepared: such a variant has a data set of its own, of the same rows in the same order and split.
 
 Nothing is selected here by the test part: it is measured once per variant, and the table shows the validation part beside it.
 """
@@ -14,7 +15,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,50 +23,27 @@ from finerank.data.dataset import Dataset
 from finerank.errors import UserError, nearest
 from finerank.evaluation.compare import compare
 from finerank.models.narrow import names_of
-from finerank.models.registry import build
+from finerank.models.registry import Composition, build
 from finerank.recipe import Recipe
-from finerank.run import Run
-from finerank.schema import Ranked
+from finerank.run import Run, prepared
+from finerank.schema import Ranked, Schema
 from finerank.search.runs import begin, finished, trained
-from finerank.typed import apply_overrides, read_toml
+from finerank.typed import plain, with_values
 
 BASE = "as it is"
 KEPT = "ablation.json"
+MONTH = 2592000.0  # seconds
+RANK = "rank, segment or neither"
 NOT_ADJUSTED = "p is not adjusted for the number of variants: of twenty, one is below .05 by chance."
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A change of the recipe. question: what it answers; overrides: as for `--set`."""
+    """A change of the recipe. question: what it answers; changes: values by dotted key of the recipe as resolved."""
 
     name: str
     question: str
-    overrides: tuple[str, ...] = ()
-
-
-ATTENTION = (
-    Variant("softmax", "intensity kept or normalised", ("model.representation.unit.softmax=true",)),
-    Variant("dot", "a learned unit or a product", ('model.representation.unit.kind="dot"',)),
-    Variant("bilinear", "a learned unit or a product", ('model.representation.unit.kind="bilinear"',)),
-    Variant("cosine", "a learned unit or a product", ('model.representation.unit.kind="cosine"',)),
-    Variant("separate", "one weight per behaviour or per attribute", ('model.representation.mode="separate"',)),
-    Variant(
-        "separate, loop",
-        "units shared by attributes",
-        ('model.representation.mode="separate"', 'model.representation.share="loop"'),
-    ),
-    Variant(
-        "separate, concat",
-        "units shared by attributes",
-        ('model.representation.mode="separate"', 'model.representation.share="concat"'),
-    ),
-    Variant("recency", "does the order of events tell more", ('model.representation.recency="add"',)),
-    Variant("decay", "do old events count less (a month)", ("model.representation.decay=2592000.0",)),
-    Variant("with the sum", "the pooled history beside it", ('model.representation.also=["sum"]',)),
-    Variant("pooled", "attention or plain pooling", ('model.representation={kind="pooled"}',)),
-    Variant("dropout", "dropout .2 in the tower", ('model.interactions=[{kind="tower", dropout=0.2}]',)),
-)
-"""For recipes whose representation attends."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,22 +69,69 @@ class Outcome:
 
 
 def variants(recipe: Recipe, data: Dataset) -> list[Variant]:
-    """All that can be asked of this recipe: itself first, then attention, then every field left out."""
+    """All that can be asked of this recipe: itself first, then attention, then ranks, then every field left out."""
     out = [Variant(BASE, "")]
     if recipe.model.representation.kind == "target_interest":
-        out += ATTENTION
+        out += _of_attention(recipe.model)
     gone = tuple(recipe.model.without)
+    out += [v for f in _ranked(recipe.schema) if f.name not in gone for v in _of_rank(f)]
     for name in names_of(data.fitted):
         if name not in gone:
-            listed = json.dumps([*gone, name])
-            out.append(Variant(f"without {name}", _question(name, data), (f"model.without={listed}",)))
+            out.append(Variant(f"without {name}", _question(name, data), {"model.without": [*gone, name]}))
     return out
 
 
+def _of_attention(model: Composition) -> list[Variant]:
+    """For a representation that attends. What the recipe has of its own is asked the other way round: what if it had not."""
+    o, out = model.representation, []
+
+    def ask(name: str, question: str, **changes: Any) -> None:
+        out.append(Variant(name, question, {f"model.representation.{key}": value for key, value in changes.items()}))
+
+    def switch(name: str, question: str, key: str, on: Any, off: Any, has: bool) -> None:
+        ask(f"no {name}" if has else name, question, **{key: off if has else on})
+
+    switch("softmax", "intensity kept or normalised", "unit.softmax", True, False, o.unit.softmax)
+    for kind in ("dot", "bilinear", "cosine", *(("mlp",) if o.unit.kind != "mlp" else ())):
+        ask(kind, "a learned unit or a product", **{"unit.kind": kind})
+    apart = o.mode == "separate"
+    mode = ("joined", "concat") if apart else ("separate", "separate")
+    ask(mode[0], "one weight per behaviour or per attribute", mode=mode[1])
+    for share in ("loop", "concat", *(("none",) if apart and o.share != "none" else ())):
+        ask(f"separate, {share}", "units shared by attributes", mode="separate", share=share)
+    switch("recency", "does the order of events tell more", "recency", "add", "none", o.recency != "none")
+    month = "" if o.decay else " (a month)"
+    switch("decay", f"do old events count less{month}", "decay", MONTH, 0.0, o.decay > 0)
+    rest, summed = [other for other in o.also if other != "sum"], "sum" in o.also
+    ask("no sum" if summed else "with the sum", "the pooled history beside it", also=rest if summed else [*rest, "sum"])
+    pooled = {"kind": "pooled", "embedding": plain(o.embedding), "decay": o.decay}
+    out.append(Variant("pooled", "attention or plain pooling", {"model.representation": pooled}))
+    inner = enumerate(model.interactions)
+    towers = {f"model.interactions.{i}.dropout": part.dropout for i, part in inner if part.kind == "tower"}
+    if any(towers.values()):
+        out.append(Variant("no dropout", "dropout in the tower", dict.fromkeys(towers, 0.0)))
+    elif towers:
+        out.append(Variant("dropout", "dropout .2 in the tower", dict.fromkeys(towers, 0.2)))
+    return out
+
+
+def _ranked(schema: Schema) -> list[Ranked]:
+    return [f for f in schema.features if isinstance(f, Ranked) and f.use == "input"]
+
+
+def _of_rank(feature: Ranked) -> list[Variant]:
+    """The other ways to read a rank. For one that is embedded, none is `without x.rank`, which needs no data of its own."""
+    ways = [way for way in ("embedded", "joint", "segments", "none") if way != feature.rank]
+    if feature.rank == "embedded":
+        ways.remove("none")
+    key = f'feature."{feature.name}".rank'
+    return [Variant(f"rank of {feature.name}: {way}", RANK, {key: way}) for way in ways]
+
+
 def _question(name: str, data: Dataset) -> str:
-    ranked = {f.name for f in data.fitted.schema.features if isinstance(f, Ranked)}
-    if name.partition(".")[0] in ranked:
-        return "rank, segment or neither"
+    of, dot, _ = name.partition(".")
+    if dot and of in {f.name for f in _ranked(data.fitted.schema)}:
+        return RANK
     return "a history left out" if name in data.fitted.histories else "a field left out"
 
 
@@ -126,8 +151,8 @@ def ablate(
     minutes  after so many no further training begins; what is left is listed as not run
     Raises UserError for a name in `only` that is no variant.
     """
-    table = apply_overrides(read_toml(path), overrides)
-    recipe = Recipe.parse(table, path.parent, str(path))
+    recipe = Recipe.read(path, overrides)
+    resolved = recipe.resolved()
     data = begin(recipe, folder, "ablate")
     asked = variants(recipe, data)
     for name in only:
@@ -138,23 +163,32 @@ def ablate(
     started = time.monotonic()
     found: list[Outcome] = []
     base: list[Run] = []
+    met: dict[str, str] = {}  # recipe -> the variant that has it: none is trained, or compared, with itself
     for variant in asked:
         runs: list[Run] = []
         reason = ""
         for seed in range(first, first + seeds):
+            late = time.monotonic() - started > 60 * minutes
             at = folder / _file_name(variant.name) / f"seed{seed}"
             try:
                 changed = Recipe.parse(
-                    apply_overrides(table, [*variant.overrides, f"training.seed={seed}"]), path.parent, str(path)
+                    with_values(resolved, {**variant.changes, "training.seed": seed}), where=str(path)
                 )
-                build(changed.model, data.fitted)
+                own = changed.schema != recipe.schema
+                place = at.with_name("data") if own else folder / "data"
+                if not (own and late):  # preparing takes time as well
+                    build(changed.model, (prepared(changed, place) if own else data).fitted)
             except UserError as error:
                 reason = str(error)
                 break
-            if not finished(changed, at) and time.monotonic() - started > 60 * minutes:
+            alike = met.setdefault(changed.toml(), variant.name)
+            if alike != variant.name:
+                reason = "is the recipe as it is" if alike == BASE else f"is the same as {alike!r}"
+                break
+            if late and not finished(changed, at):
                 reason = f"not run: the {minutes:g} minutes were over"
                 break
-            runs.append(trained(changed, at, folder / "data"))
+            runs.append(trained(changed, at, place))
         if variant.name == BASE:
             base = runs
             if reason:
