@@ -144,6 +144,27 @@ def test_a_column_that_gives_the_label_away_is_left_out(tmp_path: Path) -> None:
     assert kind(found, "harmless") == kind(found, "rare") == "categorical"
 
 
+def test_a_label_of_numbers_is_a_regression(tmp_path: Path) -> None:
+    draw = np.random.default_rng(7)
+    n = 600
+    price = draw.lognormal(2, 1, n)
+    price[:3] = np.nan
+    item = draw.integers(0, 20, n)
+    columns = {"price": price, "item_id": item, "with_tax": price * 1.2, "paid_by": draw.choice(["a", "b"], n)}
+    found = guessed(tmp_path, columns | {"user_id": draw.integers(0, 30, n)}, label="price")
+    label = next(g for g in found.guesses if g.column == "price")
+    assert label.role == "label"
+    assert "not zeros and ones alone: a regression" in label.why
+    assert f"# price: {label.why}" in found.recipe
+    assert kind(found, "with_tax") == "left out"
+    assert kind(found, "item_id") == "categorical"
+    assert not any("of the labels are 1" in w for w in found.warnings)
+    (tmp_path / "recipe.toml").write_text(found.recipe)
+    recipe = Recipe.read(tmp_path / "recipe.toml", ["training.epochs=1", "training.threads=1"])
+    assert recipe.schema.task("price").kind == "regression"
+    assert np.isfinite(run(recipe, tmp_path / "run").test["price"]["rmse"])
+
+
 def test_levels_are_told_by_requests(tmp_path: Path) -> None:
     draw = np.random.default_rng(4)
     columns = {
@@ -169,6 +190,15 @@ def test_warnings_say_what_is_missing(tmp_path: Path) -> None:
         ({"label": [1, 2, 3], "x": ["a", "b", "c"]}, {}, r"no column looks like a label .*--label"),
         ({"label": [0, 1], "x": ["a", "b"]}, {"label": "lable"}, r"--label lable: no such column; .*label"),
         ({"label": [], "x": []}, {}, r"no rows"),
+        (
+            {"x": ["a", "b"], "y": [1, 2]},
+            {"label": "x"},
+            r"^--label x: the column is String, such as 'a'; accepted: zeros and ones, true and false, or numbers; write it "
+            r"so, or name another column$",
+        ),
+        ({"x": [[1], [0]], "y": [1, 2]}, {"label": "x"}, r"--label x: the column is List\(Int64\)"),
+        ({"x": [None, None], "y": [1, 2]}, {"label": "x"}, r"--label x: the column holds nothing but nulls"),
+        ({"x": [float("nan")] * 2, "y": [1, 2]}, {"label": "x"}, r"--label x: the column holds no number but NaN"),
     ],
 )
 def test_what_cannot_be_proposed_says_why(
