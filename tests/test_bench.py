@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,17 @@ def test_what_cannot_run_says_why_and_the_order_is_that_of_validation(shop: Path
     text = (shop / "out" / "bench.md").read_text(encoding="utf-8")
     assert "- dfm: model 'dfm' needs delay in the schema" in text
     assert f"By the validation part, which alone chooses, {done[0]['name']} is best" in text
+
+
+def test_the_table_tells_what_is_to_be_known_of_the_data(shop: Path, tmp_path: Path) -> None:
+    """Notes of any contestant; they do not make its data another."""
+    table = tomllib.loads((shop / "r.toml").read_text(encoding="utf-8"))
+    noted = Recipe.parse(table | {"data": table["data"] | {"notes": ["looks [far] ahead"]}}, shop)
+    (tmp_path / "noted.toml").write_text(noted.toml(), encoding="utf-8")
+    other = Recipe.parse(table | {"model": {"name": "base"}}, shop)
+    (tmp_path / "other.toml").write_text(other.toml(), encoding="utf-8")
+    bench([tmp_path / "other.toml", tmp_path / "noted.toml"], tmp_path / "out", 1, isolate=False)
+    assert "Of the data: looks [far] ahead" in (tmp_path / "out" / "bench.md").read_text(encoding="utf-8")
 
 
 def test_what_is_done_is_not_done_again_and_more_can_be_asked(shop: Path) -> None:

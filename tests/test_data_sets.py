@@ -20,7 +20,8 @@ from finerank.datasets import online_retail as shipped
 from finerank.datasets.adapter import Converted, adapter, names
 from finerank.errors import UserError
 from finerank.recipe import Recipe
-from finerank.run import prepared, run
+from finerank.report.run_report import run_report
+from finerank.run import Run, prepared, run
 from finerank.typed import build
 
 RAW = Path(__file__).parent / "raw"
@@ -77,7 +78,6 @@ def test_amazon_din_as_published() -> None:
     for user, item in samples.filter(label=0).select("user_id", "item_id").iter_rows():
         assert item[-2:] in able[user]
     assert any("looks into the future" in note for note in made.notes)
-    assert "looks into the future" in made.recipe
 
 
 def test_amazon_dien_as_published() -> None:
@@ -404,6 +404,23 @@ def test_the_written_recipe_trains(name: str, tmp_path: Path) -> None:
     assert found["rows"] > 0
     lengths = [int((s.end - s.start).max()) for s in result.dataset.slices.values()]
     assert min(lengths) > 0  # every history has something in it
+
+
+@pytest.mark.parametrize("name", ["amazon", "taobao"])
+def test_a_mode_that_looks_into_the_future_is_flagged_in_the_report(name: str, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    small(name, raw)
+    made = convert(name, raw, negatives="paper")[0]
+    made.write(tmp_path / "out")
+    few = ("training.epochs=1", "training.threads=1", "training.keep_memory=false", "training.monitor=logloss")
+    recipe = Recipe.read(tmp_path / "out" / "recipe.toml", (*few, "model.name=lr"))
+    assert recipe.data.notes == made.notes
+    result = run(recipe, tmp_path / "run")
+    assert result.dataset.manifest["notes"][: len(made.notes)] == list(made.notes)
+    page = run_report(Run.open(tmp_path / "run"), rows=100)
+    data = page[page.index('id="data"') : page.index('id="timings"')]
+    assert "reproduction mode that looks into the future" in data
 
 
 @pytest.mark.parametrize("name", [n for n in MINE if n != "online_retail"])

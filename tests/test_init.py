@@ -144,6 +144,74 @@ def test_a_column_that_gives_the_label_away_is_left_out(tmp_path: Path) -> None:
     assert kind(found, "harmless") == kind(found, "rare") == "categorical"
 
 
+def test_what_comes_after_a_click_is_no_input(tmp_path: Path) -> None:
+    """Told by names, or by being set on clicks alone, however rarely and under whatever name."""
+    draw = np.random.default_rng(5)
+    n = 4_000
+    click = draw.random(n) < 0.2
+    of_clicks = lambda share: click & (draw.random(n) < share)  # noqa: E731
+    seconds = draw.integers(1, 300, n)
+    found = guessed(
+        tmp_path,
+        {
+            "click": click.astype(int),
+            "buy": of_clicks(0.1).astype(int),
+            "watch": (seconds * draw.integers(0, 2, n)),
+            "is_like": draw.integers(0, 2, n),
+            "pay_time": seconds,
+            "shipped": of_clicks(0.02),
+            "stayed": np.where(of_clicks(0.5), seconds, 0),
+            "left_at": pl.Series(seconds).set(pl.Series(~of_clicks(0.5)), None),
+            "ticket": pl.Series(draw.choice(["x", "y"], n)).set(pl.Series(~of_clicks(0.5)), None),
+            # all of these may be known before
+            "buyer_level": draw.integers(0, 5, n),
+            "user_buy_count": draw.integers(0, 50, n),
+            "display_order": draw.integers(0, 5, n),
+            "on_sale": draw.integers(0, 2, n),
+            "liked": ["|".join(f"t{t}" for t in draw.integers(0, 9, 3)) for _ in range(n)],
+            "seldom": np.arange(n) == np.flatnonzero(click)[7],  # on a single click, by chance
+        },
+        label="click",
+    )
+    whys = {g.column: g.why for g in found.guesses if g.role == "left out"}
+    assert set(whys) == {"buy", "watch", "is_like", "pay_time", "shipped", "stayed", "left_at", "ticket", "label"}
+    assert all(
+        "known only after the label; if it is a task" in whys[c] for c in ("buy", "watch", "is_like", "pay_time")
+    )
+    assert whys["shipped"] == "1 only where the label is 1: surely written after it"
+    assert whys["stayed"] == "other than 0 only where the label is 1: surely written after it"
+    assert whys["left_at"] == whys["ticket"] == "known only where the label is 1: surely written after it"
+
+
+@pytest.mark.parametrize("name", ["buy", "order", "cart", "pay", "like", "share", "watch"])
+def test_outcomes_are_labels_by_name(tmp_path: Path, name: str) -> None:
+    draw = np.random.default_rng(6)
+    pl.DataFrame({"on_sale": draw.integers(0, 2, 99), name: draw.integers(0, 2, 99)}).write_csv(tmp_path / "f.csv")
+    found = propose(str(tmp_path / "f.csv"))
+    assert {g.column: g.role for g in found.guesses} == {"on_sale": "feature", name: "label"}
+
+
+def test_a_label_of_numbers_is_a_regression(tmp_path: Path) -> None:
+    draw = np.random.default_rng(7)
+    n = 600
+    price = draw.lognormal(2, 1, n)
+    price[:3] = np.nan
+    item = draw.integers(0, 20, n)
+    columns = {"price": price, "item_id": item, "with_tax": price * 1.2, "paid_by": draw.choice(["a", "b"], n)}
+    found = guessed(tmp_path, columns | {"user_id": draw.integers(0, 30, n)}, label="price")
+    label = next(g for g in found.guesses if g.column == "price")
+    assert label.role == "label"
+    assert "not zeros and ones alone: a regression" in label.why
+    assert f"# price: {label.why}" in found.recipe
+    assert kind(found, "with_tax") == "left out"
+    assert kind(found, "item_id") == "categorical"
+    assert not any("of the labels are 1" in w for w in found.warnings)
+    (tmp_path / "recipe.toml").write_text(found.recipe)
+    recipe = Recipe.read(tmp_path / "recipe.toml", ["training.epochs=1", "training.threads=1"])
+    assert recipe.schema.task("price").kind == "regression"
+    assert np.isfinite(run(recipe, tmp_path / "run").test["price"]["rmse"])
+
+
 def test_levels_are_told_by_requests(tmp_path: Path) -> None:
     draw = np.random.default_rng(4)
     columns = {
@@ -169,6 +237,15 @@ def test_warnings_say_what_is_missing(tmp_path: Path) -> None:
         ({"label": [1, 2, 3], "x": ["a", "b", "c"]}, {}, r"no column looks like a label .*--label"),
         ({"label": [0, 1], "x": ["a", "b"]}, {"label": "lable"}, r"--label lable: no such column; .*label"),
         ({"label": [], "x": []}, {}, r"no rows"),
+        (
+            {"x": ["a", "b"], "y": [1, 2]},
+            {"label": "x"},
+            r"^--label x: the column is String, such as 'a'; accepted: zeros and ones, true and false, or numbers; write it "
+            r"so, or name another column$",
+        ),
+        ({"x": [[1], [0]], "y": [1, 2]}, {"label": "x"}, r"--label x: the column is List\(Int64\)"),
+        ({"x": [None, None], "y": [1, 2]}, {"label": "x"}, r"--label x: the column holds nothing but nulls"),
+        ({"x": [float("nan")] * 2, "y": [1, 2]}, {"label": "x"}, r"--label x: the column holds no number but NaN"),
     ],
 )
 def test_what_cannot_be_proposed_says_why(

@@ -24,7 +24,7 @@ from finerank.metrics.probability import logloss
 from finerank.metrics.ranking import auc, gauc
 from finerank.models import registry
 from finerank.recipe import Recipe
-from finerank.run import SCORED, Result, Run, environment, prepared, run
+from finerank.run import SCORED, Result, Run, environment, prepared, reader_notes, run
 from finerank.training.checkpoint import Checkpoints, restore
 from finerank.training.evaluate import predict
 from finerank.typed import plain
@@ -239,6 +239,19 @@ def test_prepared_data_of_something_else_are_refused(tmp_path: Path, what: str) 
     with pytest.raises(UserError, match=r"data: was prepared by another recipe or from files that have changed since"):
         prepared(Recipe.parse(other, tmp_path), tmp_path / "data")
     assert content(tmp_path / "data") == before
+
+
+def test_data_that_differ_in_notes_alone_are_the_same(shop: Path) -> None:
+    """And each recipe's own notes are told, though the prepared data hold those of the first."""
+    before = content(shop / "run" / "data")
+    noted = table()
+    noted["data"]["notes"] = ["looks into the future"]
+    recipe = Recipe.parse(noted, shop)
+    data = prepared(recipe, shop / "run" / "data")
+    assert content(shop / "run" / "data") == before
+    assert data.manifest["notes"] == []
+    assert reader_notes(recipe, data) == ["looks into the future"]
+    assert Recipe.parse(recipe.resolved()) == recipe
 
 
 def test_files_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> None:

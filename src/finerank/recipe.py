@@ -66,6 +66,8 @@ class DataOptions:
     keys               who, when and together
     split              what is for training, validation and test
     tables             attributes that change, added to the samples as they were known before each row (`data.asof`)
+    notes              what a reader of results should know of the rows, such as a protocol that looks into the future: shown
+                       in reports; data that differ in notes alone are the same
 
     A log of behaviours becomes samples in these steps, in this order; each is left out unless it is asked for:
 
@@ -85,6 +87,7 @@ class DataOptions:
     events: str | None = None
     dataset: OnlineRetail | None = None
     tables: tuple[AsOf, ...] = ()
+    notes: tuple[str, ...] = ()
     keys: Keys = Keys()
     split: Split = Split()
     where: Mapping[str, str | int | bool] = field(default_factory=dict)
@@ -214,6 +217,12 @@ class Recipe:
             "model": self.model.table(),
             "training": plain(self.training),
         }
+
+    def data_part(self) -> dict[str, Any]:
+        """What prepared data depend on, of `resolved`. Not the notes: they say something of the rows and change none."""
+        resolved = self.resolved()
+        resolved["data"].pop("notes")
+        return {key: resolved[key] for key in ("data", "feature", "history", "task")}
 
     def toml(self) -> str:
         """`resolved` as TOML text."""

@@ -155,8 +155,16 @@ def prepared(recipe: Recipe, folder: Path, progress: Callable[[str], None] = lam
     return Dataset.open(folder)
 
 
+def reader_notes(recipe: Recipe, dataset: Dataset) -> list[str]:
+    """What a reader of results should know of the rows: the recipe's notes, then what was noted when they were prepared.
+
+    Both, because prepared data serve recipes that differ in notes alone, and the manifest holds those of the first.
+    """
+    return list(dict.fromkeys((*recipe.data.notes, *dataset.manifest.get("notes", ()))))
+
+
 def _prepare(recipe: Recipe, folder: Path, fingerprint: str, progress: Callable[[str], None]) -> None:
-    notes: list[str] = []
+    notes = list(recipe.data.notes)
     samples, events = recipe.sources(notes.append)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
@@ -288,10 +296,7 @@ def _fingerprint(recipe: Recipe) -> str:
     """What a prepared data set depends on, as JSON: the recipe's data part, and the source files as they stand."""
     there = {str(path): path.stat() for path in recipe.files() if path.exists()}
     files = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in there.items()}
-    resolved = recipe.resolved()
-    return json.dumps(
-        {key: resolved[key] for key in ("data", "feature", "history", "task")} | {"files": files}, indent=1
-    )
+    return json.dumps(recipe.data_part() | {"files": files}, indent=1)
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from finerank.cli import screen
 from finerank.cli.app import app
 from finerank.cli.screen import Overrides, say
 from finerank.recipe import Recipe
-from finerank.run import prepared
+from finerank.run import prepared, reader_notes
 
 
 @app.command()
@@ -21,10 +21,11 @@ def prepare(
     overrides: Overrides = None,
 ) -> None:
     """Encode a recipe's data.  Example: finerank prepare examples/retail_din_cross.toml -o runs/data"""
-    dataset = prepared(Recipe.read(recipe, overrides or ()), out, say)
+    read = Recipe.read(recipe, overrides or ())
+    dataset = prepared(read, out, say)
     m = dataset.manifest
     screen.console.print(f"{m['requests']:,} requests, {m['rows']:,} rows, {m['users']:,} users in {out}")
     for name, (requests, rows) in m["split"].items():
         screen.console.print(f"  {name}: {requests:,} requests, {rows:,} rows")
-    for note in m.get("notes", ()):
+    for note in reader_notes(read, dataset):
         screen.console.print(f"note: {note}", markup=False)

@@ -15,7 +15,7 @@ from finerank.cli.screen import Bar, Overrides, results_table, say, waiting
 from finerank.errors import UserError
 from finerank.evaluation.evaluate import evaluate_run
 from finerank.recipe import Recipe, variants
-from finerank.run import Run, run
+from finerank.run import Run, reader_notes, run
 from finerank.typed import apply_overrides, read_toml
 
 
@@ -47,7 +47,7 @@ def train(
     screen.console.print(results_table([(read.model.name, result, evaluation)]))
     if not result.test:
         screen.console.print(f"note: there are no test rows; judge it by: finerank evaluate {out} --split validation")
-    for note in result.dataset.manifest.get("notes", ()):
+    for note in reader_notes(read, result.dataset):
         screen.console.print(f"note: {note}", markup=False)
     screen.console.print(f"written to {out}")
 

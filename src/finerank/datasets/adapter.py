@@ -27,6 +27,7 @@ import polars as pl
 import finerank.datasets
 from finerank.data.source import sink
 from finerank.errors import UserError, nearest
+from finerank.typed import to_toml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,8 @@ class Converted:
     recipe    TOML text; its samples and events are "samples.parquet" and "events.parquet"
     models    TOML text: a table per model with the settings that were published for it; see `published`
     counts    lines by what became of them: {"read": 100, "kept": 98, "malformed": 2, ...}
-    notes     sentences for the reader: the protocol, and any oddity (a reproduction mode that looks into the future)
+    notes     sentences for the reader: the protocol, and any oddity (a reproduction mode that looks into the future); they
+              go into the recipe (data.notes), and so into the report of every run
     """
 
     samples: pl.DataFrame | pl.LazyFrame
@@ -58,12 +60,21 @@ class Converted:
                     sink(frame.lazy(), partial / f"{name}.parquet")
             told = {"counts": dict(self.counts), "notes": list(self.notes)}
             (partial / "counts.json").write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
-            (partial / "recipe.toml").write_text(self.recipe, encoding="utf-8")
+            (partial / "recipe.toml").write_text(self._noted(), encoding="utf-8")
             if self.models is not None:
                 (partial / "models.toml").write_text(self.models, encoding="utf-8")
             partial.replace(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+    def _noted(self) -> str:
+        """The recipe with the notes in its [data]."""
+        if not self.notes:
+            return self.recipe
+        before, header, after = self.recipe.partition("[data]\n")
+        if not header:
+            raise ValueError("the recipe has no line [data] for the notes")
+        return before + header + to_toml({"notes": list(self.notes)}) + after
 
 
 def published(name: str) -> str:

@@ -114,7 +114,7 @@ def convert(folder: Path, options: Options) -> Converted:
     notes = (
         f"the last day, 13 May 2017, is for test, {chosen} for validation; events know categories and brands, no ads",
     )
-    recipe = commented("Deep Interest Network on Alimama's display ads.", *notes)
+    recipe = commented("Deep Interest Network on Alimama's display ads.")
     recipe += RECIPE.replace("@min_count", str(options.min_count))
     return Converted(samples=samples, events=events, recipe=recipe, counts=counts, notes=notes)
 

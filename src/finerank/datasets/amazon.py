@@ -137,7 +137,7 @@ def convert(folder: Path, options: Options) -> Converted:
     return Converted(
         samples=described(event, shown).with_columns(split, label=label).with_columns(request="sequence"),
         events=described(np.arange(len(user)), item),
-        recipe=commented("Deep Interest Network on Amazon reviews.", *notes) + RECIPE,
+        recipe=commented("Deep Interest Network on Amazon reviews.") + RECIPE,
         models=published("amazon"),
         counts=counts,
         notes=tuple(notes),

@@ -143,7 +143,7 @@ def _convert(
         notes.append(
             "a random split trains on ratings later than those of the test; a server cannot, so expect less of one"
         )
-    recipe = commented(f"Deep Interest Network on MovieLens {size}.", *notes)
+    recipe = commented(f"Deep Interest Network on MovieLens {size}.")
     # of a user whom training never saw, the id says nothing
     known = user if options.split == "user" else ("user_id", *user)
     features = "".join(REQUEST_FEATURE.replace("@", name) for name in known)

@@ -106,7 +106,7 @@ def convert(folder: Path, options: Options) -> Converted:
             'negatives = "paper" is a reproduction mode that looks into the future: it draws from the whole catalogue and '
             "bars every item that the user ever has"
         )
-    recipe = commented("Deep Interest Network on Taobao UserBehavior.", *notes) + RECIPE
+    recipe = commented("Deep Interest Network on Taobao UserBehavior.") + RECIPE
     return Converted(samples=samples, events=events.drop("event"), recipe=recipe, counts=counts, notes=tuple(notes))
 
 

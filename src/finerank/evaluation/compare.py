@@ -241,6 +241,7 @@ def _recipes(runs: Sequence[Run]) -> list[list[int]]:
     for i, run in enumerate(runs):
         resolved = run.recipe.resolved()
         resolved["training"].pop("seed")
+        resolved["data"].pop("notes")
         groups.setdefault(json.dumps(resolved, sort_keys=True), []).append(i)
     return list(groups.values())
 

@@ -16,7 +16,16 @@ from finerank.propose.guess import NAMES, Guess, mean
 GIVES_AWAY = 0.97
 """A column whose values alone order the labels this well was written after them."""
 AFTER = ("dwell", "watch_time", "play_time", "duration", "revenue", "amount", "gmv", "paid")
-"""Names of what is only known once the label is."""
+"""Parts of names of what is only known once the label is."""
+OUTCOME = re.compile(
+    r"(is|if|did)?_?"
+    r"(buy|bought|purchased?|ordered|order|cart|add_to_cart|pay|like|liked|shared?|watch|watched|follow|followed|forward|"
+    r"fav|favou?rite|converted|conversion|clicked|click)"
+    r"(_(label|flag|time|seconds?|secs?|s|ms))?"
+)
+"""Whole names of what a user does to a candidate once it is shown; not user_buy_count, which may be of the past."""
+BY_CHANCE = 1e-4
+"""A column is set on positives alone by chance less often than this, or it is not held against it."""
 SHOWN_ONLY = ("position", "pos", "rank", "propensity", "propensity_score", "action_prob")
 """Names of what training may see and a live request cannot."""
 SEPARATORS = ("|", "^", ";", " ", ",")
@@ -35,10 +44,14 @@ def guess_feature(frame: pl.DataFrame, column: pl.Series, label: pl.Series, keys
         return Guess(name, "left out", "a row number by its name")
     if column.dtype.is_integer() and distinct == len(column) > 20 and column.is_sorted():
         return Guess(name, "left out", "it rises with every row: a row number")
-    if low in NAMES["label"] or any(word in low for word in AFTER):
+    several = isinstance(column.dtype, pl.List) or (column.dtype == pl.String and separator_of(known) is not None)
+    outcome = not several and (low in NAMES["label"] or OUTCOME.fullmatch(low) is not None)  # several: the past, joined
+    if outcome or any(word in low for word in AFTER):
         return Guess(
             name, "left out", "by its name known only after the label; if it is a task of its own, add a [[task]]"
         )
+    if set_ := _set_on_ones_alone(column, label):
+        return Guess(name, "left out", f"{set_} only where the label is 1: surely written after it")
     found = _told(column, label)
     if found > GIVES_AWAY:
         return Guess(name, "left out", f"it alone orders the labels with AUC {found:.3f}: surely written after them")
@@ -125,12 +138,34 @@ def _level(frame: pl.DataFrame, column: pl.Series, keys: Mapping[str, str]) -> s
     return "request" if several.height and bool((several["values"] == 1).all()) else "candidate"
 
 
+def _set_on_ones_alone(column: pl.Series, label: pl.Series) -> str:
+    """How a column is set ("1", "not 0", "not null") on positives alone, too often for chance; else ""."""
+    y = label.cast(pl.Float64).fill_nan(None)
+    if not y.drop_nulls().is_in([0.0, 1.0]).all():
+        return ""
+    numbers = column.dtype.is_numeric() or column.dtype == pl.Boolean
+    values = column.cast(pl.Float64).fill_nan(None) if numbers else column
+    is_set = (
+        values.is_not_null() & (values != 0).fill_null(False) if numbers else values.is_not_null()
+    ) & y.is_not_null()
+    ones = y.filter(is_set)
+    if not len(ones) or (ones == 0).any() or mean(y) ** len(ones) > BY_CHANCE:
+        return ""
+    if not numbers or values.drop_nulls().len() == int(is_set.sum()):
+        return "known"
+    return "1" if values.filter(is_set).n_unique() == 1 and values.filter(is_set)[0] == 1 else "other than 0"
+
+
 def _told(column: pl.Series, label: pl.Series) -> float:
     """AUC of the label by the column alone: a number as it is (either way), an id by the mean label of its other rows.
 
-    Leaving the row itself out keeps rare ids from telling their own label.
+    Leaving the row itself out keeps rare ids from telling their own label. Of a label of other numbers: whether it is above
+    its median, by the order of a number alone, for what an item's id says of a number (its price) is often known before.
     """
     y = label.cast(pl.Float64).to_numpy()
+    numbers = not np.isin(y[~np.isnan(y)], (0.0, 1.0)).all()
+    if numbers:
+        y = np.where(np.isnan(y), y, y > np.nanmedian(y))
     known = column.is_not_null().to_numpy() & ~np.isnan(y)
     if isinstance(column.dtype, pl.List) or not known.any():
         return 0.5
@@ -142,6 +177,8 @@ def _told(column: pl.Series, label: pl.Series) -> float:
             return max(found, 1 - found)
         if column.n_unique() > 1_000:
             return 0.5
+    if numbers:
+        return 0.5
     codes = column.rank("dense").fill_null(0).cast(pl.Int64).to_numpy()
     ones, rows = np.bincount(codes, np.nan_to_num(y)), np.bincount(codes)
     others = rows[codes] - 1

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
+
+from finerank.errors import UserError
 
 Role = Literal["label", "request", "user", "time", "feature", "history", "left out"]
 
@@ -23,6 +26,13 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         "purchase",
         "purchased",
         "conversion",
+        "buy",
+        "order",
+        "pay",
+        "cart",
+        "like",
+        "share",
+        "watch",
     ),
     "user": ("user_id", "user", "userid", "uid", "customer", "customer_id", "member_id", "visitor_id", "reviewerid"),
     "request": ("request", "request_id", "impression_id", "imp_id", "impression", "query_id", "search_id", "pv_id"),
@@ -38,6 +48,26 @@ class Guess:
     role: Role
     why: str
     feature: Mapping[str, Any] | None = None
+
+
+def task_kind(label: pl.Series) -> tuple[Literal["binary", "regression"], str]:
+    """(kind, why) of the task that this column, named by the user, makes. Raises UserError for one that makes none."""
+    if not len(given := label.drop_nulls()):
+        raise UserError(f"--label {label.name}: the column holds nothing but nulls; name another column")
+    if not (label.dtype.is_numeric() or label.dtype == pl.Boolean):
+        raise UserError(
+            f"--label {label.name}: the column is {label.dtype}, such as {given[0]!r}; accepted: zeros and ones, true and "
+            "false, or numbers; write it so, or name another column"
+        )
+    known = label.cast(pl.Float64).fill_nan(None).drop_nulls().to_numpy()
+    if not len(known):
+        raise UserError(f"--label {label.name}: the column holds no number but NaN; name another column")
+    if np.isin(known, (0.0, 1.0)).all():
+        return "binary", "you said so"
+    return "regression", (
+        f"you said so; numbers from {known.min():g} to {known.max():g}, not zeros and ones alone: a regression. To predict a "
+        "yes or no, make a column of zeros and ones of it"
+    )
 
 
 def find_role(frame: pl.DataFrame, role: str, given: str | None) -> tuple[str, str] | None:

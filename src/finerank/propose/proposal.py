@@ -14,7 +14,7 @@ import polars as pl
 from finerank.data.source import collect, scan
 from finerank.errors import UserError, nearest
 from finerank.propose.features import guess_feature
-from finerank.propose.guess import Guess, find_role, mean
+from finerank.propose.guess import Guess, find_role, mean, task_kind
 from finerank.propose.history import event_history, joined_history
 from finerank.typed import to_toml
 
@@ -59,7 +59,10 @@ def propose(
             f"{samples}: no column looks like a label (two values, 0 and 1); name it with --label. "
             f"Columns: {', '.join(frame.columns)}"
         )
-    label = frame[roles["label"][0]]
+    label, kind = frame[roles["label"][0]], "binary"
+    if given.label is not None:
+        kind, why = task_kind(label)
+        roles["label"] = (given.label, why)
     keys = {role: found[0] for role, found in roles.items() if found is not None and role != "label"}
     taken = {found[0]: (role, found[1]) for role, found in roles.items() if found is not None}
     guesses = []
@@ -74,12 +77,16 @@ def propose(
         why = "the user is an input as well: taste that the history does not tell"
         guesses.append(Guess(user, "feature", why, {"kind": "categorical", "name": user, "level": "request"}))
     history, guesses = joined_history(frame, guesses)
-    warnings = _warnings(frame, label, keys, guesses)
+    warnings = _warnings(frame, label, kind, keys, guesses)
     if events is not None:
         found, more = event_history(_head(events), guesses, keys, events)
         history = found or history
         warnings += more
-    text = _recipe(names or (samples, events), keys, roles["label"][0], guesses, history, warnings)
+    task = [
+        f"# {label.name}: {taken[label.name][1]}",
+        _toml({"task": [{"name": label.name} | ({} if kind == "binary" else {"kind": kind})]}),
+    ]
+    text = _recipe(names or (samples, events), keys, task, guesses, history, warnings)
     return Proposal(tuple(guesses), text, tuple(warnings))
 
 
@@ -91,7 +98,9 @@ def _head(path: str) -> pl.DataFrame:
     return frame
 
 
-def _warnings(frame: pl.DataFrame, label: pl.Series, keys: Mapping[str, str], guesses: Sequence[Guess]) -> list[str]:
+def _warnings(
+    frame: pl.DataFrame, label: pl.Series, kind: str, keys: Mapping[str, str], guesses: Sequence[Guess]
+) -> list[str]:
     out = []
     if "time" not in keys:
         out.append("no column of times: rows count as in order of time, and the split is by position in the file")
@@ -105,7 +114,7 @@ def _warnings(frame: pl.DataFrame, label: pl.Series, keys: Mapping[str, str], gu
                 "side is computed once"
             )
     rate = mean(label)
-    if rate < 0.001:
+    if kind == "binary" and rate < 0.001:
         out.append(f"only {100 * rate:.3f} % of the labels are 1: give more rows before trusting a difference")
     if not any(g.feature is not None and g.feature["level"] == "candidate" for g in guesses):
         out.append("no feature varies between the candidates of a request: nothing could rank them")
@@ -115,7 +124,7 @@ def _warnings(frame: pl.DataFrame, label: pl.Series, keys: Mapping[str, str], gu
 def _recipe(
     names: tuple[str, str | None],
     keys: Mapping[str, str],
-    label: str,
+    task: Sequence[str],
     guesses: Sequence[Guess],
     history: Mapping[str, Any] | None,
     warnings: Sequence[str],
@@ -134,7 +143,7 @@ def _recipe(
     if history is not None:
         lines += ["# what the user did before, as known before each row", _toml({"history": [dict(history)]})]
     model = "din" if history is not None else "deepfm"
-    lines += [_toml({"task": [{"name": label}]}), _toml({"model": {"name": model}})]
+    lines += [*task, _toml({"model": {"name": model}})]
     lines += [_toml({"training": {"epochs": 3, "patience": 1}})]
     return "\n".join(lines)
 

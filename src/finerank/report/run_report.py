@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from finerank.report import pictures
 from finerank.report.fields import field_table
 from finerank.report.page import number, percent, render
 from finerank.report.pictures import Picture
-from finerank.run import Run
+from finerank.run import Run, reader_notes
 from finerank.schema import Numeric
 from finerank.training.loop import Trainer
 
@@ -84,7 +84,7 @@ def run_report(
         importance=importance,
         example=example,
         splits=[(name, *counts) for name, counts in run.dataset.manifest["split"].items()],
-        facts=_facts(run.dataset),
+        facts=_facts(run.dataset, reader_notes(run.recipe, run.dataset)),
         fields=field_table(run.dataset),
         timings=_timings(measured),
         recipe=run.recipe.toml(),
@@ -162,7 +162,7 @@ def _example(trainer: Trainer, split: str) -> dict[str, object] | None:
     return {"sentence": sentence, "pictures": drawn}
 
 
-def _facts(data: Dataset) -> list[tuple[str, str]]:
+def _facts(data: Dataset, notes: Sequence[str]) -> list[tuple[str, str]]:
     """What a reader asks of a data set: who, what, how long a past."""
     schema = data.fitted.schema
     facts = [("users", number(int(data.manifest["users"]))), ("split by", str(data.manifest["split_by"]))]
@@ -176,8 +176,7 @@ def _facts(data: Dataset) -> list[tuple[str, str]]:
         facts.append((f"{name}: length seen by a request: median, 95 %, most", _spread(slices.end - slices.start)))
     kinds = [f for f in schema.features if not isinstance(f, Numeric)]
     facts.append(("features", f"{len(schema.features)}, {len(schema.features) - len(kinds)} of them numbers"))
-    facts += [("note", note) for note in data.manifest.get("notes", ())]
-    return facts
+    return [*facts, *(("note", note) for note in notes)]
 
 
 def _spread(values: np.ndarray) -> str:

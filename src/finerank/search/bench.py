@@ -188,9 +188,8 @@ def _alike(recipes: Mapping[str, Recipe]) -> None:
     shared: dict[str, str] = {}
     first = next(iter(recipes))
     for name, recipe in recipes.items():
-        resolved = recipe.resolved()
-        parts = ("data", "feature", "history", "task")
-        if differ := [p for p in parts if resolved[p] != recipes[first].resolved()[p]]:
+        resolved, parts = recipe.resolved(), recipe.data_part()
+        if differ := [p for p, told in recipes[first].data_part().items() if parts[p] != told]:
             raise UserError(
                 f"bench: {name!r} and {first!r} differ in {', '.join(differ)}, and all share one data set; "
                 'let them differ in model and training (fields are left out by model.without = ["..."])'

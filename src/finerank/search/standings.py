@@ -15,7 +15,7 @@ from finerank.evaluation.document import METRICS, write_json
 from finerank.evaluation.evaluate import head_rows
 from finerank.evaluation.measure import influences
 from finerank.metrics.estimate import Estimate, mean_influence
-from finerank.run import Run
+from finerank.run import Run, reader_notes
 from finerank.search.runs import peak_memory
 
 FORMAT = "finerank bench 1"
@@ -52,6 +52,7 @@ class Bench:
     """All standings: those that ran by their validation part, the best first; then the others.
 
     head, metric   what is compared; rows, users: of the test part
+    notes          what a reader should know of the rows
     """
 
     title: str
@@ -61,6 +62,7 @@ class Bench:
     rows: int
     users: int
     standings: tuple[Standing, ...]
+    notes: tuple[str, ...] = ()
     format: str = field(default=FORMAT)
 
 
@@ -86,6 +88,7 @@ def standings(
         rows=0 if test is None else len(test.rows),
         users=0 if test is None else len(np.unique(test.groups)),
         standings=(*done, *others),
+        notes=tuple(dict.fromkeys(note for run in every for note in reader_notes(run.recipe, run.dataset))),
     )
     write_json(found, folder / "bench.json")
     partial = folder / "bench.md.partial"
@@ -182,6 +185,7 @@ def notes(found: Bench) -> list[str]:
         *out,
         "95 % (data): the choice of users. ± (seeds): standard deviation between seeds. Seconds: training and evaluation. "
         "MB: greatest peak of a training's process, libraries included.",
+        *(f"Of the data: {note}" for note in found.notes),
     ]
 
 
