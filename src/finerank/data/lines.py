@@ -36,7 +36,7 @@ def refuse_header(path: Path | str, names: Sequence[str], files: Sequence[Path],
         if head is not None and not _is_utf8(head):
             raise _not_utf8(file, 1)
     others = [other for other in NAMES if other != separator and len(names) == 1 and other in names[0]]
-    if others:
+    if others and names[0].replace("\t", "").isprintable():  # else it is no text
         other = max(others, key=names[0].count)
         remedy = {"\t": "rename it to .tsv", ",": "rename it to .csv"}.get(other, f"save it with {NAMES[separator]}")
         raise UserError(
@@ -71,11 +71,12 @@ def refuse_encoding(path: Path) -> None:
 
 def _not_utf8(path: Path, line: int) -> UserError:
     with path.open("rb") as file:
-        encoding = "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "latin1"
-    return UserError(
-        f"{path}: line {line:,} is not UTF-8, and no other encoding is accepted; save the file as UTF-8, for example "
-        f"with iconv -f {encoding} -t utf-8"
-    )
+        head = file.read(BYTES)
+    encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
+    remedy = f"save the file as UTF-8, for example with iconv -f {encoding} -t utf-8"
+    if b"\0" in head and encoding != "utf-16":
+        remedy = "is it a file of text?"
+    return UserError(f"{path}: line {line:,} is not UTF-8, and no other encoding is accepted; {remedy}")
 
 
 def _suspect(path: Path, separator: str, rows: int | None) -> bool:
@@ -130,6 +131,7 @@ def _tell_ragged(path: Path, separator: str) -> None:
             for found in reader:
                 wanted = wanted or len(found)
                 if wanted and len(found) != wanted and (found or wanted > 1):
+                    refuse_encoding(path)  # of a file that is no text, it says more
                     got = f"has {len(found)} field{'s' * (len(found) > 1)}" if found else "is empty"
                     raise UserError(
                         f"{path}: line {start:,} {got}, and its header has {wanted}; accepted: as many fields in every line. "
