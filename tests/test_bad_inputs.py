@@ -404,7 +404,11 @@ CASES: dict[str, tuple[Break, tuple[str, ...], str]] = {
         ("data", "criteo", "--from", ".", "-o", "x"),
         "the file is not of the form it should have: ",
     ),
-    "init: bytes": (written("b.csv", bytes(range(256)) * 20), ("init", "b.csv", "-o", "new.toml"), "invalid utf-8"),
+    "init: bytes": (
+        written("b.csv", bytes(range(256)) * 20),
+        ("init", "b.csv", "-o", "new.toml"),
+        "b.csv: line 2 is not UTF-8, and no other encoding is accepted; is it a file of text?",
+    ),
     "ablate: no such variant": (
         nothing,
         ("ablate", "r.toml", "-o", "ab", "--only", "dott"),

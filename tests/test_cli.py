@@ -267,7 +267,16 @@ WRONG: dict[str, Wrong] = {
     "not parquet at all": (text(b""), ("train", "r.toml", "--set", "data.samples=r.toml"), "r.toml.model: missing"),
     "empty csv": (csv(""), TRAIN, "s.csv: not readable as csv: "),
     "csv without rows": (csv("request,user,time,sequence\n"), TRAIN, "samples: no rows; is this the right file?"),
-    "ragged csv": (csv("request,user,time,sequence\n1,u,1\n1,u,1,1,9,9\n"), TRAIN, "samples: reading"),
+    "ragged csv": (
+        csv("request,user,time,sequence\n1,u,1\n1,u,1,1,9,9\n"),
+        TRAIN,
+        "s.csv: line 2 has 3 fields, and its",
+    ),
+    "csv of semicolons": (
+        csv("request;user;time\n1;u;1\n"),
+        TRAIN,
+        "s.csv: its header is one column, 'request;user;time'",
+    ),
     # the recipe
     "bad toml": (text(b"[data\nx = 1"), TRAIN, "r.toml: not valid TOML: "),
     "not utf-8": (text(b"x = '\xff'"), TRAIN, "r.toml: byte 5 is not UTF-8; save the file as UTF-8"),

@@ -95,7 +95,7 @@ def outcome(frame: pl.LazyFrame, columns: list[str] | None = None) -> Any:
     """The rows, or the complaint."""
     try:
         found = (frame if columns is None else frame.select(columns)).collect()
-    except pl.exceptions.PolarsError as error:
+    except (UserError, pl.exceptions.PolarsError) as error:
         return type(error), str(error)
     except pl.exceptions.PanicException:
         return DIED

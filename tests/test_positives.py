@@ -258,3 +258,18 @@ def test_labels_are_made_on_the_way(tmp_path: Path) -> None:
     assert (data.weights[data.rows_of(np.flatnonzero(late))] == 0).all()
     day = recipe(tmp_path, rows="user_day", label=[{"kind": "retention", "name": "label"}])
     assert day.sources()[0].collect()["user"].is_unique().all()
+
+
+def test_a_where_that_keeps_no_row_is_told(tmp_path: Path) -> None:
+    """And not taken for an empty file; one that keeps a row far down is none of them."""
+    write(tmp_path)
+    with pytest.raises(
+        UserError, match=r"samples: where = {'kind': 'viw'} keeps no row; in the first rows kind holds for example '"
+    ):
+        prepared(recipe(tmp_path, where={"kind": "viw"}), tmp_path / "data")
+    frame = pl.concat([log(40_000), log(3)]).with_columns(rare=pl.int_range(pl.len()) >= 40_001)
+    frame.write_parquet(tmp_path / "log.parquet")
+    assert recipe(tmp_path, where={"rare": True}).sources()[0].collect().height == 2
+    log(0).with_columns(kind=pl.lit("")).write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(UserError, match=r"samples: no rows; is this the right file\?"):
+        prepared(recipe(tmp_path, where={"kind": "viw"}), tmp_path / "data")

@@ -28,7 +28,7 @@ from finerank.data.asof import AsOf, add_as_of
 from finerank.data.outcomes import Amount, Conversion, Dwell, Label, add_labels, only, user_days
 from finerank.data.positives import Negatives, Roles, with_negatives
 from finerank.data.prepare import Keys
-from finerank.data.source import scan
+from finerank.data.source import LOOKED_AT, blocks, scan
 from finerank.data.split import Split
 from finerank.errors import UserError, nearest
 from finerank.models.registry import Composition, parse
@@ -277,7 +277,8 @@ class Recipe:
     def _made(self, samples: pl.LazyFrame, tell: Callable[[str], None]) -> pl.LazyFrame:
         """Rows chosen, labels made, negatives drawn: see `DataOptions`."""
         data = self.data
-        samples = only(samples, data.where, "samples")
+        if data.where:
+            samples = _kept(samples, data.where)
         if data.rows == "user_day":
             samples = user_days(samples, data.keys, data.utc_offset)
 
@@ -335,6 +336,22 @@ class Recipe:
         out |= {t.key for t in self.data.tables} | ({self.data.negatives.item} if self.data.negatives else set())
         out |= {c for label in self.data.label if isinstance(label, Conversion | Amount) for c in label.on}
         return out - {t.column or t.name for t in self.schema.tasks}
+
+
+def _kept(samples: pl.LazyFrame, where: Mapping[str, str | int | bool]) -> pl.LazyFrame:
+    """The rows that `where` keeps. Raises UserError if it keeps none, which would later look like an empty file."""
+    found = only(samples, where, "samples")
+    if not any(block.height for block in blocks(found, where, 1, "samples")):  # ends at the first row that is kept
+        head = next((block for block in blocks(samples, where, LOOKED_AT, "samples") if block.height), None)
+        if head is not None:
+            held = [
+                f"{c} holds for example {', '.join(map(repr, head[c].unique(maintain_order=True)[:5]))}" for c in where
+            ]
+            raise UserError(
+                f"samples: where = {dict(where)} keeps no row; in the first rows {', and '.join(held)}. Mend data.where, or "
+                "leave it out to keep every row"
+            )
+    return found
 
 
 def variants(base: Mapping[str, Any], file: Path, only: Iterable[str] = ()) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,8 @@
 """A CSV file as a lazy frame that a compiled loop reads where the file is plain, and Polars where it is not.
 
 The two give the same rows. The file is cut into blocks of whole lines, which are read side by side; from the first block on
-that is not plain (`kernels.csv`), Polars reads: so whatever is odd about a file, and every complaint, is for Polars to say.
+that is not plain (`kernels.csv`), Polars reads: so whatever is odd about a file is for Polars to say, but for what it reads
+without a word (`data.lines`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
@@ -19,6 +20,7 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.io.plugins import register_io_source
 
+from finerank.data.lines import refuse_encoding, refuse_ragged
 from finerank.kernels import csv as loops
 
 BYTES = 1 << 22
@@ -45,28 +47,46 @@ def numbered(path: Path, separator: str, names: list[str], text: Collection[str]
     return None if any(column.is_null().all() for column in head.head(looked_at // 2)) else schema
 
 
-def quick(frame: pl.LazyFrame, path: Path, separator: str) -> pl.LazyFrame:
-    """The same rows, read faster where it can be. frame: Polars' own scan of the file, its types settled."""
-    if not loops.fits(separator):
-        return frame
+def quick(frame: pl.LazyFrame, paths: Sequence[Path], separator: str) -> pl.LazyFrame:
+    """The same rows, read faster where it can be, and checked where it cannot. frame: Polars' own scan of the files.
+
+    The loop reads one file, whose types are settled.
+    """
     schema = frame.collect_schema()
-    file = _File(path, separator, schema)
+    file = _File(paths[0], separator, schema) if len(paths) == 1 and loops.fits(separator) else None
+    checked = False
+
+    def check(rows: int | None) -> None:
+        """What Polars would cut or fill in silence. Once is enough."""
+        nonlocal checked
+        for path in () if checked else paths:
+            refuse_ragged(path, separator, rows)
+        checked = checked or rows is None
 
     def read(
         columns: list[str] | None, predicate: pl.Expr | None, rows: int | None, batch: int | None
     ) -> Iterator[pl.DataFrame]:
         """What Polars asks of a source: these columns, of the first rows, those of them that a predicate holds for."""
         wanted = schema.names() if columns is None else columns
-        for part in _first(_rows(frame, file, wanted, THREADS if rows is None else 0), rows):
-            yield part if predicate is None else part.filter(predicate)
+        try:
+            parts = _rows(frame, file, wanted, THREADS if rows is None else 0, lambda: check(rows))
+            for part in _first(parts, rows):
+                yield part if predicate is None else part.filter(predicate)
+        except pl.exceptions.ComputeError as error:
+            if "utf-8" in str(error).lower():
+                for path in paths:
+                    refuse_encoding(path)
+            raise
 
     return register_io_source(read, schema=schema, is_pure=True)
 
 
-def _rows(frame: pl.LazyFrame, file: _File, columns: list[str], ahead: int) -> Iterator[pl.DataFrame]:
-    """These columns of all rows, in order."""
+def _rows(
+    frame: pl.LazyFrame, file: _File | None, columns: list[str], ahead: int, check: Callable[[], None]
+) -> Iterator[pl.DataFrame]:
+    """These columns of all rows, in order. check: called before Polars reads."""
     done = 0
-    if columns and all(type(file.schema[name]) in loops.KINDS for name in columns):
+    if file is not None and columns and all(type(file.schema[name]) in loops.KINDS for name in columns):
         for part in file.blocks(columns, ahead):
             if part is None:
                 break
@@ -74,6 +94,7 @@ def _rows(frame: pl.LazyFrame, file: _File, columns: list[str], ahead: int) -> I
             yield part
         else:
             return
+    check()
     # no slice, for which Polars would count lines and not rows
     for part in frame.select(columns).collect_batches(maintain_order=True):
         yield part[done:] if done else part

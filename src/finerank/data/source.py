@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from finerank.data import csv
+from finerank.data.lines import refuse_header
 from finerank.errors import UserError, nearest
 
 TimeUnit = Literal["s", "ms", "us"]
@@ -43,20 +44,30 @@ def scan(path: Path | str, text: Collection[str] = ()) -> pl.LazyFrame:
             frame = pl.scan_parquet(path)
         elif suffix in (".csv", ".tsv"):
             separator = "\t" if suffix == ".tsv" else ","
+            files = _files(path)
             names = pl.scan_csv(path, separator=separator, infer_schema=False).collect_schema().names()
+            refuse_header(path, names, files, separator)
             plain = csv.numbered(path, separator, names, text, LOOKED_AT) if path.is_file() else None
             if plain is None:
                 as_text = {name: pl.String for name in names if name in text}
                 frame = pl.scan_csv(path, separator=separator, schema_overrides=as_text, infer_schema_length=LOOKED_AT)
             if path.is_file():  # its types are known now, and need not be looked for again when it is read
                 schema = frame.collect_schema() if plain is None else plain
-                frame = csv.quick(pl.scan_csv(path, separator=separator, schema=schema), path, separator)
+                frame = pl.scan_csv(path, separator=separator, schema=schema)
+            frame = csv.quick(frame, files, separator)
         else:
             frame = pl.scan_ipc(path)
         frame.collect_schema()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{path}: not readable as {suffix[1:]}: {_first_line(error)}; is the file whole?") from error
     return frame
+
+
+def _files(path: Path) -> list[Path]:
+    """The files that a name, a folder or a pattern stands for."""
+    found = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+    inside = [sorted(one.rglob("*")) if one.is_dir() else [one] for one in found]
+    return [file for files in inside for file in files if file.is_file()]
 
 
 def collect(frame: pl.LazyFrame, columns: Iterable[str], where: str) -> pl.DataFrame:

@@ -1,0 +1,168 @@
+"""What is wrong with the lines of a CSV file, which Polars reads without a word or refuses without saying where."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from finerank.errors import UserError
+
+BYTES = 1 << 22
+"""That are looked at together."""
+
+NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars (|)"}
+"""Of what separates fields."""
+
+_PACKED = (
+    b"\x1f\x8b",
+    b"\x28\xb5\x2f\xfd",
+    b"\x78\x01",
+    b"\x78\x9c",
+    b"\x78\xda",
+)  # gzip, zstd, zlib: Polars unpacks them
+_RETURN, _QUOTE = 10, 34
+
+
+def refuse_header(path: Path | str, names: Sequence[str], files: Sequence[Path], separator: str) -> None:
+    """Raises UserError for a header in another encoding, with another separator, or that names a column twice.
+
+    names   as Polars reads them, for which the second `a` is `a_duplicated_0`
+    """
+    heads = [_head(file) for file in files]
+    for file, head in zip(files, heads, strict=True):
+        if head is not None and not _is_utf8(head):
+            raise _not_utf8(file, 1)
+    others = [other for other in NAMES if other != separator and len(names) == 1 and other in names[0]]
+    if others and names[0].replace("\t", "").isprintable():  # else it is no text
+        other = max(others, key=names[0].count)
+        remedy = {"\t": "rename it to .tsv", ",": "rename it to .csv"}.get(other, f"save it with {NAMES[separator]}")
+        raise UserError(
+            f"{path}: its header is one column, {_short(names[0])}: fields look separated by {NAMES[other]}, and are "
+            f"accepted separated by commas in .csv and by tabs in .tsv; {remedy}"
+        )
+    for name in names:
+        first, mark, _ = name.rpartition("_duplicated_")
+        # a column without a name cannot be asked for, so several of them do no harm
+        if mark and first and first in names and not any(head is None or name.encode() in head for head in heads):
+            raise UserError(f"{path}: its header names the column {first!r} twice; rename or remove one of the two")
+
+
+def refuse_ragged(path: Path, separator: str, rows: int | None = None) -> None:
+    """Raises UserError for a line of more or fewer fields than the header, which Polars cuts or fills with nulls.
+
+    rows   lines that will be read, at least; None: all
+    """
+    if not _packed(path) and _suspect(path, separator, rows):
+        _tell_ragged(path, separator)
+
+
+def refuse_encoding(path: Path) -> None:
+    """Raises UserError for the first line that is not UTF-8, if there is one."""
+    if _packed(path):
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not _is_utf8(line):
+                raise _not_utf8(path, number)
+
+
+def _not_utf8(path: Path, line: int) -> UserError:
+    with path.open("rb") as file:
+        head = file.read(BYTES)
+    encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
+    remedy = f"save the file as UTF-8, for example with iconv -f {encoding} -t utf-8"
+    if b"\0" in head and encoding != "utf-16":
+        remedy = "is it a file of text?"
+    return UserError(f"{path}: line {line:,} is not UTF-8, and no other encoding is accepted; {remedy}")
+
+
+def _suspect(path: Path, separator: str, rows: int | None) -> bool:
+    """Whether lines differ in their number of fields, quotes taken to come in pairs wherever they are.
+
+    Many times faster than Python's reader, which is asked only if so.
+    """
+    mark, wanted, inside, fields, lines, any_byte = ord(separator), -1, 0, 0, 0, False
+    for block in _blocks(path):
+        kinds = block[(block == mark) | (block == _RETURN) | (block == _QUOTE)]
+        quotes = kinds == _QUOTE
+        if inside or quotes.any():
+            opened = (np.cumsum(quotes) + inside) & 1
+            inside = int(opened[-1]) if len(opened) else inside
+            kinds = kinds[(opened == 0) & ~quotes]
+        ends = np.flatnonzero(kinds == _RETURN)
+        any_byte = bool(block[-1] != _RETURN)
+        if len(ends) == 0:
+            fields += len(kinds)
+            continue
+        counts = np.diff(ends, prepend=-1) - 1
+        counts[0] += fields
+        fields = len(kinds) - int(ends[-1]) - 1
+        wanted = int(counts[0]) if wanted < 0 else wanted
+        if (counts != wanted).any():
+            return True
+        lines += len(ends)
+        if rows is not None and lines > rows:
+            return False
+    return any_byte and wanted >= 0 and fields != wanted  # the last line, if nothing ends it
+
+
+def _blocks(path: Path) -> Iterator[np.ndarray]:
+    """The bytes of a file without the empty lines before the header."""
+    started = False
+    with path.open("rb") as file:
+        while content := file.read(BYTES):
+            content = content if started else content.lstrip(b"\r\n")
+            started = started or bool(content)
+            if content:
+                yield np.frombuffer(content, dtype=np.uint8)
+
+
+def _tell_ragged(path: Path, separator: str) -> None:
+    """Raises UserError for the first line of another number of fields than the header, as Python's reader counts them."""
+    wanted, start = 0, 1
+    with path.open("rb") as file:
+        # as Latin-1, in which every byte is a character; to Polars a lone carriage return ends no line
+        texts = (line.rstrip(b"\r\n").replace(b"\r", b" ").decode("latin-1") + "\n" for line in file)
+        reader = csv.reader(texts, delimiter=separator)
+        try:
+            for found in reader:
+                wanted = wanted or len(found)
+                if wanted and len(found) != wanted and (found or wanted > 1):
+                    refuse_encoding(path)  # of a file that is no text, it says more
+                    got = f"has {len(found)} field{'s' * (len(found) > 1)}" if found else "is empty"
+                    raise UserError(
+                        f"{path}: line {start:,} {got}, and its header has {wanted}; accepted: as many fields in every line. "
+                        f"{'Mend' if found else 'Remove'} the line"
+                        + ('; a field that holds a separator itself wants "quotes"' if len(found) > wanted else "")
+                    )
+                start = reader.line_num + 1
+        except csv.Error:  # a field beyond its limit: Polars' word must do
+            return
+
+
+def _head(path: Path) -> bytes | None:
+    """The first line of a file that is not packed."""
+    if _packed(path):
+        return None
+    with path.open("rb") as file:
+        return file.readline(BYTES)
+
+
+def _packed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4).startswith(_PACKED)
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:60] + "...")
