@@ -23,7 +23,7 @@ _PACKED = (
     b"\x78\x9c",
     b"\x78\xda",
 )  # gzip, zstd, zlib: Polars unpacks them
-_RETURN, _QUOTE = 10, 34
+_NEWLINE, _QUOTE = 10, 34
 
 
 def refuse_header(path: Path | str, names: Sequence[str], files: Sequence[Path], separator: str) -> None:
@@ -86,14 +86,14 @@ def _suspect(path: Path, separator: str, rows: int | None) -> bool:
     """
     mark, wanted, inside, fields, lines, any_byte = ord(separator), -1, 0, 0, 0, False
     for block in _blocks(path):
-        kinds = block[(block == mark) | (block == _RETURN) | (block == _QUOTE)]
+        kinds = block[(block == mark) | (block == _NEWLINE) | (block == _QUOTE)]
         quotes = kinds == _QUOTE
         if inside or quotes.any():
             opened = (np.cumsum(quotes) + inside) & 1
             inside = int(opened[-1]) if len(opened) else inside
             kinds = kinds[(opened == 0) & ~quotes]
-        ends = np.flatnonzero(kinds == _RETURN)
-        any_byte = bool(block[-1] != _RETURN)
+        ends = np.flatnonzero(kinds == _NEWLINE)
+        any_byte = bool(block[-1] != _NEWLINE)
         if len(ends) == 0:
             fields += len(kinds)
             continue
