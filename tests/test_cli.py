@@ -105,6 +105,16 @@ def test_without_test_rows_a_word_says_what_to_judge_by(finerank: Call, shop: Pa
     assert finerank("evaluate", "run", "--split", "validation").code == 0
 
 
+def test_rows_of_a_file_are_judged_whatever_where_says(finerank: Call, shop: Path) -> None:
+    samples = pl.read_parquet("samples.parquet")
+    kept = samples["category"].drop_nulls()[0]
+    assert finerank("train", "r.toml", "-o", "run", "--set", f'data.where={{category="{kept}"}}').code == 0
+    told = finerank("evaluate", "run", "--samples", "samples.parquet", "--events", "events.parquet")
+    assert told.code == 0
+    assert f"samples.parquet: {samples.height} rows of" in " ".join(told.out.split())
+    assert "every row of samples.parquet was judged" in " ".join(told.out.split())
+
+
 def test_train_end_to_end(finerank: Call, shop: Path) -> None:
     told = finerank("train", "r.toml", "-o", "run")
     assert (told.code, told.err) == (0, "")
