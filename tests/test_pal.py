@@ -117,7 +117,7 @@ def test_pal_with_an_mlp_by_hand() -> None:
     for n in range(5):
         x = torch.cat([tower.values[0].weight[DEVICES[n]], tower.values[1].weight[POSITIONS[n]]])
         h = [max(0.0, float((w @ x + b).detach())) for w, b in zip(first.weight, first.bias, strict=True)]
-        s = sum(float(w) * v for w, v in zip(last.weight[0], h, strict=True)) + float(last.bias[0]) + 1.0
+        s = sum(float(w) * v for w, v in zip(last.weight[0].tolist(), h, strict=True)) + last.bias[0].item() + 1.0
         got = float(model.head.prob_seen(tower.ids(batch()))[n])
         assert math.isclose(got, by_hand.sigmoid(s), rel_tol=1e-6)
 
