@@ -5,10 +5,9 @@ from __future__ import annotations
 import gzip
 import struct
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import polars as pl
 import pytest
@@ -81,16 +80,6 @@ PLAIN = ["", "0", "7", "-7", "12", "123456", "0.5", "-1e5", "1e-7", "a", "é", "
 DIED = "Polars panics"  # over a field that is one lone quote
 
 
-@contextmanager
-def small(piece: int) -> Iterator[None]:
-    """Blocks of so few bytes that they end everywhere."""
-    before, csv.BYTES = csv.BYTES, piece
-    try:
-        yield
-    finally:
-        csv.BYTES = before
-
-
 def outcome(frame: pl.LazyFrame, columns: list[str] | None = None) -> Any:
     """The rows, or the complaint."""
     try:
@@ -136,7 +125,7 @@ def test_odd_files_are_what_polars_reads(
     names = ["a", "b", "c", "d"][:width]
     lines = [",".join(row if ragged else (row * width)[:width]) for row in rows]
     content = newline.join([",".join(names), *lines]) + (newline if ended else "")
-    with tempfile.TemporaryDirectory() as folder, small(piece):
+    with tempfile.TemporaryDirectory() as folder, patch.object(csv, "BYTES", piece):
         path = Path(folder) / "x.csv"
         path.write_bytes(content.encode())
         quick, polars = both(path, set(names[len(names) - texts :]) if texts else set())
@@ -155,7 +144,7 @@ def test_odd_files_are_what_polars_reads(
     st.integers(1, 40),
 )
 def test_any_bytes_are_what_polars_reads(content: list[bytes], piece: int) -> None:
-    with tempfile.TemporaryDirectory() as folder, small(piece):
+    with tempfile.TemporaryDirectory() as folder, patch.object(csv, "BYTES", piece):
         path = Path(folder) / "x.csv"
         path.write_bytes(b"a,b\n1,x\n" + b"".join(content))
         for text, columns in ((set(), None), ({"b"}, None), ({"a", "b"}, ["b"])):
@@ -184,7 +173,7 @@ def test_plain_files_are_read_by_the_loop(rows: list[tuple[Any, ...]], piece: in
     written = [["" if a is None else str(a), "" if b is None else write(b), c or ""] for a, b, c in rows]
     wanted = [(a, None if b is None else float(write(b)), c) for a, b, c in rows]
     schema = pl.Schema({"a": pl.Int64, "b": pl.Float64, "c": pl.String})
-    with tempfile.TemporaryDirectory() as folder, small(piece):
+    with tempfile.TemporaryDirectory() as folder, patch.object(csv, "BYTES", piece):
         path = Path(folder) / "x.csv"
         path.write_text(newline.join(["a,b,c", *map(",".join, written), ""]), encoding="utf-8", newline="")
         parts = list(csv._File(path, ",", schema).blocks(schema.names()))
@@ -228,7 +217,7 @@ def test_polars_goes_on_where_a_file_is_not_plain(tmp_path: Path) -> None:
     lines = [f"{i},x{i}" for i in range(1_000)]
     lines[700] = '700,"x700"'
     path.write_text("\n".join(["a,b", *lines]))
-    with small(500):
+    with patch.object(csv, "BYTES", 500):
         parts = list(csv._File(path, ",", pl.Schema({"a": pl.Int64, "b": pl.String})).blocks(["a", "b"], 0))
         assert parts[0] is not None
         assert sum(part is None for part in parts) == 1

@@ -33,7 +33,7 @@ from finerank.data.batch import Batch, Jagged, pair_up
 from finerank.data.builder import BatchBuilder
 from finerank.data.prepare import prepare
 from finerank.data.split import Split
-from finerank.layers.attention import log_decay
+from finerank.layers.attention import START, ActivationUnit, UnitOptions, log_decay
 from finerank.layers.mlp import BatchNorm
 from finerank.models.composition import Model
 from finerank.runtime.blocks import Block, Lists
@@ -192,6 +192,15 @@ def din(**representation: Any) -> dict[str, Any]:
 
 def built(dims: Mapping[str, int] | None = None, profile: bool = True, **representation: Any) -> Model:
     return model_of(din(**representation), fitted(dims, profile))
+
+
+def test_every_event_weighs_alike_at_the_start() -> None:
+    """And not nothing, at which the past would teach nothing. Embeddings begin small, and so does what the network adds."""
+    torch.manual_seed(0)
+    unit, pairs = ActivationUnit(D, UnitOptions(hidden=(8, 4))), pair_up(torch.tensor([0, 0, 1]), torch.tensor([3, 2]))
+    weights = unit(torch.randn(3, D) * 0.01, torch.randn(5, D) * 0.01, None, pairs)
+    assert len(weights) == 2 * 3 + 2
+    assert torch.allclose(weights, torch.full_like(weights, START), atol=0.02)
 
 
 # ------------------------------------------------------------------------------------------------ the loops

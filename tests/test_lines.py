@@ -7,8 +7,8 @@ import gzip
 import io
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import polars as pl
 import pytest
@@ -19,16 +19,6 @@ from finerank.data import lines
 from finerank.data.source import blocks, collect, scan
 from finerank.errors import UserError
 from finerank.kernels import build
-
-
-@contextmanager
-def small(size: int) -> Iterator[None]:
-    """Blocks of so few bytes that they end everywhere."""
-    before, lines.BYTES = lines.BYTES, size
-    try:
-        yield
-    finally:
-        lines.BYTES = before
 
 
 @pytest.fixture(params=[True, False], ids=["loops", "Polars"])
@@ -104,7 +94,7 @@ def test_lines_of_other_files_are_counted_too(tmp_path: Path) -> None:
 def test_the_first_rows_are_read_without_a_look_at_the_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("a,b\n" + '1,"2"\n' * 5_000 + "1\n")
-    with small(100):
+    with patch.object(lines, "BYTES", 100):
         assert scan(path, {"a", "b"}).head(3).collect().height == 3
     with pytest.raises(UserError, match=r"line 5,002 has 1 field"):
         collect(scan(path), ["a"], "samples")
@@ -123,7 +113,7 @@ def test_lines_are_counted_as_python_counts_them(rows: list[list[str]], size: in
     python.writer(written, lineterminator="\n", quoting=python.QUOTE_ALL).writerows([["a", "b"], *rows])
     content = written.getvalue() if ended else written.getvalue()[:-1]
     bad = [n for n, row in enumerate(rows) if len(row) != 2]
-    with tempfile.TemporaryDirectory() as folder, small(size):
+    with tempfile.TemporaryDirectory() as folder, patch.object(lines, "BYTES", size):
         path = Path(folder) / "x.csv"
         path.write_bytes(content.encode())
         if not bad:

@@ -69,5 +69,7 @@ def evaluate(
         for table in of.slices:
             screen.console.print(slices_table(head, table))
     if samples is not None and opened.recipe.data.where:
-        screen.console.print(f"note: every row of {samples} was judged; data.where chose rows for the training alone")
+        screen.console.print(
+            f"note: every row of {samples} was judged; data.where chose those of the prepared data alone"
+        )
     screen.console.print(f"{found.split}: {found.rows:,} rows of {found.users:,} users; written to {path}")

@@ -100,11 +100,8 @@ def explain(
                     number(v.lift, 2),
                 )
             screen.console.print(table)
-        page = (
-            explain_report.fields_page(model, f"{'training' if lifts else split} rows of {run}", importance, listed)
-            if out
-            else ""
-        )
+        where = f"{'training' if lifts else split} rows of {run}"
+        page = explain_report.fields_page(model, where, importance, listed) if out else ""
     if out:
         write(out, page)
         screen.console.print(f"written to {out}")
