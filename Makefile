@@ -1,10 +1,11 @@
 # make demo   the main job on real data         make test       the tests, a few minutes
 # make lint   types and style                   make test-all   the slow ones too
+# make test-cuda   the tests that need a GPU
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-all lint docs clean
+.PHONY: install demo test test-all test-cuda lint docs clean
 
 install: $(VENV)/.installed
 
@@ -22,6 +23,9 @@ test: install
 
 test-all: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-cuda: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cuda
 
 lint: install
 	$(BIN)/ruff check .

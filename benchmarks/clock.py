@@ -17,7 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-EMBEDDING, TOWER, UNIT, BATCH, RATE, HISTORY = 16, [256, 128, 64], [64, 32], 1024, 1e-3, 50
+EMBEDDING, TOWER, UNIT, RATE, HISTORY = 16, [256, 128, 64], [64, 32], 1e-3, 50
+BATCH, DEVICE = int(os.environ.get("BENCH_BATCH", "1024")), os.environ.get("BENCH_DEVICE", "cpu")
 CROSSES, MAPS, HEADS, FACTOR, RANK, FFM_WIDTH = 3, [100, 100], 2, 16, 32, 4  # of the family: see `zoo.py`
 EXPERTS, EXPERT, TASK_TOWER = 4, [128, 64], [32]
 FGCNN_MAPS = [14, 16]

@@ -20,6 +20,7 @@ from clock import (
     BATCH,
     CATEGORIES,
     CROSSES,
+    DEVICE,
     EMBEDDING,
     EXPERT,
     EXPERTS,
@@ -181,13 +182,18 @@ def family(task: str) -> Composition:
     return registry.parse(table | {"heads": SEVERAL_HEADS.get(task, {"kind": "tasks"})})
 
 
+def settings(seed: int) -> TrainingOptions:
+    """One epoch with what is everybody's."""
+    threads = torch.get_num_threads()
+    return TrainingOptions(epochs=1, seed=seed, threads=threads, batch=Budget(rows=BATCH), device=DEVICE)  # type: ignore[arg-type]
+
+
 def steps(task: str, world: str, seed: int) -> None:
     """Some steps of a model of the family by the product's own training loop."""
     settle(seed)
     with Memory() as memory:
         data = Dataset.open(folder() / f"finerank_{world}")
-        given = TrainingOptions(epochs=1, seed=seed, threads=torch.get_num_threads(), batch=Budget(rows=BATCH))
-        trainer = Trainer(family(task), data, given)
+        trainer = Trainer(family(task), data, settings(seed))
         with StepClock(WARM, steps_of(task)) as clock:
             trainer.fit()
     emit(**clock.figures(), memory_mb=memory.megabytes, loops=loops.state().split(":")[0])
@@ -198,14 +204,12 @@ def train(task: str, world: str, seed: int, precision: Precision = "float32") ->
     settle(seed)
     with Memory() as memory:
         data = Dataset.open(folder() / f"finerank_{world}")
-        given = TrainingOptions(
-            epochs=1, seed=seed, threads=torch.get_num_threads(), batch=Budget(rows=BATCH), precision=precision
-        )
-        trainer = Trainer(model(task), data, given)
+        trainer = Trainer(model(task), data, replace(settings(seed), precision=precision))
         with StepClock() as clock:
             rows = trainer.fit()[0].rows
         trained = memory.peak
-        found, noise = timed(lambda: predict(trainer.model, trainer.builder, data.requests_of("test")))
+        test = data.requests_of("test")
+    found, noise = timed(lambda: predict(trainer.model, trainer.builder, test, device=trainer.device))
     steps = len(clock.times)
     emit(
         **clock.figures(rows / steps),
@@ -237,7 +241,9 @@ def vocabulary(rows: int) -> None:
             Keys(),
             BY_COLUMN,
         )
-        trainer = Trainer(model("deepfm"), Dataset.open(Path(at) / "data"), TrainingOptions(epochs=1, seed=1))
+        trainer = Trainer(
+            model("deepfm"), Dataset.open(Path(at) / "data"), TrainingOptions(epochs=1, seed=1, device="cpu")
+        )
         with StepClock() as clock:
             trainer.fit()
     emit(**clock.figures())

@@ -107,7 +107,7 @@ def has_bf16() -> bool:
 
     from finerank.kernels import build
 
-    return build.has_bf16(torch.device("cpu"))
+    return build.has_bf16(torch.device(os.environ.get("BENCH_DEVICE", "cpu")))
 
 
 def measure(what: Measurement, command: list[str]) -> Record:

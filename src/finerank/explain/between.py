@@ -36,4 +36,6 @@ class Between:
 def between_fields(model: Model, batch: Batch) -> tuple[Between, ...]:
     """All that the model's interactions weigh, in evaluation mode; empty for a model that weighs no fields."""
     found = model.eval().between_fields(batch)
-    return tuple(Between(what, w.rows, w.columns, w.weights.detach().double().numpy()) for what, w in found.items())
+    return tuple(
+        Between(what, w.rows, w.columns, w.weights.detach().cpu().double().numpy()) for what, w in found.items()
+    )

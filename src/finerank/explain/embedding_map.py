@@ -63,7 +63,7 @@ def embedding_map(trainer: Trainer, field: str, request: int, group: str | None 
     batch = batch_of(trainer.builder, request, last[frequent])
     trainer.model.eval()
     with torch.inference_mode():
-        scores = torch.sigmoid(trainer.model(batch).logits[:, 0]).numpy()
+        scores = torch.sigmoid(trainer.model(batch.to(trainer.device)).logits[:, 0]).cpu().numpy()
     vectors = table_vectors(trainer.model, table)
     rows = frequent
     if table in trainer.row_maps:

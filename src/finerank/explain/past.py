@@ -89,10 +89,10 @@ def explain(
     batch = batch_of(trainer.builder, request, rows)
     trainer.model.eval()
     with torch.inference_mode():
-        out = trainer.model(batch)
-        without = trainer.model(_each_event_left_out(batch)).logits[:, h]
-        between = between_fields(trainer.model, batch)
-    logits = out.logits[:, h]
+        out = trainer.model(batch.to(trainer.device))
+        without = trainer.model(_each_event_left_out(batch).to(trainer.device)).logits[:, h].cpu()
+        between = between_fields(trainer.model, batch.to(trainer.device))
+    logits = out.logits[:, h].cpu()
     candidates = names_of(data.encoder, data.fitted.candidate, take_block(data.candidate, rows))
     seen: list[list[Seen]] = [[] for _ in rows]
     offset = 0

@@ -100,9 +100,12 @@ def write_bundle(
 def _graph(model: Model, fitted: FittedSchema, path: Path) -> set[str]:
     """Write the graph from the CPU, in evaluation mode, and put the model back; the inputs that are left."""
     device, training = next(model.parameters()).device, model.training
+    weights = [(parameter, parameter.data) for parameter in model.parameters()]
     try:
         return set(write_onnx(model.cpu(), fitted, path))
     finally:
+        for parameter, data in weights:  # these very tensors: optimisers of tables hold them
+            parameter.data = data
         model.to(device).train(training)
 
 

@@ -96,6 +96,8 @@ class Tables(nn.Module):
         weight = self.weight.detach()
         values = (loops.gather(weight, rows) if compiled else weight.index_select(0, rows)).requires_grad_()
         self.touched.append(Touched(rows, values))
+        if values.device.type != "cpu":
+            return values.index_select(0, local)  # the way back of F.embedding sorts, which takes longer
         return loops.lookup(values, local) if compiled else F.embedding(local, values)
 
     def _distinct(self, ids: Tensor) -> tuple[Tensor, Tensor]:

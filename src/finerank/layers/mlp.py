@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from finerank.errors import UserError
+from finerank.kernels.rows import fits
 from finerank.kernels.tower import tower
 from finerank.kernels.unit import Layer, has_bf16
 from finerank.layers.activation import Activation, PReLU, activation
@@ -179,7 +180,8 @@ class SplitMLP(nn.Module):
 
     def forward(self, x_R: Tensor, x_N: Tensor, request_of_N: Tensor) -> Tensor:
         """[R, request], [N, candidate], [N] -> [N, outputs]."""
-        if lowered() and x_N.dtype == torch.float32 and has_bf16() and (layers := self._compiled_layers()):
+        compiled = lowered() and x_N.dtype == torch.float32 and fits(x_N) and has_bf16()
+        if compiled and (layers := self._compiled_layers()):
             return self._compiled(x_R, x_N, request_of_N, *layers)
         out: Tensor = self.rest(self.first(x_R, x_N, request_of_N, inside=not isinstance(self.rest, nn.Identity)))
         return out

@@ -1,7 +1,8 @@
 """The training loop: epochs of steps, validation after each, the best weights at the end, resumable at any step.
 
 Everything random is a function of (seed, epoch, step, row): the order of requests, negatives, dropout. So a run that was
-killed and resumed gives the same bits as one that was not, on the same machine with the same number of threads.
+killed and resumed gives the same bits as one that was not, on the same machine with the same number of threads. On a GPU
+it gives the same but for rounding: there gradients are added up in no fixed order.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from finerank.models.registry import Composition, build
 from finerank.runtime.hashing import mix
 from finerank.runtime.manifest import schema_hash
 from finerank.training import calibrate
+from finerank.training.ahead import Ahead
 from finerank.training.balance import GradNormWeights, balance
 from finerank.training.checkpoint import Checkpoints, restore
 from finerank.training.evaluate import judged, metrics, monitored, predict
@@ -148,6 +150,11 @@ class Trainer:
         keep = None if self.sampled is None else self.sampled.keep
         return BatchBuilder(self.dataset, self.model.needs, self.row_maps, self.options.seed, keep)
 
+    @cached_property
+    def ahead(self) -> Ahead:
+        """The feed's batches on the device."""
+        return Ahead(self.feed, self.device, threaded=self.device.type != "cpu")
+
     # ------------------------------------------------------------------------------------------------ the loop
 
     def fit(self, resume: bool = False, best: bool = True) -> list[Epoch]:
@@ -238,7 +245,8 @@ class Trainer:
             step = next(islice(steps, self.step, None), None)  # a resumed epoch goes on where it was
             while step is not None:
                 started = time.perf_counter()
-                loss = self.train_step(step)
+                coming = next(steps, None)
+                loss = self.train_step(step, coming)
                 self.seconds += time.perf_counter() - started
                 self.loss_sum += loss * step.rows
                 self.rows_done += step.rows
@@ -246,21 +254,20 @@ class Trainer:
                 self.total_steps += 1
                 self.progress.advance(step.rows, loss)
                 self.at("step")
-                step = next(steps, None)
+                step = coming
                 if self.options.save_every and self.step % self.options.save_every == 0 and step is not None:
                     self._save()
             self._end_of_epoch(validation)
             self.at("epoch")
 
-    def train_step(self, step: Step) -> float:
-        """One optimiser step; the mean loss of its rows."""
+    def train_step(self, step: Step, coming: Step | None = None) -> float:
+        """One optimiser step; the mean loss of its rows. coming: the next one, whose batches may be made meanwhile."""
         if not self.model.training:
             self.model.train()
         self._seed_noise(mix(self.options.seed, self.epoch, self.step) >> 1)
         self.optimisers.begin()
         total = 0.0
-        for batch in self.feed.batches(step, self.epoch):
-            batch = batch.to(self.device)
+        for batch in self.ahead.batches(step, self.epoch, coming):
             with computing_in(self.options.precision):
                 out, factors = self.model(batch), None
             if self.sampled is not None:
@@ -415,4 +422,7 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError('training.device = "cuda", but PyTorch sees no CUDA device; accepted here: "cpu", "auto"')
+    if name == "cuda":
+        # else convolutions of float32 keep 10 bits of it (TF32)
+        torch.backends.cudnn.allow_tf32 = False
     return torch.device(name)

@@ -85,7 +85,8 @@ class Optimisers:
         self.rates = {n: row.lr for n, row in self.rows.items() if row.scheduled}
         # which rows changed since the last checkpoint
         self.changed = {
-            n: in_huge_pages(torch.empty(len(t.weight), dtype=torch.bool)).zero_() for n, t in self.tables.items()
+            n: in_huge_pages(torch.empty(len(t.weight), dtype=torch.bool, device=t.weight.device)).zero_()
+            for n, t in self.tables.items()
         }
 
     def slow_down(self, factor: float) -> None:
@@ -115,7 +116,7 @@ class Optimisers:
             if name in self.aware:
                 self.aware[name].add_to(grad, rows, tables.weight.data.index_select(0, rows))
             self.rows[name].step(rows, grad)
-            self.changed[name].index_fill_(0, rows.to("cpu"), True)
+            self.changed[name].index_fill_(0, rows, True)
         for gates in self.gates.values():
             gates.step()
         if self.options.clip is not None:
@@ -136,13 +137,14 @@ class Optimisers:
             self.aware[name].reset(rows)
         if name in self.decay:
             self.decay[name].reset(rows)
-        self.changed[name][rows.to("cpu")] = True
+        self.changed[name][rows] = True
 
     def observe_rows(self, name: str, rows: Tensor, times: Tensor) -> None:
         """Rows of a growing table were met so many times more: int64 [U] each, rows distinct, on the CPU."""
         if name in self.aware:
             device = self.aware[name].counts.device
-            self.aware[name].observe(rows.to(device), times.to(device))
+            rows = rows.to(device)
+            self.aware[name].observe(rows, times.to(device))
             self.changed[name][rows] = True
 
     # -------------------------------------------------------------------------------------------- checkpoint
