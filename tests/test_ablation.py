@@ -17,7 +17,9 @@ from finerank.data.dataset import Dataset
 from finerank.errors import UserError
 from finerank.recipe import Recipe
 from finerank.run import Run
+from finerank.search import ablation
 from finerank.search.ablation import BASE, RANK, ablate, variants
+from finerank.search.runs import trained
 from finerank.typed import to_toml, with_values
 
 ATTENTION = {
@@ -177,6 +179,19 @@ def test_what_is_finished_is_not_trained_again(shop: Path) -> None:
     assert not any(o.reason for o in again)
     late = ablate(shop / "r.toml", shop / "out", seeds=2, only=("dot",), minutes=0)
     assert late[-1].reason.startswith("not run")
+
+
+def test_a_refused_training_does_not_end_the_others(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(recipe: Recipe, at: Path, data: Path) -> Run:
+        if at.parent.name == "dot":
+            raise UserError("the loss became inf in epoch 1, step 3")
+        return trained(recipe, at, data)
+
+    monkeypatch.setattr(ablation, "trained", refusing)
+    found = {o.name: o for o in ablate(shop / "r.toml", shop / "out", 1, only=["dot", "softmax"])}
+    assert found["dot"].reason == "its training was refused: the loss became inf in epoch 1, step 3"
+    assert found["softmax"].reason == ""
+    assert "- dot: its training was refused: the loss became inf" in (shop / "out" / "ablation.md").read_text()
 
 
 def test_what_cannot_be_says_why(shop: Path) -> None:

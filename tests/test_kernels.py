@@ -224,12 +224,17 @@ def test_lazy_adam_equals_its_plain_twin(correction: str) -> None:
 
 @compiled
 def test_built_once_into_the_cache(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(build, "_tell", told.append)
     assert build.library() is not None
+    assert len(told) == 1
+    assert told[0].startswith("compiling the loops that train for this processor, once")
     assert build.state().startswith("compiled")
     assert [p.suffix for p in (fresh / "finerank").iterdir()] == [".so"]
     build._built.cache_clear()
     monkeypatch.setattr(build, "_compile", lambda *_: pytest.fail("was built a second time"))
     assert build.library() is not None
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize("missing", ["no compiler", "broken compiler", "cache is a file"])

@@ -16,6 +16,7 @@ from rich.console import Console
 
 import finerank.cli
 from finerank.errors import UserError
+from finerank.kernels import build
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,6 +51,7 @@ def main() -> None:
 
     Ctrl-C is 130: Typer sees to it.
     """
+    build.announce(lambda text: Console(stderr=True).print(f"finerank: {text}", highlight=False, markup=False))
     try:
         verbs()()
     except UserError as error:

@@ -15,7 +15,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -38,8 +38,16 @@ FLAGS = (
     *("-fno-math-errno", "-fno-trapping-math", "-Wno-unknown-pragmas"),
 )
 THREADS: dict[Part, tuple[str, ...]] = {"loops": ("-fopenmp",), "data": ()}
+WHAT: dict[Part, str] = {"loops": "the loops that train", "data": "the loops that read data"}
 COMPILERS = ("g++", "c++", "clang++")
 _on = True
+_tell: Callable[[str], None] | None = None
+
+
+def announce(to: Callable[[str], None]) -> None:
+    """Whom to tell that loops are about to be compiled: that takes a while, once. Nobody, unless asked."""
+    global _tell
+    _tell = to
 
 
 def library(part: Part = "loops") -> ctypes.CDLL | None:
@@ -79,6 +87,8 @@ def _built(part: Part) -> tuple[ctypes.CDLL | None, str]:
         path = folder / f"{part}-{_key(compiler, part)}.so"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
+            if _tell is not None:
+                _tell(f"compiling {WHAT[part]} for this processor, once: this may take half a minute")
             _compile(compiler, path, part)
         return ctypes.CDLL(str(path)), f"compiled: {path.stem}"
     except subprocess.CalledProcessError as error:

@@ -27,7 +27,7 @@ from finerank.models.registry import Composition, build
 from finerank.recipe import Recipe
 from finerank.run import Run, prepared
 from finerank.schema import Ranked, Schema
-from finerank.search.runs import begin, finished, trained
+from finerank.search.runs import begin, file_names, finished, trained
 from finerank.typed import plain, with_values
 
 BASE = "as it is"
@@ -149,7 +149,8 @@ def ablate(
     What is finished in the folder already is not trained again, so a stopped ablation goes on where it was.
     only     names of variants; the recipe as it is is always among them
     minutes  after so many no further training begins; what is left is listed as not run
-    Raises UserError for a name in `only` that is no variant.
+    A variant that cannot be built or trained is listed with the reason. Raises UserError for a name in `only` that is no
+    variant, and where the recipe as it is cannot be trained.
     """
     recipe = Recipe.read(path, overrides)
     resolved = recipe.resolved()
@@ -158,6 +159,7 @@ def ablate(
     for name in only:
         if name not in {v.name for v in asked}:
             raise UserError(f"--only {name}: no such variant; {nearest(name, [v.name for v in asked])}")
+    places = file_names(v.name for v in asked)
     asked = [v for v in asked if v.name == BASE or not only or v.name in only]
     first = recipe.training.seed
     started = time.monotonic()
@@ -169,7 +171,7 @@ def ablate(
         reason = ""
         for seed in range(first, first + seeds):
             late = time.monotonic() - started > 60 * minutes
-            at = folder / _file_name(variant.name) / f"seed{seed}"
+            at = folder / places[variant.name] / f"seed{seed}"
             try:
                 changed = Recipe.parse(
                     with_values(resolved, {**variant.changes, "training.seed": seed}), where=str(path)
@@ -185,10 +187,14 @@ def ablate(
             if alike != variant.name:
                 reason = "is the recipe as it is" if alike == BASE else f"is the same as {alike!r}"
                 break
-            if late and not finished(changed, at):
+            if not finished(changed, at) and late:
                 reason = f"not run: the {minutes:g} minutes were over"
                 break
-            runs.append(trained(changed, at, place))
+            try:
+                runs.append(trained(changed, at, place))
+            except UserError as error:  # its loss became infinite, say: the others go on
+                reason = f"its training was refused: {error}"
+                break
         if variant.name == BASE:
             base = runs
             if reason:
@@ -289,7 +295,3 @@ def read(folder: Path) -> tuple[str, list[Outcome]]:
         raise UserError(f"{folder}: no ablation here (no {KEPT}); make one with `finerank ablate`") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); run the ablation again") from error
-
-
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name)

@@ -10,7 +10,8 @@ import resource
 import sys
 import threading
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain, count
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -31,6 +32,20 @@ def own(folder: Path, verb: str) -> None:
     inside = sorted(at.name for at in folder.iterdir()) if folder.exists() else []
     if "run.json" in inside or (inside and not any(name.lstrip(".").startswith(OWN) for name in inside)):
         raise UserError(f"{folder}: holds something else ({inside[0]}); name a new folder, or one that {verb} began")
+
+
+def file_names(names: Iterable[str]) -> dict[str, str]:
+    """A folder's name for each name: letters, digits and _; of two that become alike the later one gets a number.
+
+    >>> file_names(["separate, loop", "separate loop", "dot", "separate,_loop"])
+    {'separate, loop': 'separate__loop', 'separate loop': 'separate_loop', 'dot': 'dot', 'separate,_loop': 'separate__loop_2'}
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        plain = "".join(c if c.isalnum() else "_" for c in name)
+        numbered = (f"{plain}_{i}" for i in count(2))
+        found[name] = next(n for n in chain([plain], numbered) if n not in found.values())
+    return found
 
 
 def begin(recipe: Recipe, folder: Path, verb: str) -> Dataset:

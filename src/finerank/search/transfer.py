@@ -25,8 +25,8 @@ from finerank.errors import UserError
 from finerank.evaluation.compare import compare
 from finerank.models.registry import build
 from finerank.recipe import Recipe
-from finerank.run import Run, run
-from finerank.search.runs import begin
+from finerank.run import Run
+from finerank.search.runs import begin, file_names, trained
 from finerank.typed import apply_overrides, read_toml
 
 
@@ -77,26 +77,23 @@ def transfer(
             f"{path}: training.tasks.weights leaves a task out (weight 0); the joint model learns all of them"
         )
 
-    def trained(name: str, changes: Iterable[str], tasks: Mapping[str, Any] | None = None) -> list[Run]:
+    def seeds_of(name: str, changes: Iterable[str], tasks: Mapping[str, Any] | None = None) -> list[Run]:
         out = []
         for seed in range(recipe.training.seed, recipe.training.seed + seeds):
             changed = apply_overrides(table, [*changes, f"training.seed={seed}"])
             if tasks is not None:
                 changed["training"]["tasks"] = tasks
             wanted, at = Recipe.parse(changed, path.parent, str(path)), folder / name / f"seed{seed}"
-            if not (at / "run.json").exists():
-                run(wanted, at, folder / "data", resume=(at / "recipe.toml").exists())
-            elif (at / "recipe.toml").read_text(encoding="utf-8") != wanted.toml():
-                raise UserError(f"{at}: holds a run of another recipe; name another folder for this comparison")
-            out.append(Run.open(at))
+            out.append(trained(wanted, at, folder / "data"))
         return out
 
-    joint = trained("joint", ())
+    joint = seeds_of("joint", ())
+    places = file_names(head.task for head in heads)
     found = []
     for head in heads:
         off = {h.task: 0.0 for h in heads if h.task != head.task}
         tasks = {"kind": "fixed", "weights": off, "positives": _positives(recipe, head.task)}
-        alone = trained(f"alone_{_file_name(head.task)}", twin, tasks)
+        alone = seeds_of(f"alone_{places[head.task]}", twin, tasks)
         found.append(_transfer(head.name, alone, joint))
         tell(line(found[-1]))
         _write(folder, path, found)
@@ -159,7 +156,3 @@ def _write(folder: Path, recipe: Path, found: Sequence[Transfer]) -> None:
     (folder / "transfer.md").write_text(
         markdown(f"Transfer between the tasks of {recipe.name}", found), encoding="utf-8"
     )
-
-
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name)
