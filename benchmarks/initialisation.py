@@ -24,7 +24,6 @@ from torch import nn
 
 from finerank.data.dataset import Dataset
 from finerank.data.order import Budget
-from finerank.layers.attention import ActivationUnit
 from finerank.layers.mlp import SplitLinear, SplitMLP
 from finerank.models.composition import Model
 from finerank.models.registry import Composition
@@ -99,17 +98,6 @@ class DenseAdam:
         self.inner.step()
 
 
-def start(value: float) -> Callable[[Model], None]:
-    """DIN's unit begins here, and not at `attention.START`."""
-
-    def change(model: Model) -> None:
-        for part in model.modules():
-            if isinstance(part, ActivationUnit):
-                nn.init.constant_(part.rest[-1].bias, value)
-
-    return change
-
-
 @dataclass(frozen=True)
 class Variant:
     """What differs. tower, unit, embedding: of the options; change: of the built model; dense: Adam on whole tables."""
@@ -148,10 +136,10 @@ VARIANTS = {
     "dense Adam, torch's layers, bias 0": Variant(both, dense=True),
     "Dice in the tower": Variant(tower={"activation": "dice"}),
     "PReLU in the tower": Variant(tower={"activation": "prelu"}),
-    "the unit begins at 0": Variant(start(0.0), unit={"softmax": False}),
-    "the unit begins at .1": Variant(start(0.1), unit={"softmax": False}),
-    "the unit begins at 1": Variant(start(1.0), unit={"softmax": False}),
-    "batch normalisation, the unit begins at 0": Variant(start(0.0), tower=BN, unit={"softmax": False}),
+    "the unit begins at .1": Variant(unit={"start": 0.1}),
+    "the unit begins at .3": Variant(unit={"start": 0.3}),
+    "the unit begins at 1": Variant(unit={"start": 1.0}),
+    "batch normalisation, the unit begins at .3": Variant(tower=BN, unit={"start": 0.3}),
     "PReLU in the unit": Variant(unit={"activation": "prelu"}),
     "softmax in the unit": Variant(unit={"softmax": True}),
     "batch normalisation, softmax in the unit": Variant(tower=BN, unit={"softmax": True}),

@@ -24,7 +24,7 @@ from finerank.typed import to_toml, with_values
 
 ATTENTION = {
     *("softmax", "dot", "bilinear", "cosine", "separate", "separate, loop", "separate, concat"),
-    *("recency", "decay", "with the sum", "pooled", "dropout"),
+    *("recency", "decay", "with the sum", "pooled", "dropout", "start at .3"),
 }
 ONLY = ("softmax", "separate, concat", "without country", "without interests.rank", "dropout")
 

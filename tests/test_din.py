@@ -33,7 +33,8 @@ from finerank.data.batch import Batch, Jagged, pair_up
 from finerank.data.builder import BatchBuilder
 from finerank.data.prepare import prepare
 from finerank.data.split import Split
-from finerank.layers.attention import START, ActivationUnit, UnitOptions, log_decay
+from finerank.errors import UserError
+from finerank.layers.attention import ActivationUnit, UnitOptions, log_decay
 from finerank.layers.mlp import BatchNorm
 from finerank.models.composition import Model
 from finerank.runtime.blocks import Block, Lists
@@ -194,13 +195,20 @@ def built(dims: Mapping[str, int] | None = None, profile: bool = True, **represe
     return model_of(din(**representation), fitted(dims, profile))
 
 
-def test_every_event_weighs_alike_at_the_start() -> None:
-    """And not nothing, at which the past would teach nothing. Embeddings begin small, and so does what the network adds."""
+@pytest.mark.parametrize("start", [0.0, 0.3])
+def test_every_event_weighs_alike_at_the_start(start: float) -> None:
+    """Embeddings begin small, and so does what the network adds."""
     torch.manual_seed(0)
-    unit, pairs = ActivationUnit(D, UnitOptions(hidden=(8, 4))), pair_up(torch.tensor([0, 0, 1]), torch.tensor([3, 2]))
+    unit = ActivationUnit(D, UnitOptions(hidden=(8, 4), start=start))
+    pairs = pair_up(torch.tensor([0, 0, 1]), torch.tensor([3, 2]))
     weights = unit(torch.randn(3, D) * 0.01, torch.randn(5, D) * 0.01, None, pairs)
     assert len(weights) == 2 * 3 + 2
-    assert torch.allclose(weights, torch.full_like(weights, START), atol=0.02)
+    assert torch.allclose(weights, torch.full_like(weights, start), atol=0.02)
+
+
+def test_a_start_that_is_no_number_is_refused() -> None:
+    with pytest.raises(UserError, match=r"start = inf; accepted: a number, usually 0 or \.3"):
+        UnitOptions(start=float("inf"))
 
 
 # ------------------------------------------------------------------------------------------------ the loops

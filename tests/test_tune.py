@@ -265,6 +265,7 @@ def test_every_model_has_a_usual_space_that_it_takes(tmp_path: Path) -> None:
         "model.interactions.0.dropout",
         "model.interactions.0.batch_norm",
         "model.representation.unit.softmax",
+        "model.representation.unit.start",
     }
     assert found["model.interactions.0.hidden"] == Choices(([64, 32], [200, 80], [400, 400]))
 

@@ -34,14 +34,10 @@ UnitInput = Literal["query", "key", "difference", "product", "inner", "outer"]
 ALIKE = ("difference", "product", "inner")
 """Blocks (and the kinds dot and cosine) that compare number by number: query and key must have one width."""
 
-START = 0.3
-"""What an event weighs before anything is learnt, where weights are not normalised. At 0 the past adds nothing to begin with
-and learns nothing: vectors and weights push each other up, after some steps or an epoch, by chance (benchmarks/README.md)."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class UnitOptions:
-    """The activation unit. Its network begins at `START` for every pair.
+    """The activation unit.
 
     kind        mlp: the paper's small network · dot: <q, k> / sqrt(K), no parameters, a quick start · cosine: <q, k>
                 over their lengths, no parameters · bilinear: q W k, the only one but mlp for q and k of unequal widths
@@ -51,6 +47,10 @@ class UnitOptions:
     activation  sigmoid in the authors' code, PReLU or Dice in the paper
     softmax     off in the paper (section 4.3: intensity of interest is kept), on in both official repositories
     scale       under softmax, the scores of mlp and bilinear are divided by sqrt(K), as in the DIN repository
+    start       what the network gives before anything is learnt (its last bias), for mlp without softmax. 0 as in the authors'
+                code: the past adds nothing at first, and vectors and weights push each other up. At .3 it begins as a pooled
+                sum, which is better where few passes must do and worse where events speak against each other: which, only
+                your validation rows tell (benchmarks/README.md; `finerank tune` and `ablate` ask them)
     """
 
     kind: Literal["mlp", "dot", "bilinear", "cosine"] = "mlp"
@@ -59,8 +59,11 @@ class UnitOptions:
     activation: Activation = "prelu"
     softmax: bool = False
     scale: bool = True
+    start: float = 0.0
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.start):
+            raise UserError(f"start = {self.start}; accepted: a number, usually 0 or .3")
         if not self.hidden or min(self.hidden) < 1:
             raise UserError(f"hidden = {list(self.hidden)}; accepted: one layer or more, each of at least 1 neuron")
         if not self.inputs or len(set(self.inputs)) < len(self.inputs):
@@ -101,8 +104,7 @@ class ActivationUnit(nn.Module):
         for before, outputs in zip(options.hidden, options.hidden[1:], strict=False):
             after += [linear(before, outputs), Hidden(outputs, options.activation, 0.0, False)]
         last = linear(options.hidden[-1], 1)
-        if not options.softmax:  # which a constant leaves as it is
-            nn.init.constant_(last.bias, START)
+        nn.init.constant_(last.bias, options.start)
         self.rest = nn.Sequential(*after, last)
 
     def forward(

@@ -92,6 +92,10 @@ def _of_attention(model: Composition) -> list[Variant]:
         ask(f"no {name}" if has else name, question, **{key: off if has else on})
 
     switch("softmax", "intensity kept or normalised", "unit.softmax", True, False, o.unit.softmax)
+    if o.unit.kind == "mlp" and not o.unit.softmax:
+        switch(
+            "start at .3", "does an event count before anything is learnt", "unit.start", 0.3, 0.0, o.unit.start != 0
+        )
     for kind in ("dot", "bilinear", "cosine", *(("mlp",) if o.unit.kind != "mlp" else ())):
         ask(kind, "a learned unit or a product", **{"unit.kind": kind})
     apart = o.mode == "separate"

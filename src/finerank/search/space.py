@@ -165,7 +165,7 @@ def current(recipe: Recipe, key: str) -> Any:
 
 def default_space(recipe: Recipe) -> Space:
     """What is worth searching of any recipe: rates of the optimisers, the tables' regulariser and initial spread, and of
-    every part the layers, their number, dropout, batch normalisation, and whether DIN's weights are normalised."""
+    every part the layers, their number, dropout, batch normalisation, and of DIN's unit softmax and start."""
     resolved = recipe.resolved()
     training, space = resolved["training"], Space()
     for group in ("tables", "first_order", "dense"):
@@ -184,6 +184,8 @@ def default_space(recipe: Recipe) -> Space:
             space[key] = Range(low=0.0, high=0.5)
         elif name in ("batch_norm", "softmax") and isinstance(value, bool):
             space[key] = Choices((False, True))
+        elif key.endswith(".unit.start"):
+            space[key] = Choices(tuple(dict.fromkeys([0.0, 0.3, value])))
         elif name == "layers" and isinstance(value, int):
             space[key] = Range(low=1, high=max(4, value))
         elif name == "hidden" and value and ".interactions." in f".{key}":
