@@ -242,12 +242,14 @@ class TrainingOptions:
     evaluate_rows  candidates per batch in evaluation
     save_every   steps between checkpoints within an epoch; 0: at the end of each epoch only
     threads      of torch; None: as many as there are cores
-    device       auto: CUDA where there is one
+    device       auto: CUDA where there is one. Steps of a GPU are short of work: give it batches of 8,192 rows and more. A run is
+                 repeated there but for rounding
     loops        auto: compiled loops for what PyTorch's operators do slowly on a CPU, where a C++ compiler is at hand
                  (environment.json says so); off: PyTorch's operators alone. Equal but for the last digits
     precision    of the great products in training: float32 · bf16: those of towers and of DIN's activation unit in bf16,
                  summed in float32; weights, optimisers, losses and all scoring stay float32. About half as long again as
-                 fast on a processor with bf16 instructions (avx512_bf16, amx_bf16), refused on one without
+                 fast on a processor with bf16 instructions (avx512_bf16, amx_bf16), refused on one without; no gain on
+                 a GPU, where it is the towers alone
     keep_memory  ask the C library to keep freed memory for the next step instead of giving it back (faster on Linux)
     """
 
