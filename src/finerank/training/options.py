@@ -242,7 +242,7 @@ class TrainingOptions:
     evaluate_rows  candidates per batch in evaluation
     save_every   steps between checkpoints within an epoch; 0: at the end of each epoch only
     threads      of torch; None: as many as there are cores
-    device       auto: CUDA where there is one. Steps of a GPU are short of work: give it batches of 8,192 rows and more. A run is
+    device       auto: CUDA where there is one. Small batches leave a GPU idle: give it 8,192 rows and more. A run is
                  repeated there but for rounding
     loops        auto: compiled loops for what PyTorch's operators do slowly on a CPU, where a C++ compiler is at hand
                  (environment.json says so); off: PyTorch's operators alone. Equal but for the last digits
