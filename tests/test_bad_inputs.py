@@ -145,6 +145,21 @@ CASES: dict[str, tuple[Break, tuple[str, ...], str]] = {
     ),
     # explaining
     "explain: nobody": (nothing, ("explain", "din", "--user", "nobody"), "user 'nobody' is not in the data; "),
+    "evaluate: out is a folder": (
+        lambda s: (s / "x").mkdir(),
+        ("evaluate", "din", "-o", "x"),
+        "x: is a folder; name a file",
+    ),
+    "data: a world without rows": (
+        nothing,
+        ("data", "world_interests", "-o", "x", "--set", "users=-2"),
+        "users = -2; accepted: 1 or more",
+    ),
+    "data: a file without lines": (
+        lambda s: ((s / "raw").mkdir(), (s / "raw" / "UserBehavior.csv").write_text("")),
+        ("data", "taobao", "--from", "raw", "-o", "x"),
+        "taobao from raw: the file has no lines",
+    ),
     "explain: item without user": (nothing, ("explain", "din", "--item", "i1"), "name the user with --user"),
     "explain: lift with user": (
         nothing,

@@ -314,7 +314,7 @@ WRONG: dict[str, Wrong] = {
     "no validation": (
         nothing,
         (*TRAIN, "--set", "data.split.validation=0"),
-        "no validation requests: early stopping needs",
+        "no validation requests, and early stopping needs some; set data.split.validation above 0",
     ),
     "no events": (
         with_recipe(lambda t: t["data"].pop("events")),

@@ -193,7 +193,7 @@ def test_avazu_trains(avazu_folder: Path, tmp_path: Path) -> None:
         ("avazu", "train.csv", b"id,click\n1,0\n", "no column 'hour' in the first line"),
         ("avazu", "train.csv", b"", "no column 'id' in the first line"),
         ("criteo", "train.txt.gz", b"\x1f\x8b\x08\x00cut", "is the file whole"),
-        ("criteo", "train.txt", b"1,2,3\n", "does not go with 0 rows"),
+        ("criteo", "train.txt", b"1,2,3\n", r"no line is left of 1 \(1 malformed\); is it the right file"),
     ],
 )
 def test_damaged_files_get_one_sentence(tmp_path: Path, name: str, file: str, content: bytes, message: str) -> None:

@@ -139,6 +139,10 @@ def test_bad_input_is_one_sentence(shop: Path, tmp_path: Path) -> None:
         (samples.with_columns(price=pl.lit(float("inf"))), "finite"),
         (samples.with_columns(request=pl.lit(one)), "rows of different times"),
         (samples.with_columns(request=pl.lit(None, pl.Int64)), "have no 'request'"),
+        (
+            samples.with_columns(user=pl.when(pl.int_range(pl.len()) % 2 == 0).then("user")),
+            "different users, or some without",
+        ),
         (samples.with_columns(time=pl.lit(None, pl.Int64)), "no time"),
     ]
     for i, (frame, sentence) in enumerate(cases):
@@ -152,6 +156,7 @@ def test_bad_input_is_one_sentence(shop: Path, tmp_path: Path) -> None:
     (tmp_path / "there.csv").write_text("mine")
     (tmp_path / "cut.parquet").write_bytes(path.read_bytes()[:-100])
     samples.head(3).drop("item").write_parquet(tmp_path / "events.parquet")
+    pl.read_parquet(shop / "events.parquet").clear().write_parquet(tmp_path / "nothing.parquet")
     for given, events, out, sentence in (
         (path, None, "out.txt", "accepted: .parquet, .csv"),
         (path, None, "there.csv", "exists"),
@@ -159,6 +164,7 @@ def test_bad_input_is_one_sentence(shop: Path, tmp_path: Path) -> None:
         (tmp_path / "cut.parquet", None, "out.csv", "not readable"),
         (path, tmp_path / "none.csv", "out.csv", "no such file"),
         (path, tmp_path / "events.parquet", "out.csv", "events: no column 'item'"),
+        (path, tmp_path / "nothing.parquet", "out.csv", "events: no rows; is this the right file"),
     ):
         with pytest.raises(UserError, match=sentence):
             predict_file(opened, given, events, tmp_path / out)
@@ -200,6 +206,9 @@ def test_strangers_are_new_users_and_labels_are_needed(shop: Path, tmp_path: Pat
     arguments = ["evaluate", shop / "run", "--events", shop / "events.parquet"]
     refused = CliRunner().invoke(verbs(), [str(a) for a in arguments]).exception
     assert "--events: is read for --samples" in str(refused)
-    arguments += ["--samples", shop / "samples.parquet", "-o", tmp_path / "e.json"]
+    arguments += ["--samples", shop / "samples.parquet", "-o", tmp_path / "new" / "e.json"]
+    for option, value in (("--split", "test"), ("--top", 3), ("--amount", "delay"), ("--order", "position")):
+        refused = CliRunner().invoke(verbs(), [str(a) for a in [*arguments, option, value]]).exception
+        assert f"{option}: is for a split of the run's data" in str(refused)
     result = CliRunner().invoke(verbs(), [str(a) for a in arguments], catch_exceptions=False)
     assert f"samples.parquet: {samples.height} rows of" in result.output

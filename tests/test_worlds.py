@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from finerank.datasets import adapter, worlds
 from finerank.datasets.worlds import World
 from finerank.datasets.worlds.interactions import PAIR, TRIPLE
+from finerank.errors import UserError
 from finerank.recipe import Recipe
 
 NAMES = (
@@ -194,3 +196,23 @@ def test_watches_are_as_frequent_and_as_long_as_told(bias: float, low: float, hi
 def test_options_are_checked_by_name() -> None:
     with pytest.raises(TypeError):
         adapter.adapter("world_drift").options(hour=3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_that_make_no_world_are_refused(name: str) -> None:
+    options = adapter.adapter(f"world_{name}").options
+    counted = {f.name for f in fields(options) if isinstance(f.default, int)}
+    for option in counted - {"seed", "law"}:
+        with pytest.raises(UserError, match=f"{option} = 0; accepted: 1 or more"):
+            options(**{option: 0})
+    for option in counted & {"seed", "law"}:
+        with pytest.raises(UserError, match=f"{option} = -2; accepted: 0 or more"):
+            options(**{option: -2})
+    for option in {f.name for f in fields(options)} - counted:
+        with pytest.raises(UserError, match=f"{option} = nan; accepted: "):
+            options(**{option: float("nan")})
+
+
+def test_a_share_above_one_is_refused() -> None:
+    with pytest.raises(UserError, match=r"correlation = 3\.0; accepted: 0 to 1"):
+        made("sinusoids", correlation=3.0)

@@ -64,7 +64,8 @@ def main() -> None:
             f"not enough memory ({said}); make the batch (training.batch) or the model (dim, width, hidden) smaller"
         )
     except OSError as error:
-        said = f"{error.filename}: {error.strerror or error}" if error.filename else str(error.strerror or error)
+        at = error.filename2 or error.filename  # of a renaming: what the user named, not our half-written file
+        said = f"{at}: {error.strerror or error}" if at else str(error.strerror or error)
         _refuse(
             f"{said}; {_REMEDIES.get(error.errno or 0, 'mend this and try again')}; what was written before is as it was"
         )

@@ -37,7 +37,10 @@ def data(
     options = build(chosen.options, apply_overrides({}, choices or ()), f"data {name}")
     vacant(out)
     with screen.console.status(f"{name}: reading {source or 'nothing, drawing'}"):
-        converted = chosen.convert(source or Path(), options)
+        try:
+            converted = chosen.convert(source or Path(), options)
+        except UserError as error:
+            raise UserError(f"{name} from {source}: {error}" if source else f"{name}: {error}") from error
     with screen.console.status(f"{name}: writing {out}"):
         converted.write(out)
     for what, count in converted.counts.items():

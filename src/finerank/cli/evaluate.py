@@ -40,10 +40,12 @@ ByOption = Annotated[Groups, typer.Option("--by", help="Groups of GAUC and of th
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
-    split: SplitOption = Split.test,
+    split: Annotated[Split | None, typer.Option(help="Rows to judge; default: test.")] = None,
     by: ByOption = Groups.user,
     slices: Annotated[list[str] | None, typer.Option("--slice", help="Also by this feature; may be repeated.")] = None,
-    k: Annotated[int, typer.Option("--top", min=1, help="Rows of a list that are its top, beyond accuracy.")] = 10,
+    k: Annotated[
+        int | None, typer.Option("--top", min=1, help="Rows of a list that are its top, beyond accuracy; default: 10.")
+    ] = None,
     amount: Annotated[str | None, typer.Option(help="Regression task of what a row brought in, for GPM.")] = None,
     order: Annotated[str | None, typer.Option(help="Feature of where a row stood: how far would rows move.")] = None,
     samples: Annotated[Path | None, typer.Option("--samples", help="Judge these rows instead of a split.")] = None,
@@ -54,9 +56,16 @@ def evaluate(
     opened = Run.open(run)
     if events is not None and samples is None:
         raise UserError("--events: is read for --samples; give both, or neither to judge a split")
+    of_splits = {"--split": split, "--top": k, "--amount": amount, "--order": order}
+    if samples is not None and (given := [name for name, value in of_splits.items() if value is not None]):
+        raise UserError(
+            f"{given[0]}: is for a split of the run's data, and --samples are judged by the metrics of rows and lists alone; "
+            "leave one of the two out"
+        )
     with waiting("evaluating"):
         if samples is None:
-            found, name = judge(opened, split.value, by.value, slices or (), k, amount, order), split.value
+            part = (split or Split.test).value
+            found, name = judge(opened, part, by.value, slices or (), k or 10, amount, order), part
         else:
             found, name = judge_files(opened, samples, events, by.value, slices or ()), f"fresh_{samples.stem}"
     path = out or evaluation_path(opened.folder, name)

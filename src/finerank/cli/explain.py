@@ -38,7 +38,7 @@ def explain(
         list[str] | None, typer.Option("--lift", help="P(positive | value) of this field; repeat.")
     ] = None,
     plane: Annotated[str | None, typer.Option("--map", help="Map this candidate field's values (with --user).")] = None,
-    rows: Annotated[int, typer.Option(help="Rows that the importance of fields is measured on.")] = 50_000,
+    rows: Annotated[int, typer.Option(min=1, help="Rows that the importance of fields is measured on.")] = 50_000,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write a page here (HTML).")] = None,
 ) -> None:
     """Why the model scores as it does.  Example: finerank explain runs/demo/din --user 12748 -o user.html

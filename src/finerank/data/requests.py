@@ -72,7 +72,13 @@ def requests_of(samples: Samples, scratch: Scratch) -> Requests:
     user = None
     if keys.user is not None:
         user = scratch.made(n, lambda at: codes[samples.users.codes(at)])
-        _same(samples, head, user, scratch, f"rows of different users ({keys.user!r})")
+        _same(
+            samples,
+            head,
+            user,
+            scratch,
+            f"rows of different users ({keys.user!r}), or some without one; a request is one user at one moment",
+        )
     _refuse_two_of_one(samples, head, scratch)
 
     time, sequence = samples.time, samples.sequence

@@ -19,6 +19,7 @@ from finerank.datasets.adapter import Adapter, Converted, published, register
 from finerank.datasets.protocol import by_lot, by_position, declare, lot_note, total
 from finerank.datasets.raw import fields, find, marked, sound, told
 from finerank.errors import UserError
+from finerank.schema.checks import at_least
 
 CONTEXT = ("C1", "banner_pos", "device_id", "device_ip", "device_model", "device_type", "device_conn_type")
 PLACE = ("site_id", "site_domain", "site_category", "app_id", "app_domain", "app_category")
@@ -44,6 +45,9 @@ class AvazuOptions:
     split: Literal["days", "ffm", "x1", "x4"] = "days"
     seed: int = 2018
     min_count: int = 2
+
+    def __post_init__(self) -> None:
+        at_least(1, min_count=self.min_count)
 
 
 def convert(folder: Path, options: AvazuOptions) -> Converted:

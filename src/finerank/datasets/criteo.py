@@ -20,6 +20,7 @@ from finerank.datasets.adapter import Adapter, Converted, published, register
 from finerank.datasets.protocol import by_lot, by_position, declare, lot_note, total
 from finerank.datasets.raw import fields, find, marked, sound, told
 from finerank.errors import UserError
+from finerank.schema.checks import at_least
 
 NUMBERS = tuple(f"I{i}" for i in range(1, 14))
 CATEGORIES = tuple(f"C{i}" for i in range(1, 27))
@@ -47,6 +48,9 @@ class CriteoOptions:
     seed: int = 2018
     min_count: int = 10
     numbers: Literal["minmax", "log1p"] = "minmax"
+
+    def __post_init__(self) -> None:
+        at_least(1, min_count=self.min_count)
 
 
 def convert(folder: Path, options: CriteoOptions) -> Converted:

@@ -150,6 +150,11 @@ def told(frame: pl.LazyFrame, what: str = "") -> dict[str, int]:
     if not by_fault:
         raise UserError(f"{prefix}the file has no lines; is it the right one, and whole?")
     out = {f"{prefix}read": sum(by_fault.values()), f"{prefix}kept": by_fault.pop(None, 0)}
+    if not out[f"{prefix}kept"]:
+        why = ", ".join(f"{count:,} {fault}" for fault, count in sorted(by_fault.items(), key=str))
+        raise UserError(
+            f"{prefix}no line is left of {sum(by_fault.values()):,} ({why}); is it the right file, and whole?"
+        )
     return out | {f"{prefix}{fault}": count for fault, count in sorted(by_fault.items(), key=str)}
 
 

@@ -191,6 +191,9 @@ T = TypeVar("T")
 
 def write_json(document: object, path: Path) -> None:
     """A document of dataclasses as JSON, whole or not at all; NaN as null."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     try:
         partial.write_text(json.dumps(_null(plain(document)), indent=1, allow_nan=False), encoding="utf-8")

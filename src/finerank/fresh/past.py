@@ -47,6 +47,10 @@ class Log:
         wanted |= {c for h in histories for f in fields_of(encoder.schema, h.name) for c in f.columns}
         wanted |= {c for h in histories for c in h.where}
         frame = collect(events, sorted(wanted), "events")
+        if not frame.height:
+            raise UserError(
+                "events: no rows; is this the right file? (left out, it is the log the run was prepared from)"
+            )
         names = canonical_series(frame[keys.user])
         users = _coded(names.drop_nulls().unique().sort())
         code = codes(names, users)

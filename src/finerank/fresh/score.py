@@ -119,7 +119,8 @@ class FreshScorer:
             if len(bad):
                 at = frame[keys.request][int(order[bad[0]])] if keys.request else first_row + int(order[bad[0]])
                 raise UserError(
-                    f"samples: request {at!r} has rows of different {name}; a request is one user, one moment"
+                    f"samples: request {at!r} has rows of different {name}, or some without; a request is one user at one "
+                    "moment"
                 )
         data = self._dataset(frame, order, heads, number[heads], sizes, user[heads], time[heads], sequence[heads])
         builder = BatchBuilder(data, self.model.needs, self.row_maps)

@@ -175,7 +175,10 @@ class Trainer:
             )
         validation = self.dataset.requests_of("validation")
         if not len(validation):
-            raise UserError("no validation requests: early stopping needs some; set data.split.validation above 0")
+            raise UserError(
+                "no validation requests, and early stopping needs some; set data.split.validation above 0, or larger; of few "
+                'distinct times none may begin within the share: give finer times, or data.split.by = "user"'
+            )
         if math.isnan(
             monitored(self.model, metrics(judged(self.model.heads, self.dataset, validation)), self.options.monitor)
         ):

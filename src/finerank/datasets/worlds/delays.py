@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from finerank.datasets.worlds.world import World, categorical, draws, recipe, sigmoid, world
+from finerank.datasets.worlds.world import World, WorldOptions, categorical, draws, recipe, sigmoid, world
 
 DAY = 86_400.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class DelayOptions:
+class DelayOptions(WorldOptions):
     """days: from the first click to the snapshot; delay: its mean in days, over items."""
 
     rows: int = 60_000

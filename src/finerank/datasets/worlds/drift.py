@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from finerank.datasets.worlds.world import World, categorical, draws, recipe, sigmoid, world
+from finerank.datasets.worlds.world import World, WorldOptions, categorical, draws, recipe, sigmoid, world
 
 
 @dataclass(frozen=True, kw_only=True)
-class DriftOptions:
+class DriftOptions(WorldOptions):
     """leave: the share of the shelf that is replaced by new ids each hour; turn: radians an hour."""
 
     hours: int = 24

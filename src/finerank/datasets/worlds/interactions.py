@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from finerank.datasets.worlds.world import World, categorical, draws, recipe, sigmoid, world
+from finerank.datasets.worlds.world import World, WorldOptions, categorical, draws, recipe, sigmoid, world
 
 FIELDS = "ABCDEFGH"
 PAIR, TRIPLE = "AB", "CDE"
@@ -20,7 +20,7 @@ RANK = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class InteractionOptions:
+class InteractionOptions(WorldOptions):
     """second, third: how strongly the pair and the triple speak (standard deviation of their part of the logit)."""
 
     rows: int = 60_000

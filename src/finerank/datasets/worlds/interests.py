@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from finerank.datasets.worlds.world import World, categorical, draws, recipe, world
+from finerank.datasets.worlds.world import World, WorldOptions, categorical, draws, recipe, world
 
 
 @dataclass(frozen=True, kw_only=True)
-class InterestOptions:
+class InterestOptions(WorldOptions):
     """candidates: of a request; enough: clicks of a category after which more of them change nothing."""
 
     users: int = 2_000

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from finerank.datasets.worlds.world import World, categorical, draws, recipe, world
+from finerank.datasets.worlds.world import World, WorldOptions, categorical, draws, recipe, world
 
 
 @dataclass(frozen=True, kw_only=True)
-class PopularityOptions:
+class PopularityOptions(WorldOptions):
     """power: negatives are drawn in proportion to popularity^power (0: uniform, 1: as positives); negatives: of each event."""
 
     events: int = 50_000

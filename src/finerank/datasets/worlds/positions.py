@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from finerank.datasets.worlds.world import World, categorical, draws, recipe, sigmoid, world
+from finerank.datasets.worlds.world import World, WorldOptions, categorical, draws, recipe, sigmoid, world
 
 
 @dataclass(frozen=True, kw_only=True)
-class PositionOptions:
+class PositionOptions(WorldOptions):
     """fade: seen[k] = k^-fade; loyalty: how far the old ranking follows relevance, 0 to 1."""
 
     requests: int = 10_000

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from finerank.datasets.worlds.world import World, categorical, draws, recipe, world
+from finerank.datasets.worlds.world import World, WorldOptions, categorical, draws, recipe, world
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceOptions:
+class SequenceOptions(WorldOptions):
     """order: of the chain, 1 or 2; negatives: random items beside the true next one."""
 
     users: int = 2_000

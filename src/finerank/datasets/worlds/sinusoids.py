@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from finerank.datasets.worlds.world import World, draws, recipe, world
+from finerank.datasets.worlds.world import World, WorldOptions, draws, recipe, world
 
 SINES = 4
 NOISE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class SinusoidOptions:
+class SinusoidOptions(WorldOptions):
     """correlation: p, the relation of the tasks; width: d; law: draws of u1, u2 and the sines; seed: of the rows."""
 
     rows: int = 20_000

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from finerank.datasets.worlds.world import World, categorical, draws, recipe, sigmoid, world
+from finerank.datasets.worlds.world import World, WorldOptions, categorical, draws, recipe, sigmoid, world
 
 
 @dataclass(frozen=True, kw_only=True)
-class WatchOptions:
+class WatchOptions(WorldOptions):
     """What was shown and watched.
 
     bias     of the log odds of a watch: -3 for some 5 % watched, 0 for half

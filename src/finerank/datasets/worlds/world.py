@@ -7,8 +7,9 @@ and pictures compare a model with them.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,26 @@ import numpy as np
 import polars as pl
 
 from finerank.datasets.adapter import Adapter, Converted, register
+from finerank.errors import UserError
+from finerank.schema.checks import at_least
 from finerank.typed import to_toml
+
+SHARES = ("correlation", "faith", "floor", "ceiling", "fade", "loyalty", "leave", "turn")
+"""Options of worlds that lie between 0 and 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldOptions:
+    """What options of every world keep to: there is one of everything that is counted, seeds are not negative."""
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if isinstance(value, int):
+                at_least(0 if option.name in ("seed", "law") else 1, **{option.name: value})
+            elif not math.isfinite(value) or (option.name in SHARES and not 0 <= value <= 1):
+                accepted = "0 to 1" if option.name in SHARES else "a number"
+                raise UserError(f"{option.name} = {value}; accepted: {accepted}")
 
 
 @dataclass(frozen=True)
