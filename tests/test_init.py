@@ -65,6 +65,35 @@ def test_a_proposed_recipe_runs_as_it_is(tmp_path: Path, monkeypatch: pytest.Mon
     assert "click" in result.test
 
 
+def test_times_of_text_are_times(tmp_path: Path) -> None:
+    """As CSV files hold them, in both files: the past is found, and no date becomes an input."""
+    samples, events = tiny.frames(requests=200)
+    text = pl.from_epoch(pl.lit(1_700_000_000) + pl.col("time")).dt.strftime("%Y-%m-%d %H:%M:%S")
+    day = text.str.head(10)
+    samples.select("user", "request", "click", "item", "category", time=text, joined=day, pay_time=text).write_csv(
+        tmp_path / "samples.csv"
+    )
+    events.select("user", "item", "category", time=text).write_csv(tmp_path / "events.csv")
+    found = propose(str(tmp_path / "samples.csv"), str(tmp_path / "events.csv"))
+    assert next(g.why for g in found.guesses if g.role == "time") == "its name, and dates"
+    whys = {g.column: g.why for g in found.guesses if g.role == "left out"}
+    assert whys["joined"] == "a date that is no key: derive hour or weekday from it if it matters"
+    assert "known only after the label" in whys["pay_time"]
+    (tmp_path / "recipe.toml").write_text(found.recipe)
+    recipe = Recipe.read(tmp_path / "recipe.toml", ["training.epochs=1"])
+    assert recipe.data.keys.time == "time"
+    assert tomllib.loads(found.recipe)["model"]["name"] == "din"
+    assert {f.name for f in recipe.schema.features} == {"item", "category", "user"}
+    assert "click" in run(recipe, tmp_path / "run").test
+
+
+@pytest.mark.parametrize(("name", "role"), [("written", "time"), ("time", "time")])
+def test_a_column_of_texts_is_the_time_if_all_are_times(tmp_path: Path, name: str, role: str) -> None:
+    texts = [f"2023-11-{1 + i % 28:02d}T00:{i % 60:02d}Z" for i in range(99)]
+    assert kind(guessed(tmp_path, {name: texts}), name) == role
+    assert kind(guessed(tmp_path, {name: ["soon", *texts]}), name) != role
+
+
 def test_a_joined_past_becomes_a_history(tmp_path: Path) -> None:
     draw = np.random.default_rng(1)
     item = draw.integers(0, 40, 3_000)

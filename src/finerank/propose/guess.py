@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from finerank.data.source import iso_times
 from finerank.errors import UserError
 
 Role = Literal["label", "request", "user", "time", "feature", "history", "left out"]
@@ -83,7 +84,7 @@ def find_role(frame: pl.DataFrame, role: str, given: str | None) -> tuple[str, s
         if len(binary) == 1:
             return binary[0], "the only column of zeros and ones"
     if role == "time":
-        dated = [c for c in frame.columns if frame[c].dtype.is_temporal()]
+        dated = [c for c in frame.columns if dates(frame[c])]
         if len(dated) == 1:
             return dated[0], "the only column of dates"
     return None
@@ -95,15 +96,27 @@ def _could_be(column: pl.Series, role: str) -> bool:
         return numbers and set(column.drop_nulls().unique().head(3).to_list()) == {0, 1}
     if role == "time":
         whole = column.dtype.is_integer() and column.null_count() == 0 and int(str(column.min())) >= 0
-        return column.dtype.is_temporal() or whole
+        return whole or dates(column)
     return column.n_unique() > 1
+
+
+def dates(column: pl.Series) -> bool:
+    """Whether these are dates or datetimes, or texts of them that training would read."""
+    if column.dtype == pl.String:
+        known = column.drop_nulls()
+        return len(known) > 0 and not len(_no_times(known))
+    return column.dtype == pl.Date or isinstance(column.dtype, pl.Datetime)
+
+
+def _no_times(texts: pl.Series) -> pl.Series:
+    return texts.to_frame().filter(iso_times(pl.first()).is_null()).to_series()
 
 
 def _looks(column: pl.Series, role: str) -> str:
     if role == "label":
         return f"zeros and ones, {100 * mean(column):.1f} % ones"
     if role == "time":
-        return "dates" if column.dtype.is_temporal() else f"whole numbers in {_unit(column)}"
+        return "dates" if dates(column) else f"whole numbers in {_unit(column)}"
     return f"{column.n_unique():,} values in {len(column):,} rows"
 
 
