@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +276,24 @@ def test_warnings_say_what_is_missing(tmp_path: Path) -> None:
         ({"x": [[1], [0]], "y": [1, 2]}, {"label": "x"}, r"--label x: the column is List\(Int64\)"),
         ({"x": [None, None], "y": [1, 2]}, {"label": "x"}, r"--label x: the column holds nothing but nulls"),
         ({"x": [float("nan")] * 2, "y": [1, 2]}, {"label": "x"}, r"--label x: the column holds no number but NaN"),
+        (
+            {"city": ["2023-11-04", "Rome"]},
+            {"time": "city"},
+            r"^--time city: the column is String, such as 'Rome'; accepted: whole numbers, dates, datetimes, ISO 8601 texts; "
+            r"write them as 2023-11-04 22:17, or name another column$",
+        ),
+        (
+            {"x": [True, False]},
+            {"time": "x"},
+            r"--time x: the column is Boolean, such as True; accepted: whole numbers",
+        ),
+        ({"x": [1.0, 1.5]}, {"time": "x"}, r"--time x: the column is Float64, such as 1.5; accepted: whole numbers"),
+        (
+            {"x": [float("nan")] * 2},
+            {"time": "x"},
+            r"--time x: the column is Float64, such as nan; accepted: whole numbers",
+        ),
+        ({"x": [None, None]}, {"time": "x"}, r"--time x: the column holds nothing but nulls"),
     ],
 )
 def test_what_cannot_be_proposed_says_why(
@@ -282,6 +301,13 @@ def test_what_cannot_be_proposed_says_why(
 ) -> None:
     with pytest.raises(UserError, match=sentence):
         guessed(tmp_path, columns, **given)
+
+
+@pytest.mark.parametrize(
+    "times", [[-1, 2], [1.0, None], ["2023-11-04", "2023-11-04T22:17Z"], [date(2023, 11, 4), date(2023, 11, 5)]]
+)
+def test_a_column_of_times_may_be_named(tmp_path: Path, times: list[Any]) -> None:
+    assert kind(guessed(tmp_path, {"when": times, "label": [0, 1]}, time="when"), "when") == "time"
 
 
 def test_a_recipe_is_never_overwritten(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import polars as pl
 from finerank.data.source import collect, scan
 from finerank.errors import UserError, nearest
 from finerank.propose.features import guess_feature
-from finerank.propose.guess import Guess, find_role, mean, task_kind
+from finerank.propose.guess import Guess, check_time, find_role, mean, task_kind
 from finerank.propose.history import event_history, joined_history
 from finerank.typed import to_toml
 
@@ -53,6 +53,8 @@ def propose(
     for role, column in vars(given).items():
         if column is not None and column not in frame.columns:
             raise UserError(f"--{role} {column}: no such column; {nearest(column, frame.columns)}")
+    if given.time is not None:
+        check_time(frame[given.time])
     roles = {role: find_role(frame, role, getattr(given, role)) for role in ("label", "request", "user", "time")}
     if roles["label"] is None:
         raise UserError(
