@@ -213,6 +213,20 @@ def test_what_comes_after_a_click_is_no_input(tmp_path: Path) -> None:
     assert whys["left_at"] == whys["ticket"] == "known only where the label is 1: surely written after it"
 
 
+def test_a_label_of_yes_and_no_is_told(tmp_path: Path) -> None:
+    """Another column is taken for the label; of one that the user named nothing need be said."""
+    draw = np.random.default_rng(8)
+    columns = {"Click": draw.choice(["yes", "no"], 99), "conversion": draw.integers(0, 2, 99)}
+    columns |= {"label": draw.integers(2, 9, 99), "order": draw.choice(["by price", "by name", "by date"], 99)}
+    columns["Click"][0] = "yes"
+    found = guessed(tmp_path, columns)
+    assert kind(found, "conversion") == "label"
+    note = "'Click' looks like a label by its name but holds texts such as 'yes': write 0 and 1"
+    assert [w for w in found.warnings if "looks like a label" in w] == [note]
+    assert f"# note: {note}" in found.recipe
+    assert note not in guessed(tmp_path, columns, label="conversion").warnings
+
+
 @pytest.mark.parametrize("name", ["buy", "order", "cart", "pay", "like", "share", "watch"])
 def test_outcomes_are_labels_by_name(tmp_path: Path, name: str) -> None:
     draw = np.random.default_rng(6)
