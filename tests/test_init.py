@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,35 @@ def test_a_proposed_recipe_runs_as_it_is(tmp_path: Path, monkeypatch: pytest.Mon
     assert set(recipe.schema.histories[0].fields) == {"item", "category", "tags", "price"}
     result = run(recipe, tmp_path / "run")
     assert "click" in result.test
+
+
+def test_times_of_text_are_times(tmp_path: Path) -> None:
+    """As CSV files hold them, in both files: the past is found, and no date becomes an input."""
+    samples, events = tiny.frames(requests=200)
+    text = pl.from_epoch(pl.lit(1_700_000_000) + pl.col("time")).dt.strftime("%Y-%m-%d %H:%M:%S")
+    day = text.str.head(10)
+    samples.select("user", "request", "click", "item", "category", time=text, joined=day, pay_time=text).write_csv(
+        tmp_path / "samples.csv"
+    )
+    events.select("user", "item", "category", time=text).write_csv(tmp_path / "events.csv")
+    found = propose(str(tmp_path / "samples.csv"), str(tmp_path / "events.csv"))
+    assert next(g.why for g in found.guesses if g.role == "time") == "its name, and dates"
+    whys = {g.column: g.why for g in found.guesses if g.role == "left out"}
+    assert whys["joined"] == "a date that is no key: derive hour or weekday from it if it matters"
+    assert "known only after the label" in whys["pay_time"]
+    (tmp_path / "recipe.toml").write_text(found.recipe)
+    recipe = Recipe.read(tmp_path / "recipe.toml", ["training.epochs=1"])
+    assert recipe.data.keys.time == "time"
+    assert tomllib.loads(found.recipe)["model"]["name"] == "din"
+    assert {f.name for f in recipe.schema.features} == {"item", "category", "user"}
+    assert "click" in run(recipe, tmp_path / "run").test
+
+
+@pytest.mark.parametrize(("name", "role"), [("written", "time"), ("time", "time")])
+def test_a_column_of_texts_is_the_time_if_all_are_times(tmp_path: Path, name: str, role: str) -> None:
+    texts = [f"2023-11-{1 + i % 28:02d}T00:{i % 60:02d}Z" for i in range(99)]
+    assert kind(guessed(tmp_path, {name: texts}), name) == role
+    assert kind(guessed(tmp_path, {name: ["soon", *texts]}), name) != role
 
 
 def test_a_joined_past_becomes_a_history(tmp_path: Path) -> None:
@@ -183,6 +213,20 @@ def test_what_comes_after_a_click_is_no_input(tmp_path: Path) -> None:
     assert whys["left_at"] == whys["ticket"] == "known only where the label is 1: surely written after it"
 
 
+def test_a_label_of_yes_and_no_is_told(tmp_path: Path) -> None:
+    """Another column is taken for the label; of one that the user named nothing need be said."""
+    draw = np.random.default_rng(8)
+    columns = {"Click": draw.choice(["yes", "no"], 99), "conversion": draw.integers(0, 2, 99)}
+    columns |= {"label": draw.integers(2, 9, 99), "order": draw.choice(["by price", "by name", "by date"], 99)}
+    columns["Click"][0] = "yes"
+    found = guessed(tmp_path, columns)
+    assert kind(found, "conversion") == "label"
+    note = "'Click' looks like a label by its name but holds texts such as 'yes': write 0 and 1"
+    assert [w for w in found.warnings if "looks like a label" in w] == [note]
+    assert f"# note: {note}" in found.recipe
+    assert note not in guessed(tmp_path, columns, label="conversion").warnings
+
+
 @pytest.mark.parametrize("name", ["buy", "order", "cart", "pay", "like", "share", "watch"])
 def test_outcomes_are_labels_by_name(tmp_path: Path, name: str) -> None:
     draw = np.random.default_rng(6)
@@ -246,6 +290,24 @@ def test_warnings_say_what_is_missing(tmp_path: Path) -> None:
         ({"x": [[1], [0]], "y": [1, 2]}, {"label": "x"}, r"--label x: the column is List\(Int64\)"),
         ({"x": [None, None], "y": [1, 2]}, {"label": "x"}, r"--label x: the column holds nothing but nulls"),
         ({"x": [float("nan")] * 2, "y": [1, 2]}, {"label": "x"}, r"--label x: the column holds no number but NaN"),
+        (
+            {"city": ["2023-11-04", "Rome"]},
+            {"time": "city"},
+            r"^--time city: the column is String, such as 'Rome'; accepted: whole numbers, dates, datetimes, ISO 8601 texts; "
+            r"write them as 2023-11-04 22:17, or name another column$",
+        ),
+        (
+            {"x": [True, False]},
+            {"time": "x"},
+            r"--time x: the column is Boolean, such as True; accepted: whole numbers",
+        ),
+        ({"x": [1.0, 1.5]}, {"time": "x"}, r"--time x: the column is Float64, such as 1.5; accepted: whole numbers"),
+        (
+            {"x": [float("nan")] * 2},
+            {"time": "x"},
+            r"--time x: the column is Float64, such as nan; accepted: whole numbers",
+        ),
+        ({"x": [None, None]}, {"time": "x"}, r"--time x: the column holds nothing but nulls"),
     ],
 )
 def test_what_cannot_be_proposed_says_why(
@@ -253,6 +315,13 @@ def test_what_cannot_be_proposed_says_why(
 ) -> None:
     with pytest.raises(UserError, match=sentence):
         guessed(tmp_path, columns, **given)
+
+
+@pytest.mark.parametrize(
+    "times", [[-1, 2], [1.0, None], ["2023-11-04", "2023-11-04T22:17Z"], [date(2023, 11, 4), date(2023, 11, 5)]]
+)
+def test_a_column_of_times_may_be_named(tmp_path: Path, times: list[Any]) -> None:
+    assert kind(guessed(tmp_path, {"when": times, "label": [0, 1]}, time="when"), "when") == "time"
 
 
 def test_a_recipe_is_never_overwritten(tmp_path: Path) -> None:

@@ -163,6 +163,14 @@ ZONE = timezone(timedelta(hours=2))
         (["2020-01-01T00:00:00.000007"], pl.String, "s", [Y2020 + 7]),
         (["2020-01-01T02:00:00+02:00"], pl.String, "s", [Y2020]),
         (["2020-01-01T00:00:00Z"], pl.String, "s", [Y2020]),
+        (["2020-01-01T00:00", "2020-01-01 00:01"], pl.String, "s", [Y2020, Y2020 + 60 * SECOND]),
+        # each text by itself, whatever stands before it
+        (
+            ["2020-01-01", "2020-01-01T00:00:00.5Z", "2020-01-01 00:00-01"],
+            pl.String,
+            "s",
+            [Y2020, Y2020 + 500_000, Y2020 + 3_600 * SECOND],
+        ),
         ([253_402_300_799], pl.Int64, "s", [253_402_300_799 * SECOND]),
     ],
 )
@@ -202,3 +210,37 @@ def test_times_are_microseconds(values: list[Any], dtype: Any, unit: Any, expect
 def test_bad_times_are_told(series: pl.Series, unit: Any, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         microseconds(series, unit, "samples")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "05/04/2023",
+        "11/04/2023",
+        "14.11.2023",
+        "05-04-2023 10:00",
+        "2023/11/14",
+        "2023-1-5",
+        "2023-11-04 22",
+        "2023-11-04 25:00",
+        "2023-02-30",
+        "2023-11-04\n",
+        " 2023-11-04",
+        "20231104",
+        "",
+    ],
+)
+@pytest.mark.parametrize("first", [[], ["2023-11-04 22:17"]])
+def test_texts_whose_order_is_a_guess_are_no_times(text: str, first: list[str]) -> None:
+    """05/04/2023 is May in America and April elsewhere: nothing is guessed, whichever text stands first."""
+    with pytest.raises(UserError) as told:
+        microseconds(pl.Series("t", [*first, text]), "s", "samples")
+    accepted = "numbers, datetimes, ISO 8601 texts; write them as 2023-11-04 22:17"
+    assert str(told.value) == f"samples: column 't' holds {text!r}; accepted: {accepted}"
+
+
+def test_times_of_a_csv_file_are_read_whole(tmp_path: Path) -> None:
+    """Quoted or not, at the line's end, and with the line ends of Windows."""
+    (tmp_path / "t.csv").write_bytes(b'x,t\r\n1,2020-01-01 00:00:01\r\n2,"2020-01-01T00:00"\r\n')
+    column = collect(scan(tmp_path / "t.csv"), ["t"], "samples")["t"]
+    assert microseconds(column, "s", "samples").tolist() == [Y2020 + SECOND, Y2020]

@@ -21,6 +21,19 @@ MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 LAST = 253_402_300_800 * 1_000_000  # the end of the year 9999; later times come of a wrong unit
 LOOKED_AT = 10_000
 """Lines of a CSV file that tell the types of its columns."""
+WRITE_TIMES = "write them as 2023-11-04 22:17"
+"""What a message says of texts that are no times."""
+
+_DAY, _CLOCK, _ZONE = "[0-9]{4}-[0-9]{2}-[0-9]{2}", "[0-9]{2}:[0-9]{2}", "(Z|[+-][0-9]{2}(:?[0-9]{2})?)"
+_SECONDS, _FRACTION = ":[0-9]{2}", r"\.[0-9]{1,9}"
+_ISO = (  # what a text looks like (Polars alone would take 2023-1-5 too), and its format: the fast ones apart
+    (_DAY, "%Y-%m-%d"),
+    (f"{_DAY} {_CLOCK}", "%Y-%m-%d %H:%M"),
+    (f"{_DAY} {_CLOCK}{_SECONDS}", "%Y-%m-%d %H:%M:%S"),
+    (f"{_DAY} {_CLOCK}{_SECONDS}{_FRACTION}", "%Y-%m-%d %H:%M:%S%.f"),
+    (f"{_DAY} {_CLOCK}{_ZONE}", "%Y-%m-%d %H:%M%#z"),
+    (f"{_DAY} {_CLOCK}{_SECONDS}({_FRACTION})?{_ZONE}", "%Y-%m-%d %H:%M:%S%.f%#z"),
+)
 
 _SUFFIXES = (".parquet", ".csv", ".tsv", ".arrow", ".feather", ".ipc")
 
@@ -122,6 +135,19 @@ def sink(frame: pl.LazyFrame, path: Path) -> None:
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
+def iso_times(text: pl.Expr) -> pl.Expr:
+    """ISO 8601 texts, the year first, as datetimes in UTC; null for every other text.
+
+    Each text by itself: of a whole column Polars would guess one format, and read 05/04/2023 as the fifth of April.
+    """
+    text = text.str.replace("T", " ", literal=True)
+    found = []
+    for looks, form in _ISO:
+        alike = pl.when(text.str.contains(f"^{looks}$")).then(text)
+        found.append(alike.str.to_datetime(form, time_unit="us", strict=False).dt.replace_time_zone(None))
+    return pl.coalesce(found)
+
+
 def microseconds(column: pl.Series, unit: TimeUnit, where: str) -> np.ndarray:
     """A time column as int64 microseconds: dates and datetimes as they are, whole numbers in `unit`, ISO texts parsed."""
     if column.null_count():
@@ -140,14 +166,11 @@ def microseconds(column: pl.Series, unit: TimeUnit, where: str) -> np.ndarray:
             )
         return values.astype(np.int64) * MICROSECONDS[unit]
     if column.dtype == pl.String:
-        try:
-            parsed = column.str.to_datetime(time_unit="us", strict=False)
-        except pl.exceptions.ComputeError:  # not even the first text is a time
-            parsed = pl.Series(column.name, [None] * len(column), dtype=pl.Datetime("us"))
+        parsed = column.to_frame().select(iso_times(pl.first())).to_series()
         if parsed.null_count():
             bad = column.filter(parsed.is_null())[0]
             raise UserError(
-                f"{where}: column {column.name!r} holds {bad!r}; accepted: numbers, datetimes, ISO 8601 texts"
+                f"{where}: column {column.name!r} holds {bad!r}; accepted: numbers, datetimes, ISO 8601 texts; {WRITE_TIMES}"
             )
         column = parsed
     if column.dtype == pl.Date or isinstance(column.dtype, pl.Datetime):

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from finerank.metrics.ranking import auc
-from finerank.propose.guess import NAMES, Guess, mean
+from finerank.propose.guess import NAMES, Guess, dates, mean
 
 GIVES_AWAY = 0.97
 """A column whose values alone order the labels this well was written after them."""
@@ -44,7 +44,8 @@ def guess_feature(frame: pl.DataFrame, column: pl.Series, label: pl.Series, keys
         return Guess(name, "left out", "a row number by its name")
     if column.dtype.is_integer() and distinct == len(column) > 20 and column.is_sorted():
         return Guess(name, "left out", "it rises with every row: a row number")
-    several = isinstance(column.dtype, pl.List) or (column.dtype == pl.String and separator_of(known) is not None)
+    joined = column.dtype == pl.String and not dates(column) and separator_of(known) is not None
+    several = isinstance(column.dtype, pl.List) or joined
     outcome = not several and (low in NAMES["label"] or OUTCOME.fullmatch(low) is not None)  # several: the past, joined
     if outcome or any(word in low for word in AFTER):
         return Guess(
@@ -79,7 +80,7 @@ def _kind(column: pl.Series, known: pl.Series, distinct: int) -> tuple[str | Non
     dtype = column.dtype
     if isinstance(dtype, pl.List):
         return "multivalued", {}, "lists"
-    if dtype.is_temporal():
+    if dtype.is_temporal() or dates(column):
         return None, {}, "a date that is no key: derive hour or weekday from it if it matters"
     if dtype == pl.Boolean:
         return "categorical", {}, "true or false"

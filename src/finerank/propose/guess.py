@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from finerank.data.source import WRITE_TIMES, iso_times
 from finerank.errors import UserError
 
 Role = Literal["label", "request", "user", "time", "feature", "history", "left out"]
@@ -70,6 +71,17 @@ def task_kind(label: pl.Series) -> tuple[Literal["binary", "regression"], str]:
     )
 
 
+def check_time(time: pl.Series) -> None:
+    """Raises UserError for a column, named by the user, that holds no times. Their unit is not looked at."""
+    if not len(given := time.drop_nulls()):
+        raise UserError(f"--time {time.name}: the column holds nothing but nulls; name another column")
+    if len(bad := _no_times(given)):
+        raise UserError(
+            f"--time {time.name}: the column is {time.dtype}, such as {bad[0]!r}; accepted: whole numbers, dates, datetimes, "
+            f"ISO 8601 texts; {WRITE_TIMES}, or name another column"
+        )
+
+
 def find_role(frame: pl.DataFrame, role: str, given: str | None) -> tuple[str, str] | None:
     """(column, why) of a role, or None."""
     if given is not None:
@@ -83,7 +95,7 @@ def find_role(frame: pl.DataFrame, role: str, given: str | None) -> tuple[str, s
         if len(binary) == 1:
             return binary[0], "the only column of zeros and ones"
     if role == "time":
-        dated = [c for c in frame.columns if frame[c].dtype.is_temporal()]
+        dated = [c for c in frame.columns if dates(frame[c])]
         if len(dated) == 1:
             return dated[0], "the only column of dates"
     return None
@@ -95,15 +107,31 @@ def _could_be(column: pl.Series, role: str) -> bool:
         return numbers and set(column.drop_nulls().unique().head(3).to_list()) == {0, 1}
     if role == "time":
         whole = column.dtype.is_integer() and column.null_count() == 0 and int(str(column.min())) >= 0
-        return column.dtype.is_temporal() or whole
+        return whole or dates(column)
     return column.n_unique() > 1
+
+
+def dates(column: pl.Series) -> bool:
+    """Whether these are dates or datetimes, or texts of them that training would read."""
+    known = column.drop_nulls()
+    return len(known) > 0 and not column.dtype.is_numeric() and not len(_no_times(known))
+
+
+def _no_times(known: pl.Series) -> pl.Series:
+    """The values that training would not read as times."""
+    if known.dtype == pl.String:
+        return known.to_frame().filter(iso_times(pl.first()).is_null()).to_series()
+    if known.dtype.is_float():
+        return known.filter(known % 1 != 0)
+    read = known.dtype.is_integer() or known.dtype == pl.Date or isinstance(known.dtype, pl.Datetime)
+    return known.clear() if read else known
 
 
 def _looks(column: pl.Series, role: str) -> str:
     if role == "label":
         return f"zeros and ones, {100 * mean(column):.1f} % ones"
     if role == "time":
-        return "dates" if column.dtype.is_temporal() else f"whole numbers in {_unit(column)}"
+        return "dates" if dates(column) else f"whole numbers in {_unit(column)}"
     return f"{column.n_unique():,} values in {len(column):,} rows"
 
 

@@ -14,7 +14,7 @@ import polars as pl
 from finerank.data.source import collect, scan
 from finerank.errors import UserError, nearest
 from finerank.propose.features import guess_feature
-from finerank.propose.guess import Guess, find_role, mean, task_kind
+from finerank.propose.guess import NAMES, Guess, check_time, find_role, mean, task_kind
 from finerank.propose.history import event_history, joined_history
 from finerank.typed import to_toml
 
@@ -53,6 +53,8 @@ def propose(
     for role, column in vars(given).items():
         if column is not None and column not in frame.columns:
             raise UserError(f"--{role} {column}: no such column; {nearest(column, frame.columns)}")
+    if given.time is not None:
+        check_time(frame[given.time])
     roles = {role: find_role(frame, role, getattr(given, role)) for role in ("label", "request", "user", "time")}
     if roles["label"] is None:
         raise UserError(
@@ -78,6 +80,8 @@ def propose(
         guesses.append(Guess(user, "feature", why, {"kind": "categorical", "name": user, "level": "request"}))
     history, guesses = joined_history(frame, guesses)
     warnings = _warnings(frame, label, kind, keys, guesses)
+    if given.label is None:
+        warnings += _labels_of_text(frame)
     if events is not None:
         found, more = event_history(_head(events), guesses, keys, events)
         history = found or history
@@ -119,6 +123,16 @@ def _warnings(
     if not any(g.feature is not None and g.feature["level"] == "candidate" for g in guesses):
         out.append("no feature varies between the candidates of a request: nothing could rank them")
     return out
+
+
+def _labels_of_text(frame: pl.DataFrame) -> list[str]:
+    """Of columns that would be the label by their names, were they not yes and no."""
+    texts = [c for c in frame.get_columns() if c.dtype == pl.String and c.name.lower() in NAMES["label"]]
+    return [
+        f"{c.name!r} looks like a label by its name but holds texts such as {c.drop_nulls()[0]!r}: write 0 and 1"
+        for c in texts
+        if 1 <= c.drop_nulls().n_unique() <= 2
+    ]
 
 
 def _recipe(
