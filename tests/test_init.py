@@ -256,6 +256,21 @@ def test_a_label_of_numbers_is_a_regression(tmp_path: Path) -> None:
     assert np.isfinite(run(recipe, tmp_path / "run").test["price"]["rmse"])
 
 
+@pytest.mark.parametrize(("factor", "unit"), [(1, "s"), (1_000, "ms"), (1_000_000, "us")])
+def test_the_unit_of_times_goes_into_the_recipe(tmp_path: Path, factor: int, unit: str) -> None:
+    """It stood in the reason alone, and training refused the recipe."""
+    draw = np.random.default_rng(8)
+    time = (1_700_000_000 + 60 * np.arange(400)) * factor
+    columns = {"time": time, "user_id": draw.integers(0, 30, 400), "item_id": draw.integers(0, 20, 400)}
+    found = guessed(tmp_path, columns | {"click": draw.integers(0, 2, 400)})
+    (tmp_path / "recipe.toml").write_text(found.recipe)
+    recipe = Recipe.read(tmp_path / "recipe.toml", ["training.epochs=1", "training.threads=1"])
+    assert recipe.data.keys.time_unit == unit
+    result = run(recipe, tmp_path / "run")
+    times = result.dataset.time
+    assert int(times.max()) == int(time.max()) // factor * 1_000_000
+
+
 def test_levels_are_told_by_requests(tmp_path: Path) -> None:
     draw = np.random.default_rng(4)
     columns = {

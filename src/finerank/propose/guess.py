@@ -131,13 +131,13 @@ def _looks(column: pl.Series, role: str) -> str:
     if role == "label":
         return f"zeros and ones, {100 * mean(column):.1f} % ones"
     if role == "time":
-        return "dates" if dates(column) else f"whole numbers in {_unit(column)}"
+        return "dates" if dates(column) else f"whole numbers in {time_unit(column)}"
     return f"{column.n_unique():,} values in {len(column):,} rows"
 
 
-def _unit(column: pl.Series) -> str:
-    """The unit of whole-number times: by how far they are from 1970 to 2100."""
-    most = int(str(column.max()))
+def time_unit(column: pl.Series) -> str:
+    """The unit of whole-number times: by how far they are from 1970 to 2100. Of dates "s", for theirs is not asked."""
+    most = float(str(column.max())) if column.dtype.is_numeric() and column.null_count() < len(column) else 0.0
     return "s" if most < 4_200_000_000 else "ms" if most < 4_200_000_000_000 else "us"
 
 

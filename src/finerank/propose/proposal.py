@@ -14,7 +14,7 @@ import polars as pl
 from finerank.data.source import collect, scan
 from finerank.errors import UserError, nearest
 from finerank.propose.features import guess_feature
-from finerank.propose.guess import NAMES, Guess, check_time, find_role, mean, task_kind
+from finerank.propose.guess import NAMES, Guess, check_time, find_role, mean, task_kind, time_unit
 from finerank.propose.history import event_history, joined_history
 from finerank.typed import to_toml
 
@@ -90,7 +90,9 @@ def propose(
         f"# {label.name}: {taken[label.name][1]}",
         _toml({"task": [{"name": label.name} | ({} if kind == "binary" else {"kind": kind})]}),
     ]
-    text = _recipe(names or (samples, events), keys, task, guesses, history, warnings)
+    unit = {"time_unit": time_unit(frame[keys["time"]])} if "time" in keys else {}
+    of_data = keys | {key: value for key, value in unit.items() if value != "s"}
+    text = _recipe(names or (samples, events), of_data, task, guesses, history, warnings)
     return Proposal(tuple(guesses), text, tuple(warnings))
 
 
