@@ -66,6 +66,14 @@ class Run:
 # ------------------------------------------------------------------------------------------------ build
 
 
+def test_a_table_without_kind_means_the_kind_of_the_default() -> None:
+    assert build(Run, {"name": "a", "seed": 1, "optimiser": {"lr": 2}}).optimiser == Adam(lr=2.0)
+    assert build(Run, {"name": "a", "seed": 1, "optimiser": {"kind": "ftrl", "alpha": 2}}).optimiser == Ftrl(alpha=2.0)
+    given: dict[str, Any] = {"name": "a", "seed": 1, "optimiser": {"lr": 2}}
+    build(Run, given)
+    assert given["optimiser"] == {"lr": 2}  # what was given stays as it was
+
+
 def test_build_by_hand() -> None:
     run = build(
         Run,
@@ -127,7 +135,9 @@ ERRORS = [
     ({"warm": {"knid": "adam"}}, "recipe.warm.knid: unknown key; did you mean 'kind'? accepted: betas, kind, lr"),
     ({"warm": {"betas": [1]}}, "recipe.warm.betas: got [1] (array) of 1 entries; accepted: an array (a number, a"),
     ({"warm": {"betas": [1, "a"]}}, "recipe.warm.betas[1]: got 'a' (string); accepted: a number"),
-    ({"optimiser": {"lr": 1}}, "recipe.optimiser.kind: missing; accepted: adam, ftrl"),
+    ({"stages": [{"lr": 1}]}, "recipe.stages[0].kind: missing; accepted: adam, ftrl"),
+    ({"optimiser": {"alpha": 1}}, "recipe.optimiser.alpha: unknown key; accepted: betas, kind, lr"),
+    ({"optimiser": {"kind": 1, "lr": 1}}, "recipe.optimiser.kind: got 1 (integer); accepted: adam, ftrl"),
     ({"optimiser": {"kind": "adma"}}, "recipe.optimiser.kind: got 'adma' (string); did you mean 'adam'? accepted"),
     ({"optimiser": {"kind": 1}}, "recipe.optimiser.kind: got 1 (integer); accepted: adam, ftrl"),
     ({"optimiser": {"kind": "ftrl"}}, "recipe.optimiser: missing alpha; accepted: alpha, groups"),

@@ -3,7 +3,8 @@
     build(Recipe, apply_overrides(read_toml(path), ["training.lr=0.01"]))      from a file to a typed object
     to_toml(plain(recipe))                                                     and back, exactly
 
-A dataclass with a `kind: ClassVar[str]` carries it as the key `kind`, which tells the members of a union apart.
+A dataclass with a `kind: ClassVar[str]` carries it as the key `kind`, which tells the members of a union apart. A table without
+`kind` means the kind of the field's default, where that has one.
 TOML has no null: None is written by leaving the key out, so a field that may be None has the default None.
 """
 
@@ -120,6 +121,9 @@ def _instance(cls: Any, data: Mapping[str, Any], where: str) -> Any:
     """A dataclass from a table: keys checked first, then values, then what the class itself asks for."""
     fields, kind = _fields(cls), _kind(cls)
     given = dict(data)
+    for key, usual in _usual_kinds(cls).items():
+        if isinstance(given.get(key), Mapping):
+            given[key] = {"kind": usual, **given[key]}
     if kind and given.pop("kind", kind) != kind:
         raise UserError(f"{where}.kind: got {_got(data['kind'])}; accepted: {kind}")
     for key in given:
@@ -146,6 +150,13 @@ def _fields(cls: Any) -> dict[str, tuple[Any, bool]]:
     empty = dataclasses.MISSING
     fields = [f for f in dataclasses.fields(cls) if f.init]
     return {f.name: (hints[f.name], f.default is empty and f.default_factory is empty) for f in fields}
+
+
+@functools.cache
+def _usual_kinds(cls: Any) -> dict[str, str]:
+    """Field -> the kind of its default value, of fields whose default has one: what a table without `kind` means."""
+    kinds = {f.name: _kind(type(f.default)) for f in dataclasses.fields(cls) if _is_class(type(f.default))}
+    return {name: kind for name, kind in kinds.items() if kind}
 
 
 @functools.cache
