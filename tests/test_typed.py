@@ -488,7 +488,7 @@ def test_later_overrides_win_and_the_rest_stays() -> None:
         ("training.hidden.x=8", "training.hidden has no entry 'x'; accepted: an index below 2"),
         ("empty.0=8", "empty has no entry '0'; accepted: nothing, for it is empty"),
         ("training.lr.x=8", "training.lr is 0.1 (float); accepted: the key of a table or array"),
-        ("training.lr", "accepted: key=value with a dotted key"),
+        ("training.lr", "accepted: key=value with a dotted key, such as training.epochs=3"),
         ("=1", "accepted: key=value"),
         ("a..b=1", "accepted: key=value"),
         (".a=1", "accepted: key=value"),

@@ -1,6 +1,6 @@
 """Typed configuration: plain data (what TOML holds) <-> frozen dataclasses, strictly, with errors that name the key.
 
-    build(Recipe, apply_overrides(read_toml(path), ["training.lr=0.01"]))      from a file to a typed object
+    build(Recipe, apply_overrides(read_toml(path), ["training.epochs=3"]))      from a file to a typed object
     to_toml(plain(recipe))                                                     and back, exactly
 
 A dataclass with a `kind: ClassVar[str]` carries it as the key `kind`, which tells the members of a union apart. A table without
@@ -312,12 +312,15 @@ def _key(key: str) -> str:
 _STEP = re.compile(r'"([^"]*)"|\[(\d+)\]|([^."\[\]]+)')
 
 
-def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+def apply_overrides(
+    data: Mapping[str, Any], overrides: Iterable[str], example: str = "training.epochs=3"
+) -> dict[str, Any]:
     """A copy of `data` with each ``key=value`` set, later ones winning: the `--set` of the command line.
 
     The value is read as a TOML value and, where it is none, taken as a string (``model.name=din``). The key is a
     dotted path; an entry of an array is named by its `name` or its index: ``feature.product_id.dim=8``,
     ``feature[2].dim=8``, ``feature."a.b".dim=8``. Missing tables are made, so that `build` judges unknown keys.
+    A text of another form is refused with `example` as a model.
 
     >>> apply_overrides({"model": {"hidden": [200, 80]}}, ["model.hidden.1=40", "model.name=din"])
     {'model': {'hidden': [200, 40], 'name': 'din'}}
@@ -327,7 +330,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
         key, equals, text = override.partition("=")
         steps = _steps(key.strip())
         if not equals or not steps:
-            raise UserError(f"--set {override}: accepted: key=value with a dotted key, such as training.lr=0.01")
+            raise UserError(f"--set {override}: accepted: key=value with a dotted key, such as {example}")
         _set(result, steps, _value(text.strip()), f"--set {override}")
     return result
 
@@ -335,8 +338,8 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
 def with_values(data: Mapping[str, Any], values: Mapping[str, Any], where: str = "recipe") -> dict[str, Any]:
     """A copy of `data` with each dotted key set to a value, as `apply_overrides` does with texts.
 
-    >>> with_values({"model": {"hidden": [200, 80]}}, {"model.hidden.1": 40, "training.lr": 0.1})
-    {'model': {'hidden': [200, 40]}, 'training': {'lr': 0.1}}
+    >>> with_values({"model": {"hidden": [200, 80]}}, {"model.hidden.1": 40, "training.epochs": 3})
+    {'model': {'hidden': [200, 40]}, 'training': {'epochs': 3}}
     """
     result: dict[str, Any] = deepcopy(dict(data))
     for key, value in values.items():
