@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from finerank import schema
 from finerank.errors import UserError
-from finerank.typed import apply_overrides, build, plain, read_toml, to_toml
+from finerank.typed import apply_overrides, build, differences, plain, read_toml, to_toml
 
 quick = settings(derandomize=True, max_examples=100, deadline=None)
 
@@ -423,6 +423,26 @@ def test_read_toml(tmp_path: Path) -> None:
         read_toml(tmp_path)
     path.write_text("seed = 1\nname = '商品'\n", encoding="utf-8")
     assert read_toml(path) == {"seed": 1, "name": "商品"}
+
+
+def test_differences_name_the_keys_as_set_does() -> None:
+    one = {
+        "a": {"x": 1, "y": 1.0, "z": []},
+        "f": [{"name": "id", "dim": 4}, {"name": "a.b"}],
+        "s": [{"n": 1}, {"n": 2}],
+    }
+    other = {"a": {"x": True, "y": 1, "w": {}}, "f": [{"name": "id", "dim": 8}], "s": [{"n": 1}, {"n": "x" * 99}]}
+    assert differences(one, one) == []
+    assert differences(one, other) == [
+        ("a.x", "1", "true"),
+        ("a.y", "1.0", "1"),
+        ("a.z", "[]", "nothing"),
+        ("f.id.dim", "4", "8"),
+        ('f."a.b".name', '"a.b"', "nothing"),
+        ("s[1].n", "2", '"' + "x" * 56 + "..."),
+        ("a.w", "nothing", "{}"),
+    ]
+    assert apply_overrides({"f": one["f"]}, ["f.id.dim=8", 'f."a.b".dim=1', "f[1].dim=2"])["f"][1]["dim"] == 2
 
 
 # ------------------------------------------------------------------------------------------------ overrides

@@ -16,7 +16,7 @@ import json
 import re
 import tomllib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -201,8 +201,11 @@ _TYPES = {str: "string", int: "integer", float: "float", bool: "boolean", list: 
 def _got(value: object) -> str:
     """A value and its type as TOML calls it, kept short."""
     shown = str(value).lower() if isinstance(value, bool) else repr(value)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return f"{shown} ({_TYPES.get(type(value), type(value).__name__)})"
+    return f"{_short(shown)} ({_TYPES.get(type(value), type(value).__name__)})"
+
+
+def _short(shown: str) -> str:
+    return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 # ------------------------------------------------------------------------------------------------ typed -> plain
@@ -301,6 +304,32 @@ def _inline(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_inline, value)) + "]"
     raise TypeError(f"{type(value).__name__} has no TOML form")
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(key, its value in one, in the other) of every key that two tables of `plain` differ in, the first one's order first.
+
+    Keys are those of `--set`, values are TOML, kept short; a key that is missing has the value ``nothing``.
+
+    >>> differences({"training": {"epochs": 3}}, {"training": {"epochs": 4, "clip": 1.0}})
+    [('training.epochs', '3', '4'), ('training.clip', 'nothing', '1.0')]
+    """
+    a, b = dict(_leaves(one, "")), dict(_leaves(other, ""))
+    keys = [key for key in {**a, **b} if a.get(key) != b.get(key)]
+    return [(key, _short(a.get(key, "nothing")), _short(b.get(key, "nothing"))) for key in keys]
+
+
+def _leaves(value: Any, at: str) -> Iterator[tuple[str, str]]:
+    """(dotted key, value as TOML) of all that is neither a table nor an array of tables."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{at}.{_key(key)}" if at else _key(key))
+    elif _is_tables(value):
+        for i, inner in enumerate(value):
+            name = inner.get("name")
+            yield from _leaves(inner, f"{at}.{_key(name)}" if isinstance(name, str) else f"{at}[{i}]")
+    else:
+        yield at, _inline(value)
 
 
 def _key(key: str) -> str:
