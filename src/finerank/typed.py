@@ -155,8 +155,8 @@ def _fields(cls: Any) -> dict[str, tuple[Any, bool]]:
 @functools.cache
 def _usual_kinds(cls: Any) -> dict[str, str]:
     """Field -> the kind of its default value, of fields whose default has one: what a table without `kind` means."""
-    kinds = {f.name: _kind(type(f.default)) for f in dataclasses.fields(cls) if _is_class(type(f.default))}
-    return {name: kind for name, kind in kinds.items() if kind}
+    defaults: dict[str, Any] = {f.name: type(f.default) for f in dataclasses.fields(cls)}
+    return {name: str(_kind(default)) for name, default in defaults.items() if _is_class(default) and _kind(default)}
 
 
 @functools.cache
