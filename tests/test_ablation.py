@@ -197,5 +197,9 @@ def test_a_refused_training_does_not_end_the_others(shop: Path, monkeypatch: pyt
 def test_what_cannot_be_says_why(shop: Path) -> None:
     with pytest.raises(UserError, match=r"no such variant; .*softmax"):
         ablate(shop / "r.toml", shop / "out", only=("softmx",))
+    with pytest.raises(
+        UserError, match=r"no such variant; accepted: .*'pooled', .*'separate, concat', 'separate, loop'"
+    ):
+        ablate(shop / "r.toml", shop / "out", only=("nope",))
     with pytest.raises(UserError, match="holds a run of another recipe"):
         ablate(shop / "r.toml", shop / "out", overrides=["training.epochs=2"])

@@ -74,6 +74,7 @@ def test_a_synthetic_world_needs_no_folder(data: Call) -> None:
         (("movielens_1m", "--from", "ml", "-o", "ml"), "is not empty"),
         (("movielens_1m", "--from", "ml", "-o", "x", "--set", "labl=a"), "did you mean 'label'"),
         (("movielens_1m", "--from", "ml", "-o", "x", "--set", "test=1.5"), "accepted: shares above 0"),
+        (("movielens_1m", "--from", "ml", "-o", "x", "--set", "split"), "key=value with a dotted key, such as seed=2"),
         (("movielens_20m", "--from", "ml", "-o", "x"), "no file ratings.csv"),
         (("amazon", "--from", "ml", "-o", "x", "--set", "negatives=papr"), "did you mean 'paper'"),
     ],

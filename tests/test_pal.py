@@ -34,7 +34,7 @@ from finerank.models.train_only import TrainOnly
 from finerank.recipe import Recipe
 from finerank.run import Run, run
 from finerank.runtime.blocks import Block
-from finerank.schema import MISSING, Columns, FittedSchema, FittedTable, Growing, Vocabulary
+from finerank.schema import MISSING, Categorical, Columns, FittedSchema, FittedTable, Growing, Vocabulary
 from finerank.training.evaluate import metrics, predict
 from finerank.training.loop import Trainer
 from finerank.training.options import Adam, HotItems, Sampling, TrainingOptions
@@ -212,6 +212,12 @@ def test_more_refusals(tmp_path: Path) -> None:
         registry.build(registry.parse({"name": "pal"}), bare)
     with pytest.raises(UserError, match=r"heads: no train-only column; declare"):
         registry.build(registry.parse({"name": "lr", "heads": "pal"}), bare)
+    device = Categorical(name="gadget", level="request", use="train_only")
+    schema = replace(fitted().schema, features=(*fitted().schema.features, device))
+    told = r"'gadget' is no .*it is categorical with level = \"request\".*with level = \"candidate\".*accepted: device, pos"
+    heads = {"kind": "position_tower", "columns": ["position", "gadget"]}
+    with pytest.raises(UserError, match=told):
+        registry.build(registry.parse({"name": "lr", "heads": heads}), replace(fitted(), schema=schema))
     data = tiny.dataset(tmp_path / "data", tasks=1)
     sampling = Sampling(hot_items=HotItems(feature="item"))
     with pytest.raises(UserError, match=r"cannot be recalibrated on labels that heads 'pal'"):

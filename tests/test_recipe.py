@@ -417,6 +417,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     return dict(table)
 
 
+KEYS = "data, feature, history, model, task, training, tune"
+
 MISTAKES = [
     # a typo, at every depth
     ("trainin", {}, "recipe.trainin: unknown key; did you mean 'training'?"),
@@ -454,6 +456,10 @@ MISTAKES = [
         {"kind": "ftrl"},
         "recipe.training.dense.kind: got 'ftrl' (string); accepted: adagrad, adam, sgd",
     ),
+    ("trainng", {"epochs": 1}, "recipe.trainng: unknown key; did you mean 'training'? accepted: " + KEYS),
+    ("bogus", {}, "recipe.bogus: unknown key; accepted: " + KEYS),
+    ("tuna", {}, "recipe.tuna: unknown key; did you mean 'tune'? accepted: " + KEYS),
+    ("modle", {"name": "din"}, "recipe.modle: unknown key; did you mean 'model'? accepted: " + KEYS),
     # a value of another type
     ("feature", {}, "recipe.feature: got {} (table); accepted: an array"),
     ("feature/1", 3, "recipe.feature[1]: got 3 (integer); accepted: a table with kind = "),
@@ -520,6 +526,13 @@ def test_a_mistake_is_named_where_it_stands(path: str, value: Any, message: str)
         Recipe.parse(changed(path, value))
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_a_mistyped_model_is_named_where_there_is_no_other() -> None:
+    table = tomllib.loads(FULL)
+    table["modle"] = table.pop("model")
+    with pytest.raises(UserError, match=r"^recipe\.modle: unknown key; did you mean 'model'\? accepted: data, feature"):
+        Recipe.parse(table)
 
 
 @pytest.mark.parametrize("segments", [[], [0, 2], [2, 2], [3, 1], [2, 4]])

@@ -181,7 +181,14 @@ def test_another_seed_is_another_run(shop: Path, tmp_path: Path) -> None:
     [
         ({}, False, r"run: holds a run already; go on with it \(--resume\), remove it, or name another folder"),
         ({"epochs": 4}, False, "run: holds a run already"),
-        ({"epochs": 4}, True, "run: holds a run of another recipe; resume with the recipe it was started with"),
+        (
+            {"epochs": 4},
+            True,
+            "run: holds a run of another recipe; resume with the recipe it was started with: "
+            "training.epochs is 3 there, got 4$",
+        ),
+        ({"epochs": 4, "clip": 1.0}, True, r": training\.epochs is 3 there, got 4 \(1 more key differs\)$"),
+        ({"clip": 1.0}, True, r": training\.clip is nothing there, got 1\.0$"),
     ],
 )
 def test_a_folder_with_a_run_is_left_alone(shop: Path, more: dict[str, Any], resume: bool, message: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from finerank.search.space import Choices, Range, changed, check, default_space,
 from finerank.search.tune import Tuned, _as_it_is, tune
 from finerank.training.loop import Epoch, Progress, Trainer
 from finerank.typed import read_toml, to_toml
+
+ROOT = Path(__file__).parents[1]
 
 SPACE = {
     "training.tables.lr": {"low": 1e-3, "high": 1e-1, "log": True},
@@ -52,6 +56,16 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(found: Tuned) -> list[tuple[str, dict[str, Any], float]]:
     return [(t.state, dict(t.values), t.score) for t in found.trials]
+
+
+def test_the_space_of_the_page_is_one_of_the_readmes_recipe() -> None:
+    def block(page: str, header: str) -> Any:
+        blocks = re.findall(r"```toml\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+        (found,) = (b for b in blocks if header in b)
+        return tomllib.loads(found)
+
+    table = block("README.md", "[data]") | block("docs/search.md", "[tune]")
+    assert len(read_space(table, Recipe.parse(table))) == 4
 
 
 def test_what_is_written(shop: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from finerank import schema
 from finerank.errors import UserError
-from finerank.typed import apply_overrides, build, plain, read_toml, to_toml
+from finerank.typed import apply_overrides, build, differences, plain, read_toml, to_toml
 
 quick = settings(derandomize=True, max_examples=100, deadline=None)
 
@@ -64,6 +64,14 @@ class Run:
 
 
 # ------------------------------------------------------------------------------------------------ build
+
+
+def test_a_table_without_kind_means_the_kind_of_the_default() -> None:
+    assert build(Run, {"name": "a", "seed": 1, "optimiser": {"lr": 2}}).optimiser == Adam(lr=2.0)
+    assert build(Run, {"name": "a", "seed": 1, "optimiser": {"kind": "ftrl", "alpha": 2}}).optimiser == Ftrl(alpha=2.0)
+    given: dict[str, Any] = {"name": "a", "seed": 1, "optimiser": {"lr": 2}}
+    build(Run, given)
+    assert given["optimiser"] == {"lr": 2}  # what was given stays as it was
 
 
 def test_build_by_hand() -> None:
@@ -127,7 +135,9 @@ ERRORS = [
     ({"warm": {"knid": "adam"}}, "recipe.warm.knid: unknown key; did you mean 'kind'? accepted: betas, kind, lr"),
     ({"warm": {"betas": [1]}}, "recipe.warm.betas: got [1] (array) of 1 entries; accepted: an array (a number, a"),
     ({"warm": {"betas": [1, "a"]}}, "recipe.warm.betas[1]: got 'a' (string); accepted: a number"),
-    ({"optimiser": {"lr": 1}}, "recipe.optimiser.kind: missing; accepted: adam, ftrl"),
+    ({"stages": [{"lr": 1}]}, "recipe.stages[0].kind: missing; accepted: adam, ftrl"),
+    ({"optimiser": {"alpha": 1}}, "recipe.optimiser.alpha: unknown key; accepted: betas, kind, lr"),
+    ({"optimiser": {"kind": 1, "lr": 1}}, "recipe.optimiser.kind: got 1 (integer); accepted: adam, ftrl"),
     ({"optimiser": {"kind": "adma"}}, "recipe.optimiser.kind: got 'adma' (string); did you mean 'adam'? accepted"),
     ({"optimiser": {"kind": 1}}, "recipe.optimiser.kind: got 1 (integer); accepted: adam, ftrl"),
     ({"optimiser": {"kind": "ftrl"}}, "recipe.optimiser: missing alpha; accepted: alpha, groups"),
@@ -415,6 +425,26 @@ def test_read_toml(tmp_path: Path) -> None:
     assert read_toml(path) == {"seed": 1, "name": "商品"}
 
 
+def test_differences_name_the_keys_as_set_does() -> None:
+    one = {
+        "a": {"x": 1, "y": 1.0, "z": []},
+        "f": [{"name": "id", "dim": 4}, {"name": "a.b"}],
+        "s": [{"n": 1}, {"n": 2}],
+    }
+    other = {"a": {"x": True, "y": 1, "w": {}}, "f": [{"name": "id", "dim": 8}], "s": [{"n": 1}, {"n": "x" * 99}]}
+    assert differences(one, one) == []
+    assert differences(one, other) == [
+        ("a.x", "1", "true"),
+        ("a.y", "1.0", "1"),
+        ("a.z", "[]", "nothing"),
+        ("f.id.dim", "4", "8"),
+        ('f."a.b".name', '"a.b"', "nothing"),
+        ("s[1].n", "2", '"' + "x" * 56 + "..."),
+        ("a.w", "nothing", "{}"),
+    ]
+    assert apply_overrides({"f": one["f"]}, ["f.id.dim=8", 'f."a.b".dim=1', "f[1].dim=2"])["f"][1]["dim"] == 2
+
+
 # ------------------------------------------------------------------------------------------------ overrides
 
 BASE: dict[str, Any] = {
@@ -478,7 +508,7 @@ def test_later_overrides_win_and_the_rest_stays() -> None:
         ("training.hidden.x=8", "training.hidden has no entry 'x'; accepted: an index below 2"),
         ("empty.0=8", "empty has no entry '0'; accepted: nothing, for it is empty"),
         ("training.lr.x=8", "training.lr is 0.1 (float); accepted: the key of a table or array"),
-        ("training.lr", "accepted: key=value with a dotted key"),
+        ("training.lr", "accepted: key=value with a dotted key, such as training.epochs=3"),
         ("=1", "accepted: key=value"),
         ("a..b=1", "accepted: key=value"),
         (".a=1", "accepted: key=value"),

@@ -17,7 +17,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import InitVar, dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, fields, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -118,13 +118,15 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class _File:
-    """The typed part of a recipe file; [model] is read by the registry, which knows the parts."""
+    """A recipe file. [model] is read by the registry, which knows the parts, and [tune] by `search.space`."""
 
     data: DataOptions
     feature: tuple[Feature, ...]
     history: tuple[History, ...] = ()
     task: tuple[Task, ...] = (Task(name="label"),)
     training: TrainingOptions = TrainingOptions()
+    model: Any = None
+    tune: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,10 +191,10 @@ class Recipe:
     @staticmethod
     def parse(table: Mapping[str, Any], folder: Path = Path("."), where: str = "recipe") -> Recipe:
         """The recipe in a nested dict, as TOML gives it."""
-        rest = {key: value for key, value in table.items() if key not in ("model", "tune")}
-        if not isinstance(table.get("model"), Mapping):
+        unknown = [key for key in table if key not in {f.name for f in fields(_File)}]
+        if not unknown and not isinstance(table.get("model"), Mapping):
             raise UserError(f'{where}.model: missing; accepted: a table, for example [model] with name = "din"')
-        file = build(_File, rest, where)
+        file = build(_File, table, where)
         if not file.feature:
             raise UserError(f"{where}.feature: is empty; declare at least one [[feature]]")
         try:
@@ -202,7 +204,7 @@ class Recipe:
         return Recipe(
             data=file.data,
             schema=schema,
-            model=parse(table["model"], f"{where}.model"),
+            model=parse(file.model, f"{where}.model"),
             training=file.training,
             folder=folder,
         )

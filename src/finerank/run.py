@@ -41,6 +41,7 @@ from finerank.training.evaluate import Predictions, judged, metrics, predict, wa
 from finerank.training.loop import Epoch, Progress, Trainer
 from finerank.training.stages import after_stages, check
 from finerank.training.warm_start import OldRun
+from finerank.typed import differences, read_toml
 
 
 @dataclass(frozen=True)
@@ -198,11 +199,23 @@ def run(
     if at.exists() and not resume:
         raise UserError(f"{folder}: holds a run already; go on with it (--resume), remove it, or name another folder")
     if at.exists() and at.read_text(encoding="utf-8") != text:
-        raise UserError(f"{folder}: holds a run of another recipe; resume with the recipe it was started with")
+        raise UserError(
+            f"{folder}: holds a run of another recipe; resume with the recipe it was started with{_what_differs(at, recipe)}"
+        )
     beginning = _old_run(recipe, resume)
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder):
         return _run(recipe, folder, data or folder / "data", resume, beginning, progress, step)
+
+
+def _what_differs(stored: Path, recipe: Recipe) -> str:
+    """The first key in which a recipe is not the stored one, for an error; nothing if only the text is another."""
+    found = differences(read_toml(stored), recipe.resolved())
+    if not found:
+        return ""
+    (key, there, here), more = found[0], len(found) - 1
+    count = f" ({more} more {'key differs' if more == 1 else 'keys differ'})" if more else ""
+    return f": {key} is {there} there, got {here}{count}"
 
 
 def _run(

@@ -1,9 +1,10 @@
 """Typed configuration: plain data (what TOML holds) <-> frozen dataclasses, strictly, with errors that name the key.
 
-    build(Recipe, apply_overrides(read_toml(path), ["training.lr=0.01"]))      from a file to a typed object
+    build(Recipe, apply_overrides(read_toml(path), ["training.epochs=3"]))      from a file to a typed object
     to_toml(plain(recipe))                                                     and back, exactly
 
-A dataclass with a `kind: ClassVar[str]` carries it as the key `kind`, which tells the members of a union apart.
+A dataclass with a `kind: ClassVar[str]` carries it as the key `kind`, which tells the members of a union apart. A table without
+`kind` means the kind of the field's default, where that has one.
 TOML has no null: None is written by leaving the key out, so a field that may be None has the default None.
 """
 
@@ -15,7 +16,7 @@ import json
 import re
 import tomllib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -120,6 +121,9 @@ def _instance(cls: Any, data: Mapping[str, Any], where: str) -> Any:
     """A dataclass from a table: keys checked first, then values, then what the class itself asks for."""
     fields, kind = _fields(cls), _kind(cls)
     given = dict(data)
+    for key, usual in _usual_kinds(cls).items():
+        if isinstance(given.get(key), Mapping):
+            given[key] = {"kind": usual, **given[key]}
     if kind and given.pop("kind", kind) != kind:
         raise UserError(f"{where}.kind: got {_got(data['kind'])}; accepted: {kind}")
     for key in given:
@@ -146,6 +150,13 @@ def _fields(cls: Any) -> dict[str, tuple[Any, bool]]:
     empty = dataclasses.MISSING
     fields = [f for f in dataclasses.fields(cls) if f.init]
     return {f.name: (hints[f.name], f.default is empty and f.default_factory is empty) for f in fields}
+
+
+@functools.cache
+def _usual_kinds(cls: Any) -> dict[str, str]:
+    """Field -> the kind of its default value, of fields whose default has one: what a table without `kind` means."""
+    defaults: dict[str, Any] = {f.name: type(f.default) for f in dataclasses.fields(cls)}
+    return {name: str(_kind(default)) for name, default in defaults.items() if _is_class(default) and _kind(default)}
 
 
 @functools.cache
@@ -190,8 +201,11 @@ _TYPES = {str: "string", int: "integer", float: "float", bool: "boolean", list: 
 def _got(value: object) -> str:
     """A value and its type as TOML calls it, kept short."""
     shown = str(value).lower() if isinstance(value, bool) else repr(value)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return f"{shown} ({_TYPES.get(type(value), type(value).__name__)})"
+    return f"{_short(shown)} ({_TYPES.get(type(value), type(value).__name__)})"
+
+
+def _short(shown: str) -> str:
+    return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 # ------------------------------------------------------------------------------------------------ typed -> plain
@@ -292,6 +306,32 @@ def _inline(value: Any) -> str:
     raise TypeError(f"{type(value).__name__} has no TOML form")
 
 
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(key, its value in one, in the other) of every key that two tables of `plain` differ in, the first one's order first.
+
+    Keys are those of `--set`, values are TOML, kept short; a key that is missing has the value ``nothing``.
+
+    >>> differences({"training": {"epochs": 3}}, {"training": {"epochs": 4, "clip": 1.0}})
+    [('training.epochs', '3', '4'), ('training.clip', 'nothing', '1.0')]
+    """
+    a, b = dict(_leaves(one, "")), dict(_leaves(other, ""))
+    keys = [key for key in {**a, **b} if a.get(key) != b.get(key)]
+    return [(key, _short(a.get(key, "nothing")), _short(b.get(key, "nothing"))) for key in keys]
+
+
+def _leaves(value: Any, at: str) -> Iterator[tuple[str, str]]:
+    """(dotted key, value as TOML) of all that is neither a table nor an array of tables."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{at}.{_key(key)}" if at else _key(key))
+    elif _is_tables(value):
+        for i, inner in enumerate(value):
+            name = inner.get("name")
+            yield from _leaves(inner, f"{at}.{_key(name)}" if isinstance(name, str) else f"{at}[{i}]")
+    else:
+        yield at, _inline(value)
+
+
 def _key(key: str) -> str:
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _inline(key)
 
@@ -301,12 +341,15 @@ def _key(key: str) -> str:
 _STEP = re.compile(r'"([^"]*)"|\[(\d+)\]|([^."\[\]]+)')
 
 
-def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+def apply_overrides(
+    data: Mapping[str, Any], overrides: Iterable[str], example: str = "training.epochs=3"
+) -> dict[str, Any]:
     """A copy of `data` with each ``key=value`` set, later ones winning: the `--set` of the command line.
 
     The value is read as a TOML value and, where it is none, taken as a string (``model.name=din``). The key is a
     dotted path; an entry of an array is named by its `name` or its index: ``feature.product_id.dim=8``,
     ``feature[2].dim=8``, ``feature."a.b".dim=8``. Missing tables are made, so that `build` judges unknown keys.
+    A text of another form is refused with `example` as a model.
 
     >>> apply_overrides({"model": {"hidden": [200, 80]}}, ["model.hidden.1=40", "model.name=din"])
     {'model': {'hidden': [200, 40], 'name': 'din'}}
@@ -316,7 +359,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
         key, equals, text = override.partition("=")
         steps = _steps(key.strip())
         if not equals or not steps:
-            raise UserError(f"--set {override}: accepted: key=value with a dotted key, such as training.lr=0.01")
+            raise UserError(f"--set {override}: accepted: key=value with a dotted key, such as {example}")
         _set(result, steps, _value(text.strip()), f"--set {override}")
     return result
 
@@ -324,8 +367,8 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
 def with_values(data: Mapping[str, Any], values: Mapping[str, Any], where: str = "recipe") -> dict[str, Any]:
     """A copy of `data` with each dotted key set to a value, as `apply_overrides` does with texts.
 
-    >>> with_values({"model": {"hidden": [200, 80]}}, {"model.hidden.1": 40, "training.lr": 0.1})
-    {'model': {'hidden': [200, 40]}, 'training': {'lr': 0.1}}
+    >>> with_values({"model": {"hidden": [200, 80]}}, {"model.hidden.1": 40, "training.epochs": 3})
+    {'model': {'hidden': [200, 40]}, 'training': {'epochs': 3}}
     """
     result: dict[str, Any] = deepcopy(dict(data))
     for key, value in values.items():

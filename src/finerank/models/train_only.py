@@ -43,7 +43,8 @@ class TrainOnly(nn.Module):
         for name in columns:
             if name not in known:
                 raise UserError(
-                    f"heads.columns: {name!r} is no train-only column with one id per row; {nearest(name, known)}"
+                    f"heads.columns: {name!r} is no train-only column with one id per row{_declared(fitted, name)}; "
+                    f"{nearest(name, known)}"
                     if known
                     else f'heads.columns: {name!r}, and no candidate feature has use = "train_only"; declare it so'
                 )
@@ -79,6 +80,17 @@ class TrainOnly(nn.Module):
     def missing(self) -> Tensor:
         """int64 [1, C]: a row of which nothing is known."""
         return torch.full((1, len(self.names)), MISSING)
+
+
+def _declared(fitted: FittedSchema, name: str) -> str:
+    """How a feature is declared that is no train-only column, beside how one is."""
+    for f in fitted.schema.features:
+        if f.name == name:
+            return (
+                f' (it is {f.kind} with level = "{f.level}", use = "{f.use}"; declare it categorical or bucketed with '
+                'level = "candidate", use = "train_only")'
+            )
+    return ""
 
 
 def row_of(fitted: FittedSchema, column: str, value: str, key: str) -> int:

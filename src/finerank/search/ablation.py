@@ -162,7 +162,7 @@ def ablate(
     asked = variants(recipe, data)
     for name in only:
         if name not in {v.name for v in asked}:
-            raise UserError(f"--only {name}: no such variant; {nearest(name, [v.name for v in asked])}")
+            raise UserError(f"--only {name}: no such variant; {nearest(name, [v.name for v in asked], quoted=True)}")
     places = file_names(v.name for v in asked)
     asked = [v for v in asked if v.name == BASE or not only or v.name in only]
     first = recipe.training.seed
