@@ -206,7 +206,7 @@ SENTENCES = [
     (
         'name = "din"; representation.unit.hiden = [3]',
         "model.representation.unit.hiden: unknown key; did you mean 'hidden'? "
-        "accepted: activation, hidden, inputs, kind, scale, softmax",
+        "accepted: activation, hidden, inputs, kind, scale, softmax, start",
     ),
     (
         'name = "din"; representation.age = 1',
