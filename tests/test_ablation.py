@@ -201,5 +201,5 @@ def test_what_cannot_be_says_why(shop: Path) -> None:
         UserError, match=r"no such variant; accepted: .*'pooled', .*'separate, concat', 'separate, loop'"
     ):
         ablate(shop / "r.toml", shop / "out", only=("nope",))
-    with pytest.raises(UserError, match="holds a run of another recipe"):
+    with pytest.raises(UserError, match=r"holds a run of another recipe; .*: training\.epochs is 1 there, got 2"):
         ablate(shop / "r.toml", shop / "out", overrides=["training.epochs=2"])

@@ -200,7 +200,7 @@ def run(
         raise UserError(f"{folder}: holds a run already; go on with it (--resume), remove it, or name another folder")
     if at.exists() and at.read_text(encoding="utf-8") != text:
         raise UserError(
-            f"{folder}: holds a run of another recipe; resume with the recipe it was started with{_what_differs(at, recipe)}"
+            f"{folder}: holds a run of another recipe; resume with the recipe it was started with{what_differs(at, recipe)}"
         )
     beginning = _old_run(recipe, resume)
     folder.mkdir(parents=True, exist_ok=True)
@@ -208,7 +208,7 @@ def run(
         return _run(recipe, folder, data or folder / "data", resume, beginning, progress, step)
 
 
-def _what_differs(stored: Path, recipe: Recipe) -> str:
+def what_differs(stored: Path, recipe: Recipe) -> str:
     """The first key in which a recipe is not the stored one, for an error; nothing if only the text is another."""
     found = differences(read_toml(stored), recipe.resolved())
     if not found:

@@ -18,7 +18,7 @@ from pathlib import Path
 from finerank.data.dataset import Dataset
 from finerank.errors import UserError
 from finerank.recipe import Recipe
-from finerank.run import Run, prepared, run
+from finerank.run import Run, prepared, run, what_differs
 
 MEMORY = "memory.json"
 OWN = ("data", "search", "study")
@@ -61,7 +61,9 @@ def finished(recipe: Recipe, at: Path) -> bool:
     """Whether the folder holds this run, whole. Raises UserError if it holds a run of another recipe."""
     stored = at / "recipe.toml"
     if stored.exists() and stored.read_text(encoding="utf-8") != recipe.toml():
-        raise UserError(f"{at}: holds a run of another recipe; name another folder, or remove that run")
+        raise UserError(
+            f"{at}: holds a run of another recipe; name another folder, or remove that run{what_differs(stored, recipe)}"
+        )
     return (at / "run.json").exists()
 
 
