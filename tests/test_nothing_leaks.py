@@ -209,9 +209,9 @@ def test_training_visits_the_training_requests_and_no_others(tmp_path: Path, mon
     visited: list[list[int]] = [[], []]
     step_of = Trainer.train_step
 
-    def watched(self: Trainer, step: Step) -> float:
+    def watched(self: Trainer, step: Step, coming: Step | None = None) -> float:
         visited[self.epoch] += step.requests.tolist()
-        return step_of(self, step)
+        return step_of(self, step, coming)
 
     monkeypatch.setattr(Trainer, "train_step", watched)
     options = TrainingOptions(epochs=2, patience=9, batch=Budget(rows=16), threads=1, keep_memory=False)

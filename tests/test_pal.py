@@ -155,7 +155,7 @@ def test_the_position_tower_adds_and_drops_by_hand() -> None:
     out = model(batch())
     plain = model_of("tasks")  # type: ignore[arg-type]
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if "tower" not in k or "interactions" in k})
-    missing = sum(float(t.weight[MISSING, 0]) for t in head.tower.values)
+    missing = sum(float(t.weight[MISSING, 0].detach()) for t in head.tower.values)
     assert by_hand.same(out.logits, plain(batch()).logits.detach().numpy() + missing)
     main = plain(batch()).logits[:, 0]
     known = [float(main[n]) + values(head.tower, n) for n in range(5)]
