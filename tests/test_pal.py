@@ -157,7 +157,7 @@ def test_the_position_tower_adds_and_drops_by_hand() -> None:
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if "tower" not in k or "interactions" in k})
     missing = sum(float(t.weight[MISSING, 0].detach()) for t in head.tower.values)
     assert by_hand.same(out.logits, plain(batch()).logits.detach().numpy() + missing)
-    main = plain(batch()).logits[:, 0]
+    main = plain(batch()).logits[:, 0].detach()
     known = [float(main[n]) + values(head.tower, n) for n in range(5)]
     assert by_hand.same(head.logged(out.logits, batch())[:, 0], known)  # nothing is dropped in evaluation
     model.train()
