@@ -89,25 +89,13 @@ def test_numbers_are_those_of_the_processor(name: str, worlds: dict[int, Dataset
 @pytest.mark.parametrize("name", NAMES)
 def test_trains_goes_on_and_is_scored_on_either(name: str, worlds: dict[int, Dataset], tmp_path: Path) -> None:
     data = world_of(name, worlds)
-
-    class Stopped(Exception):  # noqa: N818
-        pass
-
-    seen = 0
-
-    def stop(point: str) -> None:
-        nonlocal seen
-        seen += point == "step"
-        if seen == 3:
-            raise Stopped
-
     model = tiny.composition(name)
     whole = after_stages(model, data, options(), tmp_path / "whole")
     history = whole.fit()
     assert all(np.isfinite(e.loss) for e in history)
     assert all(p.device.type == "cuda" for p in whole.model.parameters())
-    with pytest.raises(Stopped):
-        after_stages(model, data, options(), tmp_path / "cut", at=stop).fit()
+    with pytest.raises(tiny.Stopped):
+        after_stages(model, data, options(), tmp_path / "cut", at=tiny.stopping_at_step(3)).fit()
     resumed = after_stages(model, data, options(), tmp_path / "cut", resume=True)
     resumed.fit(resume=True)
     # not to the bit: gradients are added up in no fixed order

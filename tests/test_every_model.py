@@ -359,20 +359,8 @@ def check_same_seed_same_bits_and_resume_equals_uninterrupted(name: str, data: D
     )
     whole = after_stages(tiny.composition(name), data, options, tmp / "whole")
     whole.fit()
-
-    class Stopped(Exception):  # noqa: N818
-        pass
-
-    seen = 0
-
-    def stop(point: str) -> None:
-        nonlocal seen
-        seen += point == "step"
-        if seen == 5:
-            raise Stopped
-
-    with pytest.raises(Stopped):  # of a model that trains in stages, in the first of them that has steps
-        after_stages(tiny.composition(name), data, options, tmp / "cut", at=stop).fit()
+    with pytest.raises(tiny.Stopped):  # of a model that trains in stages, in the first of them that has steps
+        after_stages(tiny.composition(name), data, options, tmp / "cut", at=tiny.stopping_at_step(5)).fit()
     resumed = after_stages(tiny.composition(name), data, options, tmp / "cut", resume=True)
     resumed.fit(resume=True)
     for (key, a), b in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):

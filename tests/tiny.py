@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,23 @@ def composition(name: str) -> registry.Composition:
     """The named composition at a size that suits this world."""
     _, smaller = SIZES.get(name, ("", {}))
     return registry.parse({"name": name, **smaller})
+
+
+class Stopped(Exception):  # noqa: N818
+    """Raised in the middle of a training, which is then gone on with."""
+
+
+def stopping_at_step(number: int) -> Callable[[str], None]:
+    """For `Trainer(at=...)`: ends the training once so many steps are done."""
+    seen = 0
+
+    def stop(point: str) -> None:
+        nonlocal seen
+        seen += point == "step"
+        if seen == number:
+            raise Stopped
+
+    return stop
 
 
 def read_by_graph(model: Model, fitted: FittedSchema) -> set[str]:
