@@ -393,6 +393,18 @@ def test_a_cosine_forgets_lengths_and_a_product_does_not() -> None:
         assert torch.allclose(of_part(model, 0), before * (1.0 if similarity == "cosine" else 2.0), rtol=1e-10)
 
 
+def test_a_user_without_a_past_does_not_outweigh_all_others() -> None:
+    """Where the past is all that is known of a user, the first u is 0 and has no direction."""
+    table = {"name": "dssm", "representation": SMALL, "without": ["user", "age"]}
+    model = registry.build(registry.parse(table), fitted()).double()
+    batch = batch_of()
+    logits = model(batch).logits
+    assert logits[2] == model.head.bias  # type: ignore[comparison-overlap]
+    sum(model.losses(batch, model(batch)).values(), torch.zeros(())).backward()  # type: ignore[no-untyped-call]
+    towers = model.interactions[0].networks_R[0].parameters()  # type: ignore[union-attr,index]
+    assert max(float(p.grad.abs().max()) for p in towers) < 1e3  # type: ignore[union-attr]
+
+
 def test_several_tasks_have_networks_of_their_own_in_dssm() -> None:
     model = model_of(dssm(), fitted(("click", "conversion")))
     assert of_part(model, 0).shape == (5, 2)

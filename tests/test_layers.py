@@ -279,15 +279,16 @@ def test_unit_equals_a_loop_over_candidates_and_events(kind: str, softmax: bool,
         assert weights[pairs.candidate == n].tolist() == pytest.approx(scores, abs=1e-5)
 
 
-def test_cosine_of_a_zero_vector_is_zero_and_so_is_its_gradient() -> None:
+def test_cosine_of_a_zero_vector_is_zero_and_its_gradient_is_small() -> None:
     unit = ActivationUnit(2, UnitOptions(kind="cosine"))
     q = torch.tensor([[0.0, 0.0], [3.0, 4.0]], requires_grad=True)
     k = torch.tensor([[1.0, 2.0], [0.0, 0.0]], requires_grad=True)
     weights = unit(q, k, None, pair_up(torch.tensor([0, 0]), torch.tensor([2])))
     assert weights.tolist() == pytest.approx([0.0, 0.0, 11 / 5 / 5**0.5, 0.0])
     weights.sum().backward()
-    assert torch.isfinite(q.grad).all()  # type: ignore[arg-type]
-    assert torch.isfinite(k.grad).all()  # type: ignore[arg-type]
+    for x in (q, k):
+        assert x.grad is not None
+        assert float(x.grad.abs().max()) < 2.0
 
 
 def test_constant_weight_is_sum_pooling_and_softmax_of_it_the_mean() -> None:

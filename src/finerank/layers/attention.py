@@ -26,6 +26,7 @@ from finerank.kernels.unit import Layer, Spans, has_bf16
 from finerank.kernels.unit import attend as compiled_attend
 from finerank.kernels.unit import unit_weights as compiled_weights
 from finerank.layers.activation import Activation
+from finerank.layers.cosine import unit_length
 from finerank.layers.mlp import Hidden, linear
 from finerank.layers.precision import lowered
 from finerank.layers.segments import gather, segment_softmax, spread, weighted_sum
@@ -138,7 +139,7 @@ class ActivationUnit(nn.Module):
             case "bilinear":
                 return _inner(self.form(q_NK), k_TK, pairs)
             case "cosine":
-                return _inner(F.normalize(q_NK, dim=1), F.normalize(k_TK, dim=1), pairs)
+                return _inner(unit_length(q_NK), unit_length(k_TK), pairs)
 
     def first_layer(self, q_NK: Tensor, k_TK: Tensor, context_TC: Tensor | None, pairs: Pairs) -> Tensor:
         """[P, H] before the activation, factored."""

@@ -24,11 +24,11 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from finerank.data.drawing import Drawing
 from finerank.errors import UserError
 from finerank.layers.activation import Activation
+from finerank.layers.cosine import unit_length
 from finerank.layers.mlp import MLP, check_layers
 from finerank.layers.segments import spread
 from finerank.models.base import Pooled
@@ -128,7 +128,7 @@ class LateCrossing(Interaction):
         for of_R, of_N in zip(self.networks_R, self.networks_N, strict=True):
             u, v = of_R(x_R), of_N(x_N)
             if self.options.similarity == "cosine":
-                u, v = F.normalize(u, dim=1), F.normalize(v, dim=1)
+                u, v = unit_length(u), unit_length(v)
             if self.training and self.options.in_batch:
                 self._met.append((u, v))
             met.append((spread(u, features.batch.request_of) * v).sum(1))
