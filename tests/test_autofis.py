@@ -275,7 +275,7 @@ def test_grda_goes_on_where_it_was(data: Dataset) -> None:
     first, second = Optimisers(model, data.fitted, options), Optimisers(model, data.fitted, options)
     (gates,) = first.gates.values()
     gates.parameter.grad = torch.ones_like(gates.parameter)
-    first.step()
+    first.step(1)
     assert "interactions.0.products.gates.weight" not in first.dense_parameters
     tensors, rows = first.state()
     whole = tensors | {name: table for name, (table, _) in rows.items()}

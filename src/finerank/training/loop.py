@@ -269,7 +269,7 @@ class Trainer:
             self.model.train()
         self._seed_noise(mix(self.options.seed, self.epoch, self.step) >> 1)
         self.optimisers.begin()
-        total = 0.0
+        total, rows = 0.0, 1
         for batch in self.ahead.batches(step, self.epoch, coming):
             with computing_in(self.options.precision):
                 out, factors = self.model(batch), None
@@ -280,13 +280,13 @@ class Trainer:
                 self.model.balance.observe(terms)
             loss = sum(terms.values(), torch.zeros((), device=self.device))
             loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
+            total, rows = total + float(loss.detach()), max(batch.rows_in_step or batch.N, 1)
         if not math.isfinite(total):
             raise UserError(
                 f"the loss became {total} in epoch {self.epoch + 1}, step {self.step + 1}; "
                 "try a smaller learning rate, or training.clip = 5"
             )
-        self.optimisers.step()
+        self.optimisers.step(rows)
         if isinstance(self.model.balance, GradNormWeights):
             self.model.balance.update()
         return total

@@ -106,8 +106,9 @@ class Optimisers:
         for name, decay in self.decay.items():
             decay.advance(self.rows[name].lr)
 
-    def step(self) -> None:
-        """Move every parameter by the gradients of the backward passes since the last step."""
+    def step(self, count: int) -> None:
+        """Move every parameter by the gradients of the backward passes since the last step, whose loss was a mean of `count`
+        rows."""
         for name, tables in self.tables.items():
             taken = tables.take_gradient()
             if taken is None:
@@ -115,7 +116,7 @@ class Optimisers:
             rows, grad = taken
             if name in self.aware:
                 self.aware[name].add_to(grad, rows, tables.weight.data.index_select(0, rows))
-            self.rows[name].step(rows, grad)
+            self.rows[name].step(rows, grad * count if self.rows[name].summed else grad)
             self.changed[name].index_fill_(0, rows, True)
         for gates in self.gates.values():
             gates.step()

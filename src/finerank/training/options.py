@@ -41,7 +41,7 @@ class Adam:
 
 @dataclass(frozen=True, kw_only=True)
 class FTRL:
-    """FTRL-Proximal per coordinate, for tables (McMahan et al., KDD 2013, algorithm 1).
+    """FTRL-Proximal per coordinate, for tables (McMahan et al., KDD 2013, algorithm 1), by the sum of a step's rows.
 
     alpha   the rate of learning; .05 to .1 is usual
     beta    softens the first steps; 1 is usual

@@ -77,9 +77,11 @@ class RowOptimizer(ABC):
     state       by name, tensors [V] or [V, D] on the weight's device
     steps       calls of `step` so far
     scheduled   whether the learning rate may change during training
+    summed      whether its settings are meant for the gradient of the rows' summed loss; else for that of their mean
     """
 
     scheduled: ClassVar[bool] = True
+    summed: ClassVar[bool] = False
 
     def __init__(self, weight: Tensor, lr: float) -> None:
         if weight.dim() != 2 or not weight.is_contiguous() or not weight.is_floating_point():
@@ -233,9 +235,13 @@ class RowFTRL(RowOptimizer):
     l2     shrinks all weights; 0 to 1
 
     Weights that are not 0 at the start are kept: z starts where it stands for them.
+
+    The paper updates after every row. A step of many takes the gradient of their sum: of the mean, √n would stay far below
+    beta, so that all coordinates had the rate alpha/beta, and l1 would outweigh whatever occurs in fewer than l1 batches.
     """
 
     scheduled: ClassVar[bool] = False
+    summed: ClassVar[bool] = True
 
     def __init__(
         self, weight: Tensor, alpha: float = 0.05, beta: float = 1.0, l1: float = 0.0, l2: float = 0.0
