@@ -153,13 +153,18 @@ def test_dice_in_training_and_evaluation_agree_when_the_statistics_do() -> None:
     assert torch.allclose(dice.eval()(x), trained, atol=1e-6)
 
 
-def test_dice_without_rows_keeps_its_statistics() -> None:
+@pytest.mark.parametrize("rows", [0, 1])
+def test_dice_of_fewer_rows_than_have_a_variance_keeps_its_statistics(rows: int) -> None:
     dice = Dice(2).train()
     dice(torch.randn(10, 2))
-    mean, steps = dice.mean.clone(), int(dice.steps)
-    assert dice(torch.empty(0, 2)).shape == (0, 2)
+    mean, var, steps = dice.mean.clone(), dice.var.clone(), int(dice.steps)
+    x = torch.randn(rows, 2)
+    trained = dice(x)
+    assert trained.shape == (rows, 2)
     assert torch.equal(dice.mean, mean)
+    assert torch.equal(dice.var, var)
     assert int(dice.steps) == steps
+    assert torch.equal(dice.eval()(x), trained)
 
 
 def test_batch_norm_lets_one_row_through() -> None:

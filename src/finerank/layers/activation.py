@@ -32,8 +32,9 @@ class Dice(nn.Module):
     """p*s + (1 - p)*slope*s with p = sigmoid((s - E[s]) / sqrt(Var[s] + eps)), per neuron over the batch (section 5.2).
 
     Rows are real positions only: history is jagged, so padding cannot pollute the statistics. Evaluation uses moving
-    averages (their weight per step: `momentum`). A training batch without rows leaves them as they are. The variance is
-    the biased one in both, so that training and evaluation agree when the moving statistics equal the batch's.
+    averages (their weight per step: `momentum`). A training batch of one row, which has no variance, is let through on
+    them too, and like one without rows leaves them as they are. The variance is the biased one in both, so that training
+    and evaluation agree when the moving statistics equal the batch's.
     """
 
     mean: Tensor
@@ -50,7 +51,7 @@ class Dice(nn.Module):
 
     def forward(self, x_PH: Tensor) -> Tensor:
         """[P, H] -> [P, H]."""
-        if self.training and x_PH.shape[0] > 0:
+        if self.training and x_PH.shape[0] > 1:
             var, mean = torch.var_mean(x_PH, dim=0, correction=0)
             with torch.no_grad():
                 # the first batches count fully, so that a short training does not evaluate on the initial (0, 1)
