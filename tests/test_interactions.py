@@ -370,7 +370,7 @@ def test_wrong_options_are_one_sentence(options: dict[str, Any], message: str) -
         registry.build(registry.parse({"name": "fm", "interactions": [options]}), fitted())
 
 
-@pytest.mark.parametrize("kind", ["attentional_pairs", "ffm"])
+@pytest.mark.parametrize("kind", ["attentional_pairs", "ffm", "fibinet"])
 def test_a_single_field_has_no_pairs(kind: str) -> None:
     schema = one_sided(fitted(history=False))
     single = replace(
@@ -382,8 +382,9 @@ def test_a_single_field_has_no_pairs(kind: str) -> None:
         registry.build(registry.parse({"representation": "plain", "interactions": [kind]}), single)
 
 
-def test_parts_of_fields_need_fields() -> None:
-    with pytest.raises(UserError, match="'fwfm': the representation gives no fields"):
+@pytest.mark.parametrize("kind", ["fm", "fwfm"])
+def test_parts_of_fields_need_fields(kind: str) -> None:
+    with pytest.raises(UserError, match=f"'{kind}': the representation gives no fields"):
         registry.build(
-            registry.parse({"representation": "none", "interactions": ["fwfm"]}), without_numbers(fitted(history=False))
+            registry.parse({"representation": "none", "interactions": [kind]}), without_numbers(fitted(history=False))
         )

@@ -78,6 +78,8 @@ class FiBiNET(Interaction):
         self.vectors = FieldVectors(widths, o.std, "interaction 'fibinet'")
         self.names = tuple(vector_names(fitted, widths))
         request, candidate = self.vectors.request, self.vectors.candidate
+        if self.vectors.fields < 2:
+            raise UserError("interaction 'fibinet': one field only; accepted: at least 2, or a 'linear' part")
         self.weighting = Squeeze(request, candidate, o.reduction, o.excitation)
         plain = o.products == "hadamard"
         self.of_fields = None if plain else Bilinear(o.bilinear, request, candidate, widths.dim)

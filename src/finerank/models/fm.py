@@ -46,6 +46,11 @@ class FM(Interaction):
             raise UserError(
                 f"interaction 'fm' gives one output and the heads need {outputs}; use a tower for several tasks"
             )
+        if not widths.request + widths.candidate:
+            raise UserError(
+                "interaction 'fm': the representation gives no fields; accepted: one that embeds fields, such as 'plain' or "
+                "'pooled'"
+            )
         self.numbers_R = nn.Parameter(torch.randn(widths.request_numbers, widths.dim) * options.std)
         self.numbers_N = nn.Parameter(torch.randn(widths.candidate_numbers, widths.dim) * options.std)
 
