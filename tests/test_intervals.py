@@ -134,6 +134,12 @@ def test_pairing_is_narrower_and_a_model_against_itself_is_nothing() -> None:
     assert mean_influence([one, other]).value == pytest.approx((one.value + other.value) / 2)
 
 
+def test_equal_labels_have_no_r2() -> None:
+    """Three times .1 have a mean that is not .1 in floats, and so a spread of 1e-34."""
+    rows = HeadRows.of("identity", np.full(3, 0.1), np.array([0.1, 0.1, 0.2]), np.ones(3), np.arange(3), np.arange(3))
+    assert math.isnan(estimates(rows)["r2"].value)
+
+
 def test_what_is_not_defined_is_nan_and_what_is_says_so() -> None:
     rows = HeadRows.of("sigmoid", np.ones(4), np.arange(4.0), np.ones(4), np.array([1, 1, 2, 2]), np.arange(4))
     found = estimates(rows)

@@ -179,6 +179,7 @@ def test_regression_by_hand() -> None:
     assert r2([1, 2, 3], [2, 2, 2]) == 0.0
     assert r2([1, 2, 3], [1, 2, 3]) == 1.0
     assert math.isnan(r2([2, 2], [1, 3]))
+    assert math.isnan(r2([0.1] * 3, [0.1, 0.1, 0.2]))  # whose mean is not .1 in floats
     assert math.isnan(rmse([], []))
     assert math.isnan(mae([1.0], [1.0], [0.0]))
     with pytest.raises(UserError, match="1 of 2 predictions are not finite"):
@@ -204,6 +205,16 @@ def test_bins_rise_keep_ties_together_and_are_even_without_ties(z: list[float], 
     distinct = equal_mass_bins(np.arange(len(z)) * 1.0, bins)
     sizes = np.bincount(distinct, minlength=min(bins, len(z)))
     assert len(z) == 0 or sizes.max() - sizes.min() <= 1
+
+
+@pytest.mark.parametrize("low", [40, 50, 60])
+def test_two_scores_are_two_bins_whichever_more_rows_have(low: int) -> None:
+    """Zeros promise .5 and get nothing, twos promise .88 and get all: joined, the two errors would cancel in part."""
+    z = np.repeat([0.0, 2.0], [low, 100 - low])
+    assert np.bincount(equal_mass_bins(z, 2)).tolist() == [low, 100 - low]
+    promised = 1 / (1 + math.exp(-2.0))
+    wanted = (low * 0.5 + (100 - low) * (1 - promised)) / 100
+    assert ece((z > 0).astype(int), z, bins=2) == pytest.approx(wanted)
 
 
 def test_ece_and_reliability_against_a_loop() -> None:

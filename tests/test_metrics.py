@@ -176,6 +176,13 @@ def test_logloss_against_the_definition_and_where_probabilities_fail() -> None:
         assert np.isfinite(logit(np.float32([0, 1]))).all()
 
 
+def test_one_class_has_no_normalised_entropy_however_it_is_weighed() -> None:
+    r = np.random.default_rng(0)
+    for _ in range(20):  # of such weights one mean in six is not exactly 1
+        assert math.isnan(normalised_entropy(np.ones(101), np.zeros(101), r.random(101)))
+    assert normalised_entropy([0.5, 0.5], [0.0, 0.0]) == pytest.approx(1.0)  # soft labels are of both classes
+
+
 def test_normalised_entropy_and_calibration_of_the_base_rate_are_one() -> None:
     y = np.array([1, 0, 0, 0, 1, 0, 0, 0, 0, 0])
     z = np.full(10, math.log(0.2 / 0.8))

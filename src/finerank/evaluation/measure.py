@@ -189,7 +189,8 @@ def _regression(rows: HeadRows) -> dict[str, Influence]:
         "rmse": through(squared, root, 1 / (2 * root) if root > 0 else math.nan),
         "mae": mean_influence_of(np.abs(error), w, clusters, count),
     }
-    mean = float(w @ y / w.sum()) if len(y) else math.nan
+    # equal labels are their own mean, without rounding: they do not vary, and there is no R²
+    mean = math.nan if not len(y) else float(y[0]) if np.ptp(y) == 0 else float(w @ y / w.sum())
     unexplained = ratio_influence(w * error**2, w * (y - mean) ** 2, clusters, count)
     out["r2"] = through(unexplained, 1 - unexplained.value, -1.0)
     if len(y) and y.min() == 0:  # some rows are not watched, bought, ...: there are pairs

@@ -116,7 +116,7 @@ def normalised_entropy(labels: ArrayLike, logits: ArrayLike, weights: ArrayLike 
     """
     y, _, w = columns("normalised_entropy", labels, logits, weights)
     rate = _mean(y, w)
-    if not 0 < rate < 1:
+    if not 0 < rate < 1 or (y == 1).all():  # a weighted mean of ones may round to just below 1
         return float("nan")
     entropy = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
     return float(logloss(labels, logits, weights) / entropy)
@@ -144,14 +144,20 @@ def sigmoid(logits: Floats) -> Floats:
 def equal_mass_bins(logits: Floats, bins: int) -> NDArray[np.int64]:
     """[n]: the bin of each row, 0 ... bins - 1 with rising logits, of about equally many rows; equal logits share one.
 
-    A boundary that would part equal logits moves up to their end, so there may be fewer bins than asked for.
+    A boundary that would part equal logits moves to their nearer end, so there may be fewer bins than asked for. Moved to one
+    end always, it would join a score that most rows share to its neighbours, and errors of the two would cancel.
     """
     if bins < 1:
         raise UserError(f"bins = {bins}; accepted: 1 or more")
     if not len(logits):
         return np.zeros(0, dtype=np.int64)
-    cuts = np.sort(logits)[np.arange(1, bins) * len(logits) // bins]
-    return np.searchsorted(np.unique(cuts), logits, side="right")
+    n, rising = len(logits), np.sort(logits)
+    ends = np.arange(1, bins) * n // bins
+    left = np.searchsorted(rising, rising[ends], side="left")  # of the equal logits that stand at each boundary
+    right = np.searchsorted(rising, rising[ends], side="right")
+    ends = np.where(ends - left <= right - ends, left, right)
+    # a bin begins at the smallest logit that is in it; at either end of all rows there is nothing to part
+    return np.searchsorted(np.unique(rising[ends[(ends > 0) & (ends < n)]]), logits, side="right")
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ def r2(labels: ArrayLike, predictions: ArrayLike, weights: ArrayLike | None = No
     0.5
     """
     y, e, w = errors("r2", labels, predictions, weights)
-    spread = float(w @ (y - w @ y / w.sum()) ** 2) if len(y) else 0.0
+    # of equal labels the mean may be off by a rounding: they do not vary all the same
+    spread = float(w @ (y - w @ y / w.sum()) ** 2) if len(y) and np.ptp(y) > 0 else 0.0
     return float(1 - w @ e**2 / spread) if spread > 0 else float("nan")
 
 
