@@ -140,7 +140,7 @@ def test_seconds_are_capped_weigh_and_have_logarithms() -> None:
         return labelled(samples, rows(0), Dwell(name="w", column="watched", cap=100, **more))
 
     assert shaped()["w"].to_list() == [0.0, 9.0, 100.0, None]
-    assert shaped()["w_weight"].to_list() == [0.0, 9.0, 100.0, 1.0]
+    assert shaped()["w_weight"].to_list() == [1.0, 9.0, 100.0, 1.0]  # what was not watched is what odds are against
     assert shaped(measure="log1p")["w"].round(6).to_list() == [0.0, 2.302585, 4.615121, None]
     done = shaped(measure="completed", length="whole", threshold=0.9)["w"]
     assert done.to_list() == [None, 1, 0, None]  # exactly the threshold is complete; 5,000 of 6,000 is not

@@ -101,8 +101,9 @@ class Amount:
 class Dwell:
     """How long a row was looked at, capped: outliers are tabs left open.
 
-    `<name>_weight` holds the capped seconds, and 1 where there are none: as the weight of a click task it gives the
-    weighted logistic regression whose odds are the expected watch time (Covington et al., RecSys 2016, section 4.2).
+    `<name>_weight` holds the capped seconds, and 1 where there are none (null, or 0 as logs have it of what was not clicked):
+    as the weight of a click task it gives the weighted logistic regression whose odds are the expected watch time
+    (Covington et al., RecSys 2016, section 4.2). A click of 0 seconds counts as one of a second.
 
     name       the label's column
     column     of the samples: seconds; null where it is not known. Left out: the seconds until the user's next event in the
@@ -384,7 +385,8 @@ def _shaped(label: Dwell, seconds: pl.Series, length: pl.Series | None) -> pl.Da
             assert length is not None
             whole = _numbers(length, f"label {label.name!r}: column {label.length!r}")
             measured = _where(whole > 0, (seconds / whole >= label.threshold).cast(pl.Int8))
-    return pl.DataFrame({label.name: measured, f"{label.name}_weight": capped.fill_null(1.0)})
+    # a weight of 0 would take the rows that were not watched, which the odds are measured against, out of the training
+    return pl.DataFrame({label.name: measured, f"{label.name}_weight": capped.fill_null(0.0).replace(0.0, 1.0)})
 
 
 def _numbers(column: pl.Series, place: str) -> pl.Series:
