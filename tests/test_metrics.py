@@ -208,6 +208,11 @@ def test_rela_impr_reproduces_the_din_paper(base: float, models: dict[float, flo
     assert math.isnan(rela_impr(0.6, 0.5))
 
 
+def test_rela_impr_over_a_base_below_chance_is_not_defined() -> None:
+    """The formula would say -662 % of a model that orders better than such a base."""
+    assert math.isnan(rela_impr(0.5256, 0.4954))
+
+
 def test_examples_in_the_docstrings() -> None:
     for module in (ranking, probability):
         result = doctest.testmod(module)

@@ -156,9 +156,10 @@ def group_weights(each: GroupAUC, weighting: Weighting) -> NDArray[np.float64]:
 def rela_impr(auc: float, base: float) -> float:
     """RelaImpr in per cent: how much more of the way from chance (.5) a model goes than the base does.
 
-    ((auc - .5) / (base - .5) - 1) · 100; NaN where the base is chance itself. Yan et al., ICML 2014; DIN section 6.2.
+    ((auc - .5) / (base - .5) - 1) · 100; Yan et al., ICML 2014; DIN section 6.2. NaN where the base is chance itself or
+    below it: it has gone no way, and a better model would get a negative number.
 
     >>> round(rela_impr(0.8818, 0.8624), 2)  # DIN over the base model on Amazon (Electronics), as first published
     5.35
     """
-    return ((auc - 0.5) / (base - 0.5) - 1) * 100 if base != 0.5 else float("nan")
+    return ((auc - 0.5) / (base - 0.5) - 1) * 100 if base > 0.5 else float("nan")
