@@ -227,6 +227,55 @@ def test_a_label_of_yes_and_no_is_told(tmp_path: Path) -> None:
     assert note not in guessed(tmp_path, columns, label="conversion").warnings
 
 
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (
+            {"is_click": ["no", "yes", None]},
+            "'is_click' looks like a label by its name but holds texts such as 'no': write 0",
+        ),
+        ({"outcome": ["Yes", "No", "Yes"]}, "'outcome' holds 'No' and 'Yes': write 0 and 1 if it is the label"),
+        ({"结果": ["是", "否", "是"]}, "'结果' holds '否' and '是': write 0 and 1 if it is the label"),
+    ],
+)
+def test_texts_that_alone_could_be_the_label_are_told(
+    tmp_path: Path, columns: dict[str, list[str | None]], said: str
+) -> None:
+    """The advice was --label, which refuses such a column."""
+    pl.DataFrame(columns | {"city": ["a", "b", "a"]}).write_parquet(tmp_path / "f.parquet")
+    with pytest.raises(UserError) as refused:
+        propose(str(tmp_path / "f.parquet"))
+    assert said in str(refused.value)
+    assert "--label" not in str(refused.value)
+    assert "'city'" not in str(refused.value)
+
+
+def test_infinite_numbers_are_told(tmp_path: Path) -> None:
+    """Training would refuse the recipe; of a column that is left out nothing need be said."""
+    inf = float("inf")
+    found = guessed(
+        tmp_path, {"price": [1.0, inf, -inf, 2.5] * 30, "none": [1.0] * 120, "size": [1.0, None, 2.0, 3.0] * 30}
+    )
+    notes = [w for w in found.warnings if "infinite" in w]
+    assert notes == ["'price' holds 60 infinite numbers, which training refuses: make them null"]
+    assert f"# note: {notes[0]}" in found.recipe
+
+
+def test_what_numbers_the_requests_is_found_under_any_name(tmp_path: Path) -> None:
+    """A session's number went in as a number, beside the advice to number the requests."""
+    draw = np.random.default_rng(9)
+    user, time = draw.integers(0, 20, 100), np.sort(draw.integers(1_700_000_000, 1_700_500_000, 100))
+    columns = {"hour": time // 3600, "session": np.arange(100), "user_id": user, "time": time}
+    columns = {name: np.repeat(values, 3) for name, values in columns.items()} | {"item_id": draw.integers(0, 30, 300)}
+    found = guessed(tmp_path, columns)
+    request = next(g for g in found.guesses if g.role == "request")
+    assert (request.column, request.why) == ("session", "each of its 100 values is one user at one moment")
+    assert not any("give them one" in w for w in found.warnings)
+    assert found.recipe.count("session") == 1  # the key, and no feature
+    rows = {name: values[::3] for name, values in columns.items()}  # one of each: a number of rows is no request
+    assert not any(g.role == "request" for g in guessed(tmp_path, rows).guesses)
+
+
 @pytest.mark.parametrize("name", ["buy", "order", "cart", "pay", "like", "share", "watch"])
 def test_outcomes_are_labels_by_name(tmp_path: Path, name: str) -> None:
     draw = np.random.default_rng(6)

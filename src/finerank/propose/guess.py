@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -98,6 +98,24 @@ def find_role(frame: pl.DataFrame, role: str, given: str | None) -> tuple[str, s
         dated = [c for c in frame.columns if dates(frame[c])]
         if len(dated) == 1:
             return dated[0], "the only column of dates"
+    return None
+
+
+def find_moments(
+    frame: pl.DataFrame, user: tuple[str, str] | None, time: tuple[str, str] | None, taken: Collection[str]
+) -> tuple[str, str] | None:
+    """(column, why) of what numbers the requests under whatever name: one value for each user and moment of several rows."""
+    if user is None or time is None:
+        return None
+    moments = frame.select(pl.struct(user[0], time[0]).n_unique()).item()
+    if moments in (1, frame.height):
+        return None
+    for column in frame.get_columns():
+        could = column.dtype.is_integer() or column.dtype == pl.String
+        if column.name in taken or not could or column.null_count() or column.n_unique() != moments:
+            continue
+        if frame.select(pl.struct(column.name, user[0], time[0]).n_unique()).item() == moments:
+            return column.name, f"each of its {moments:,} values is one user at one moment"
     return None
 
 

@@ -14,12 +14,15 @@ import polars as pl
 from finerank.data.source import collect, scan
 from finerank.errors import UserError, nearest
 from finerank.propose.features import guess_feature
-from finerank.propose.guess import NAMES, Guess, check_time, find_role, mean, task_kind, time_unit
+from finerank.propose.guess import NAMES, Guess, check_time, find_moments, find_role, mean, task_kind, time_unit
 from finerank.propose.history import event_history, joined_history
 from finerank.typed import to_toml
 
 LOOKED_AT = 200_000
 """Rows that are looked at; a recipe is a proposal, the fit sees all of them."""
+
+YES_AND_NO = {("no", "yes"), ("n", "y"), ("false", "true"), ("f", "t"), ("否", "是")}
+"""Pairs of words, in order, that a column of texts holds instead of 0 and 1."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,13 @@ def propose(
         check_time(frame[given.time])
     roles = {role: find_role(frame, role, getattr(given, role)) for role in ("label", "request", "user", "time")}
     if roles["label"] is None:
+        texts = _labels_of_text(frame) or _of_yes_and_no(frame)  # which --label would refuse
         raise UserError(
-            f"{samples}: no column looks like a label (two values, 0 and 1); name it with --label. "
+            f"{samples}: no column looks like a label (two values, 0 and 1); {'; '.join(texts) or 'name it with --label'}. "
             f"Columns: {', '.join(frame.columns)}"
         )
+    named = [found[0] for found in roles.values() if found is not None]
+    roles["request"] = roles["request"] or find_moments(frame, roles["user"], roles["time"], named)
     label, kind = frame[roles["label"][0]], "binary"
     if given.label is not None:
         kind, why = task_kind(label)
@@ -119,6 +125,13 @@ def _warnings(
                 "rows of one user at one moment look like one request but have no number: give them one, so that the user's "
                 "side is computed once"
             )
+    for guess in guesses:
+        if guess.feature is not None and frame[guess.column].dtype.is_float():
+            infinite = int(frame[guess.column].is_infinite().sum())
+            if infinite:
+                out.append(
+                    f"{guess.column!r} holds {infinite:,} infinite numbers, which training refuses: make them null"
+                )
     rate = mean(label)
     if kind == "binary" and rate < 0.001:
         out.append(f"only {100 * rate:.3f} % of the labels are 1: give more rows before trusting a difference")
@@ -135,6 +148,17 @@ def _labels_of_text(frame: pl.DataFrame) -> list[str]:
         for c in texts
         if 1 <= c.drop_nulls().n_unique() <= 2
     ]
+
+
+def _of_yes_and_no(frame: pl.DataFrame) -> list[str]:
+    """Of columns that could be the label by their two values, were these not words."""
+    found = []
+    for column in frame.get_columns():
+        if column.dtype == pl.String and column.drop_nulls().n_unique() == 2:
+            values = sorted(column.drop_nulls().unique().to_list())
+            if tuple(value.strip().lower() for value in values) in YES_AND_NO:
+                found.append(f"{column.name!r} holds {values[0]!r} and {values[1]!r}: write 0 and 1 if it is the label")
+    return found
 
 
 def _recipe(
