@@ -242,6 +242,16 @@ def test_a_run_against_its_copy_is_no_difference(shop: Path, tmp_path: Path) -> 
     assert found.against[0].rela_impr == 0.0
 
 
+def test_a_training_repeated_is_no_second_seed(shop: Path, tmp_path: Path) -> None:
+    """It was averaged as one, and told that seeds make no difference."""
+    again = shutil.copytree(shop / "a", tmp_path / "again")
+    shutil.copytree(shop / "data", tmp_path / "data")
+    with pytest.raises(
+        UserError, match=r"again: is .*a once more: one recipe and one seed \(1\); leave one out, or train"
+    ):
+        compare([Run.open(shop / name) for name in ("b", "a")] + [Run.open(again)])
+
+
 def test_three_sides_are_adjusted_by_holm(shop: Path) -> None:
     runs = [Run.open(shop / name) for name in ("b", "a", "copy")]
     found = compare(runs)

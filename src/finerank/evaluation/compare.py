@@ -97,7 +97,8 @@ class Comparison:
 def compare(
     runs: Sequence[Run], split: str = "test", by: By = "user", sides_of: Sequence[str] | None = None
 ) -> Comparison:
-    """Compare runs with the first. Raises UserError unless all were judged on the same rows, labels and users.
+    """Compare runs with the first. Raises UserError unless all were judged on the same rows, labels and users, or where
+    two are one training repeated.
 
     sides_of  the name of each run's side; None: runs of one recipe are a side, called after their folder
     """
@@ -243,6 +244,15 @@ def _recipes(runs: Sequence[Run]) -> list[list[int]]:
         resolved["training"].pop("seed")
         resolved["data"].pop("notes")
         groups.setdefault(json.dumps(resolved, sort_keys=True), []).append(i)
+    for group in groups.values():
+        seen: dict[int, Run] = {}
+        for run in (runs[i] for i in group):
+            if (other := seen.setdefault(run.recipe.training.seed, run)) is not run:
+                # as two seeds they would tell that seeds make no difference
+                raise UserError(
+                    f"{run.folder}: is {other.folder} once more: one recipe and one seed ({run.recipe.training.seed}); "
+                    "leave one out, or train with another training.seed"
+                )
     return list(groups.values())
 
 
