@@ -24,6 +24,7 @@ import finerank.cli
 from finerank.cli import app as cli
 from finerank.cli import screen
 from finerank.models import registry
+from finerank.run import Result
 from finerank.training.checkpoint import Checkpoints
 from finerank.typed import to_toml
 
@@ -530,3 +531,20 @@ def test_ctrl_c_is_130_and_what_was_saved_stays(finerank: Call, shop: Path) -> N
     told = finerank("train", "run/recipe.toml", "-o", "run", "--resume")
     assert told.code == 0
     assert told.out.count("lr epoch") == 1
+
+
+def test_what_predicts_a_number_has_its_error_in_the_table_of_results() -> None:
+    """Its line was blank. Where no task is of numbers there is no such column."""
+
+    def shown(test: dict[str, dict[str, float]]) -> list[str]:
+        out = io.StringIO()
+        result: Any = Result(model=None, dataset=None, history=[], test=test, rows_per_second=9.0, seconds=1.0)
+        Console(file=out, width=200).print(screen.results_table([("mmoe", result, None)]))
+        return out.getvalue().splitlines()
+
+    click = {"click": {"auc": 0.7, "gauc": 0.6, "logloss": 0.5}}
+    title, first, second = shown(click | {"watch": {"rmse": 36.25, "mae": 24.4}})
+    assert "RMSE" in title
+    assert "36.2500" in second
+    assert "36.2500" not in first
+    assert not any("RMSE" in line for line in shown(click))

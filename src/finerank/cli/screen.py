@@ -118,13 +118,16 @@ def taken_table(taken: Taken) -> Table:
 
 
 def results_table(results: Iterable[tuple[str, Result, Evaluation | None]]) -> Table:
-    """The test metrics of runs, a line per head; the AUC with its 95 % interval over users."""
+    """The test metrics of runs, a line per head: the AUC with its 95 % interval over users, RMSE of what predicts a number."""
+    results = list(results)
+    numbers = any("rmse" in found for _, result, _ in results for found in result.test.values())
     table = Table("model", "head", box=None)
-    for name in ("test AUC", "95 %", "GAUC", "logloss", "rows/s", "seconds"):
+    for name in ("test AUC", "95 %", "GAUC", "logloss", *(["RMSE"] * numbers), "rows/s", "seconds"):
         table.add_column(name, justify="right")
     for name, result, evaluation in results:
         for head, found in result.test.items():
-            shown = [f"{found[m]:.4f}" if m in found else "" for m in ("auc", "gauc", "logloss")]
+            metrics = ("auc", "gauc", "logloss", *(["rmse"] * numbers))
+            shown = [f"{found[m]:.4f}" if m in found else "" for m in metrics]
             judged = evaluation is not None and evaluation.split == "test"
             estimate = evaluation.heads[head].metrics.get("auc") if evaluation and judged else None
             shown.insert(1, interval(estimate) if estimate else "")
