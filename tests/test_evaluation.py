@@ -313,3 +313,16 @@ def test_bad_input_is_one_sentence(shop: Path, tmp_path: Path) -> None:
         found = CliRunner().invoke(verbs(), [str(a) for a in arguments]).exception
         assert isinstance(found, UserError)
         assert sentence in str(found)
+
+
+def test_without_users_no_users_are_counted(tmp_path: Path) -> None:
+    """Every request counts as somebody else: it said so many users."""
+    logs(tmp_path)
+    one = table(epochs=1) | {"history": [], "model": {"name": "lr"}}
+    one["data"] = {key: value for key, value in one["data"].items() if key != "events"}
+    one["data"]["keys"] = {key: value for key, value in one["data"]["keys"].items() if key != "user"}
+    made = run(Recipe.parse(one, tmp_path), tmp_path / "run")
+    out = finerank("evaluate", tmp_path / "run")
+    requests = len(made.dataset.requests_of("test"))
+    assert "95 % intervals are over requests, for the recipe names no users: each covers the data" in out
+    assert f" rows of {requests} requests; written to" in out
