@@ -250,6 +250,28 @@ def test_texts_that_alone_could_be_the_label_are_told(
     assert "'city'" not in str(refused.value)
 
 
+def test_exact_copies_are_told(tmp_path: Path) -> None:
+    """A log that was written twice in part; without users and times equal rows may well be different ones."""
+    draw = np.random.default_rng(10)
+    columns = {
+        "user_id": draw.integers(0, 50, 400),
+        "time": 1_700_000_000 + np.arange(400),
+        "item_id": np.arange(400) % 9,
+    }
+    columns |= {"label": draw.integers(0, 2, 400)}
+    twice = {name: np.concatenate([values, values[:100]]) for name, values in columns.items()}
+    twice["tags"] = [["a", "b"], ["c"], None, []] * 125
+    notes = [w for w in guessed(tmp_path, twice).warnings if "copies" in w]
+    assert len(notes) == 1
+    assert notes[0].startswith(
+        "100 of 500 rows are exact copies of others: they count in training and in metrics as often"
+    )
+    once = {name: values[:400] for name, values in twice.items()}
+    nameless = {name: values for name, values in twice.items() if name not in ("user_id", "time")}
+    for others in (once, nameless):
+        assert not any("copies" in w for w in guessed(tmp_path, others).warnings)
+
+
 def test_infinite_numbers_are_told(tmp_path: Path) -> None:
     """Training would refuse the recipe; of a column that is left out nothing need be said."""
     inf = float("inf")

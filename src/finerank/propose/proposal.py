@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import polars as pl
 
+from finerank.data.overlap import row_hashes
 from finerank.data.source import collect, scan
 from finerank.errors import UserError, nearest
 from finerank.propose.features import guess_feature
@@ -21,6 +23,8 @@ from finerank.typed import to_toml
 LOOKED_AT = 200_000
 """Rows that are looked at; a recipe is a proposal, the fit sees all of them."""
 
+COPIES = 0.01
+"""The share of exact copies from which on they are told; a user may be shown the same twice in a second."""
 YES_AND_NO = {("no", "yes"), ("n", "y"), ("false", "true"), ("f", "t"), ("否", "是")}
 """Pairs of words, in order, that a column of texts holds instead of 0 and 1."""
 
@@ -132,6 +136,13 @@ def _warnings(
                 out.append(
                     f"{guess.column!r} holds {infinite:,} infinite numbers, which training refuses: make them null"
                 )
+    if {"user", "time"} <= set(keys):  # else equal rows may be different ones
+        copies = frame.height - len(np.unique(row_hashes(frame.get_columns())))
+        if copies > COPIES * frame.height:
+            out.append(
+                f"{copies:,} of {frame.height:,} rows are exact copies of others: they count in training and in metrics "
+                "as often as they are there; if the log was written twice, drop them"
+            )
     rate = mean(label)
     if kind == "binary" and rate < 0.001:
         out.append(f"only {100 * rate:.3f} % of the labels are 1: give more rows before trusting a difference")
