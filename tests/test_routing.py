@@ -121,6 +121,19 @@ def test_the_penalty_is_the_chance_of_an_open_gate(log_alpha: float) -> None:
     assert float(gates.eval()()[0, 0].detach()) == pytest.approx(settled(log_alpha, -0.2, 1.3), rel=1e-6)
 
 
+def test_a_seed_draws_the_same_gates_on_every_device() -> None:
+    """By the processor's generator: a device without numbers moves it as the processor itself does."""
+    gates = HardConcreteGates(2, 3, HardConcrete())
+    after = []
+    for device in ("cpu", "meta"):
+        torch.manual_seed(3)
+        drawn = gates.to(device).train()()
+        assert drawn.device.type == device
+        after.append(float(torch.rand(())))
+    assert after[0] == after[1]
+    assert drawn.requires_grad
+
+
 def test_without_a_slope_and_at_temperature_one_the_gate_is_the_noise_itself() -> None:
     """s(u; log alpha = 0, beta = 1) = u, which the stretched interval then clips."""
     gates = HardConcreteGates(1, 5, HardConcrete(beta=1.0, start=0.0))

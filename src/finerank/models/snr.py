@@ -14,7 +14,8 @@ be open, lambda sum P(z > 0) with P(z > 0) = sigmoid(log alpha - beta log(-gamma
 are exactly 0 do not exist: their W_ij, and sub-networks that nobody reads, are gone (`SNR.served`).
 
 Differs from the textbook: the first layer multiplies the request's side once per request; sub-networks are batched, and all
-W_ij of a layer are one matrix. The noise comes from torch's generator, which the training loop seeds by (seed, epoch, step).
+W_ij of a layer are one matrix. The noise comes from torch's generator of the processor, for a GPU too; the training loop
+seeds it by (seed, epoch, step).
 N candidates · J sub-networks below · I above (the towers, on top) · W their width
 """
 
@@ -86,9 +87,13 @@ class HardConcreteGates(Noise):
         return self.drawn() if self.training else self.settled()
 
     def drawn(self) -> Tensor:
-        """One draw, that has a gradient."""
+        """One draw, that has a gradient.
+
+        By the processor's generator wherever the gates are, so that a seed is the same gates on every device: a few numbers
+        per step.
+        """
         eps = torch.finfo(torch.float32).eps
-        u = torch.rand(self.log_alpha.shape, device=self.log_alpha.device).clamp(eps, 1 - eps).to(self.log_alpha.dtype)
+        u = torch.rand(self.log_alpha.shape, dtype=torch.float32, device="cpu").clamp(eps, 1 - eps).to(self.log_alpha)
         return self._stretched(torch.sigmoid((u.log() - (-u).log1p() + self.log_alpha) / self.options.beta))
 
     def settled(self) -> Tensor:
