@@ -6,11 +6,14 @@ import csv as python
 import gzip
 import io
 import tempfile
-from collections.abc import Iterator
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import patch
 
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,7 +80,7 @@ def test_what_is_whole_is_read(tmp_path: Path, content: str) -> None:
 
 @pytest.mark.usefixtures("loops")
 def test_lines_of_other_files_are_counted_too(tmp_path: Path) -> None:
-    """With tabs, of a pattern; what is packed is left to Polars."""
+    """With tabs, of a pattern."""
     path = tmp_path / "x.tsv"
     path.write_text("a\tb\n1,1\t2\n3\t4\t5\n")
     with pytest.raises(UserError, match=r"x\.tsv: line 3 has 3 fields, and its header has 2"):
@@ -86,9 +89,61 @@ def test_lines_of_other_files_are_counted_too(tmp_path: Path) -> None:
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=r"2\.csv: line 3 has 3 fields, and its header has 2"):
         collect(scan(tmp_path / "*.csv"), ["a"], "samples")
-    packed = tmp_path / "packed.csv"
-    packed.write_bytes(gzip.compress(b"a,b\n1,2\n"))
-    assert collect(scan(packed), ["a"], "samples")["a"].to_list() == [1]
+
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "gzip in two": lambda text: gzip.compress(text[:7]) + gzip.compress(text[7:]),
+    "zlib": zlib.compress,
+    "zstd": lambda text: pa.compress(text, codec="zstd", asbytes=True),
+}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+@pytest.mark.parametrize("name", RAGGED)
+def test_lines_of_a_packed_file_are_counted_too(tmp_path: Path, kind: str, name: str) -> None:
+    content, sentence = RAGGED[name]
+    path = tmp_path / "x.csv"
+    path.write_bytes(PACKED[kind](content.encode()))
+    for size in (5, lines.BYTES):
+        with patch.object(lines, "BYTES", size), pytest.raises(UserError, match=rf"x\.csv: {sentence}"):
+            collect(scan(path, {"a"}), ["a"], "samples")
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_a_whole_packed_file_is_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(PACKED[kind](b'a,b\n"1,5",2\n"3\n\n4","x""y,z"\n'))
+    assert collect(scan(path), ["a"], "samples")["a"].to_list() == ["1,5", "3\n\n4"]
+    path.write_bytes(PACKED[kind](b"a,a\n1,2\n"))
+    with pytest.raises(UserError, match=r"x\.csv: its header names the column 'a' twice"):
+        scan(path)
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zlib"])
+def test_a_packed_file_that_is_cut_off_is_refused(tmp_path: Path, kind: str) -> None:
+    """Of zlib Polars would read what there is."""
+    path = tmp_path / "x.csv"
+    whole = PACKED[kind](b"a,b\n" + b"".join(b"%d,%d\n" % (i, i * i) for i in range(50_000)))
+    path.write_bytes(whole[:-100])
+    with pytest.raises(UserError, match=r"x\.csv: .*; is the file whole\?"):
+        collect(scan(path, {"a"}), ["a"], "samples")
+    path.write_bytes(whole[:-40_000] + bytes(40_000))
+    with pytest.raises(UserError, match=r"x\.csv: .*; is the file whole\?"):
+        collect(scan(path, {"a"}), ["a"], "samples")
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_a_packed_file_is_never_whole_in_memory(tmp_path: Path, kind: str) -> None:
+    """40 MB of lines, packed to some KB, pass in a fifth of that; Polars' own memory is not counted."""
+    path = tmp_path / "x.csv"
+    path.write_bytes(PACKED[kind](b"a,b\n" + b"1,2\n" * 10_000_000))
+    tracemalloc.start()
+    with patch.object(lines, "BYTES", 1 << 18):
+        lines.refuse_ragged(path, ",")
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 8_000_000
 
 
 def test_the_first_rows_are_read_without_a_look_at_the_whole_file(tmp_path: Path) -> None:

@@ -1,28 +1,36 @@
-"""What is wrong with the lines of a CSV file, which Polars reads without a word or refuses without saying where."""
+"""What is wrong with the lines of a CSV file, which Polars reads without a word or refuses without saying where.
+
+A packed file (gzip, zlib, zstd, which Polars unpacks) is unpacked here too, as it is read through, a piece at a time.
+"""
 
 from __future__ import annotations
 
 import csv
+import gzip
+import io
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
+import polars as pl
 
 from finerank.errors import UserError
 
 BYTES = 1 << 22
 """That are looked at together."""
 
+_PIECE = 1 << 16
+"""Packed bytes, or lines, that are unpacked together: no more are held than are asked for."""
+
 NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars (|)"}
 """Of what separates fields."""
 
-_PACKED = (
-    b"\x1f\x8b",
-    b"\x28\xb5\x2f\xfd",
-    b"\x78\x01",
-    b"\x78\x9c",
-    b"\x78\xda",
-)  # gzip, zstd, zlib: Polars unpacks them
+_GZIP, _ZSTD, _ZLIB = (b"\x1f\x8b",), (b"\x28\xb5\x2f\xfd",), (b"\x78\x01", b"\x78\x9c", b"\x78\xda")
+"""How packed files begin."""
+
 _NEWLINE, _QUOTE = 10, 34
 
 
@@ -33,7 +41,7 @@ def refuse_header(path: Path | str, names: Sequence[str], files: Sequence[Path],
     """
     heads = [_head(file) for file in files]
     for file, head in zip(files, heads, strict=True):
-        if head is not None and not _is_utf8(head):
+        if not _is_utf8(head):
             raise _not_utf8(file, 1)
     others = [other for other in NAMES if other != separator and len(names) == 1 and other in names[0]]
     if others and names[0].replace("\t", "").isprintable():  # else it is no text
@@ -46,7 +54,7 @@ def refuse_header(path: Path | str, names: Sequence[str], files: Sequence[Path],
     for name in names:
         first, mark, _ = name.rpartition("_duplicated_")
         # a column without a name cannot be asked for, so several of them do no harm
-        if mark and first and first in names and not any(head is None or name.encode() in head for head in heads):
+        if mark and first and first in names and not any(name.encode() in head for head in heads):
             raise UserError(f"{path}: its header names the column {first!r} twice; rename or remove one of the two")
 
 
@@ -55,22 +63,20 @@ def refuse_ragged(path: Path, separator: str, rows: int | None = None) -> None:
 
     rows   lines that will be read, at least; None: all
     """
-    if not _packed(path) and _suspect(path, separator, rows):
+    if _suspect(path, separator, rows):
         _tell_ragged(path, separator)
 
 
 def refuse_encoding(path: Path) -> None:
     """Raises UserError for the first line that is not UTF-8, if there is one."""
-    if _packed(path):
-        return
-    with path.open("rb") as file:
+    with _opened(path) as file:
         for number, line in enumerate(file, 1):
             if not _is_utf8(line):
                 raise _not_utf8(path, number)
 
 
 def _not_utf8(path: Path, line: int) -> UserError:
-    with path.open("rb") as file:
+    with _opened(path) as file:
         head = file.read(BYTES)
     encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
     remedy = f"save the file as UTF-8, for example with iconv -f {encoding} -t utf-8"
@@ -112,7 +118,7 @@ def _suspect(path: Path, separator: str, rows: int | None) -> bool:
 def _blocks(path: Path) -> Iterator[np.ndarray]:
     """The bytes of a file without the empty lines before the header."""
     started = False
-    with path.open("rb") as file:
+    with _opened(path) as file:
         while content := file.read(BYTES):
             content = content if started else content.lstrip(b"\r\n")
             started = started or bool(content)
@@ -123,7 +129,7 @@ def _blocks(path: Path) -> Iterator[np.ndarray]:
 def _tell_ragged(path: Path, separator: str) -> None:
     """Raises UserError for the first line of another number of fields than the header, as Python's reader counts them."""
     wanted, start = 0, 1
-    with path.open("rb") as file:
+    with _opened(path) as file:
         # as Latin-1, in which every byte is a character; to Polars a lone carriage return ends no line
         texts = (line.rstrip(b"\r\n").replace(b"\r", b" ").decode("latin-1") + "\n" for line in file)
         reader = csv.reader(texts, delimiter=separator)
@@ -143,17 +149,81 @@ def _tell_ragged(path: Path, separator: str) -> None:
             return
 
 
-def _head(path: Path) -> bytes | None:
-    """The first line of a file that is not packed."""
-    if _packed(path):
-        return None
-    with path.open("rb") as file:
+def _head(path: Path) -> bytes:
+    """The first line."""
+    with _opened(path) as file:
         return file.readline(BYTES)
 
 
-def _packed(path: Path) -> bool:
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file as text in bytes, unpacked if need be. Raises UserError, here or as it is read, for one that is damaged."""
     with path.open("rb") as file:
-        return file.read(4).startswith(_PACKED)
+        begins = file.read(4)
+        file.seek(0)
+        try:
+            if begins.startswith(_GZIP):
+                yield cast(BinaryIO, gzip.GzipFile(fileobj=file))
+            elif begins.startswith(_ZLIB):
+                yield io.BufferedReader(cast(io.RawIOBase, _Parts(_inflated(file))))
+            elif begins.startswith(_ZSTD):
+                yield io.BufferedReader(cast(io.RawIOBase, _Parts(_lines(path))))
+            else:
+                yield file
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(f"{path}: cannot be unpacked ({error}); is the file whole?") from error
+
+
+def _inflated(file: BinaryIO) -> Iterator[bytes]:
+    """What a zlib file holds. Of one that is cut off Polars reads what there is, without a word."""
+    unpack = zlib.decompressobj()
+    packed = b""
+    while not unpack.eof:
+        packed = unpack.unconsumed_tail or file.read(_PIECE)
+        if not packed:
+            raise EOFError("it ends in the middle")
+        yield unpack.decompress(packed, BYTES)  # some bytes can stand for many
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file that only Polars can unpack: Python does not know zstd before 3.14. Other than UTF-8 is replaced."""
+    frame = pl.scan_csv(
+        path,
+        has_header=False,
+        separator="\x1e",
+        quote_char=None,
+        encoding="utf8-lossy",
+        schema={"line": pl.String},
+        raise_if_empty=False,
+    )
+    try:
+        for batch in frame.collect_batches(maintain_order=True):
+            for part in batch.fill_null("").iter_slices(_PIECE):
+                yield "".join(f"{line}\n" for line in part["line"]).encode()
+    except pl.exceptions.ComputeError:  # a line with that separator: Polars' word must do
+        return
+
+
+class _Parts(io.RawIOBase):
+    """Bytes that come in parts, as a file."""
+
+    def __init__(self, parts: Iterator[bytes]) -> None:
+        self.parts, self.rest = parts, b""
+
+    def readable(self) -> bool:
+        """It is there to be read."""
+        return True
+
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+        """The next bytes; 0 at the end."""
+        while not self.rest:
+            part = next(self.parts, None)
+            if part is None:
+                return 0
+            self.rest = part
+        size = min(len(buffer), len(self.rest))
+        buffer[:size], self.rest = self.rest[:size], self.rest[size:]
+        return size
 
 
 def _is_utf8(text: bytes) -> bool:
