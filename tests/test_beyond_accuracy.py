@@ -18,6 +18,7 @@ from finerank.evaluation.beyond import TITLES
 from finerank.evaluation.document import Evaluation, evaluation_path
 from finerank.evaluation.evaluate import evaluate
 from finerank.metrics import beyond as metrics
+from finerank.metrics.estimate import student_quantile
 from finerank.recipe import Recipe
 from finerank.report.run_report import run_report
 from finerank.run import Run, run
@@ -162,6 +163,9 @@ def test_nothing_is_not_a_number() -> None:
     assert metrics.coverage(none, 10) == 0
     for value in (
         metrics.coverage(none, 0),
+        metrics.coverage_se(none, none, 10),
+        metrics.coverage_se(np.zeros(5, dtype=np.int64), np.arange(5), 10),
+        metrics.gini_influence(none, 10, none, 0).se,
         metrics.clicks_per_impression([], 0),
         metrics.conversions_per_click([0], [0]),
         metrics.amount_per_1000_impressions([], 0),
@@ -171,6 +175,60 @@ def test_nothing_is_not_a_number() -> None:
     assert np.isnan(metrics.personalisation(np.zeros(3, dtype=np.int64), np.arange(3), 2)).all()
     with pytest.raises(UserError, match=r"k = 0; accepted: 1 or more"):
         metrics.top([1.0], np.zeros(1, dtype=np.int64), 0)
+
+
+def tops_of(draw: np.random.Generator, users: int, kind: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """(items, users, catalogue): tops of ten of users of one population, whose tastes are their own or of a segment."""
+    fixed = np.random.default_rng(7)
+    if kind == "segments":
+        pages = fixed.permuted(np.tile(np.arange(800), (60, 1)), axis=1)[:, :10]
+        share = np.arange(1, 61) ** -1.2
+        items = pages[draw.choice(60, users, p=share / share.sum())]
+        return items.ravel(), np.repeat(np.arange(users), 10), 800
+    catalogue, slope = {"few": (200, 0.8), "many": (1_500, 0.9)}[kind]
+    liked = -slope * np.log(np.arange(1, catalogue + 1)) + draw.gumbel(size=(users, catalogue))
+    return np.argpartition(-liked, 10, axis=1)[:, :10].ravel(), np.repeat(np.arange(users), 10), catalogue
+
+
+@pytest.mark.parametrize("kind", ["few", "many", "segments"])
+def test_intervals_of_coverage_and_gini_hold_what_as_many_users_see(kind: str) -> None:
+    """300 samples of 60 users: the mean of all lies in 90 to 99 % of their intervals."""
+    draw, users = np.random.default_rng(1), 60
+    found = []
+    for _ in range(300):
+        items, of, catalogue = tops_of(draw, users, kind)
+        gini = metrics.gini_influence(items, catalogue, of, users)
+        found.append(
+            (metrics.coverage(items, catalogue), metrics.coverage_se(items, of, catalogue), gini.value, gini.se)
+        )
+    coverage, coverage_se, gini_, gini_se = np.array(found).T
+    t = student_quantile(users - 1)
+    for values, se in ((coverage, coverage_se), (gini_, gini_se)):
+        held = float((np.abs(values - values.mean()) <= t * se).mean())
+        assert 0.9 <= held <= 0.99, (kind, held)
+
+
+def test_the_error_of_coverage_is_the_series_over_sets_of_users(page: dict[str, Any]) -> None:
+    lists, items = page["lists"], page["items"] * 7  # any codes
+    users = len(set(lists.tolist()))
+    sets: dict[frozenset[int], int] = {}
+    for item in set(items.tolist()):
+        of = frozenset(lists[items == item].tolist())
+        sets[of] = sets.get(of, 0) + 1
+    alone = sum(n for s, n in sets.items() if len(s) == 1)
+    first = sum(n**2 for s, n in sets.items() if len(s) == 1) - alone**2 / users
+    weight = [sum(math.comb(8, j) for j in range(k, 9)) / 256 for k in range(9 + 1)]
+    series = weight[1] * first - sum((-1) ** len(s) * weight[len(s)] * n**2 for s, n in sets.items() if len(s) > 1)
+    wanted = math.sqrt(max(series, first / 3)) / 100 if first > 1e-9 else math.nan
+    assert metrics.coverage_se(items, lists, 100) == pytest.approx(wanted, nan_ok=True)
+
+
+def test_what_a_user_does_to_gini_is_what_leaving_it_out_does() -> None:
+    items, of, catalogue = tops_of(np.random.default_rng(3), 80, "many")
+    found = metrics.gini_influence(items, catalogue, of, 80)
+    left = np.array([metrics.gini(items[of != u], catalogue) for u in range(80)])
+    assert found.se == pytest.approx(math.sqrt(79 * left.var()), rel=0.05)
+    assert found.value == metrics.gini(items, catalogue)
 
 
 # ------------------------------------------------------------------------------------------------ of a run
@@ -281,7 +339,10 @@ def test_intervals_are_those_of_resampled_users(shop: Run) -> None:
     found = evaluate(shop, "test", k=3).heads["click"].beyond["novelty@3"]
     assert found.low < found.value < found.high
     assert "users" in found.how
-    assert math.isnan(evaluate(shop, "test").heads["click"].beyond["coverage@10"].low)
+    for name in ("coverage@3", "gini@3"):
+        found = evaluate(shop, "test", k=3).heads["click"].beyond[name]
+        assert 0 <= found.low < found.value < found.high <= 1
+        assert found.how.startswith("of as many users")
 
 
 def test_an_amount_per_thousand_impressions(tmp_path: Path) -> None:

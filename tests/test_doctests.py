@@ -28,7 +28,9 @@ METRICS = {
     "finerank.metrics.beyond": (
         "top",
         "coverage",
+        "coverage_se",
         "gini",
+        "gini_influence",
         "personalisation",
         "diversity",
         "attribute_diversity",

@@ -8,6 +8,7 @@ users and items are those of the training rows. n rows of a head · m rows of to
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from finerank.errors import UserError, nearest
 from finerank.evaluation.measure import HeadRows, dense
 from finerank.evaluation.slices import candidate_ids, item_of
 from finerank.metrics import beyond as metrics
-from finerank.metrics.estimate import Estimate
+from finerank.metrics.estimate import COVERS, FEW, Estimate, estimate_of
 from finerank.metrics.influence import mean_influence_of, ratio_influence, through
 from finerank.models.composition import Head
 from finerank.schema import FIRST, Task, table_of
@@ -84,10 +85,21 @@ def beyond(
         found = ratio_influence(above, below, rows.clusters[tops], rows.count)
         return through(found, each * found.value, each).estimate(0.0, unit=unit)
 
-    none = "of all lists together; no interval"
+    users = rows.clusters[tops]
+    alike = f"of as many {unit}, all lists together"  # others would see other items, more of them more
+    seen_by = len(np.unique(users))
+    gini = metrics.gini_influence(ids, catalogue, users, rows.count).estimate(0.0, 1.0, unit)
+    few = f" (fewer than {FEW}: a rough guide)" if seen_by < FEW else ""
     out = {
-        "coverage": Estimate(value=metrics.coverage(ids, catalogue), how=none),
-        "gini": Estimate(value=metrics.gini(ids, catalogue), how=none),
+        "coverage": estimate_of(
+            metrics.coverage(ids, catalogue),
+            metrics.coverage_se(ids, users, catalogue),
+            seen_by,
+            f"{alike}; items that few have, over {seen_by:,} {unit}{few}; {COVERS}",
+            0.0,
+            1.0,
+        ),
+        "gini": replace(gini, how=f"{alike}; {gini.how}"),
         # a pair has two lists, and each moves it
         "personalisation": over_lists(metrics.personalisation(lists, ids, k), slope=2.0),
         "novelty": over_lists(metrics.novelty(lists, *_users_of(data, head, trained, seen, ids)), most=math.inf),

@@ -74,15 +74,24 @@ class Influence:
 
     def estimate(self, low: float = -math.inf, high: float = math.inf, unit: str = "users") -> Estimate:
         """The 95 % interval, value ± t se with G - 1 degrees of freedom, cut at the metric's bounds."""
-        half = student_quantile(self.clusters - 1) * self.se
+        found = max(self.clusters, np.count_nonzero(self.of))
         few = f" (fewer than {FEW}: a rough guide)" if self.clusters < FEW else ""
-        return Estimate(
-            value=self.value,
-            low=max(low, self.value - half) if half == half else math.nan,
-            high=min(high, self.value + half) if half == half else math.nan,
-            se=self.se,
-            how=f"{self.method} over {max(self.clusters, np.count_nonzero(self.of)):,} {unit}{few}; {COVERS}",
-        )
+        how = f"{self.method} over {found:,} {unit}{few}; {COVERS}"
+        return estimate_of(self.value, self.se, self.clusters, how, low, high)
+
+
+def estimate_of(
+    value: float, se: float, clusters: int, how: str, low: float = -math.inf, high: float = math.inf
+) -> Estimate:
+    """The 95 % interval of a standard error, value ± t se with G - 1 degrees of freedom, cut at the metric's bounds."""
+    half = student_quantile(clusters - 1) * se
+    return Estimate(
+        value=value,
+        low=max(low, value - half) if half == half else math.nan,
+        high=min(high, value + half) if half == half else math.nan,
+        se=se,
+        how=how,
+    )
 
 
 def mean_influence(parts: list[Influence]) -> Influence:
