@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from finerank.data.negatives import PopularitySampler
+from finerank.data.scratch import Scratch
 from finerank.errors import UserError
 from finerank.runtime.hashing import mix, uniform
 
@@ -37,9 +38,11 @@ class _Occurrences:
     size: int
 
     @staticmethod
-    def of(values: np.ndarray) -> _Occurrences:
+    def of(values: np.ndarray, scratch: Scratch) -> _Occurrences:
         size = len(values) + 1
-        return _Occurrences(np.sort(values * size + np.arange(len(values))), size)
+        keys = scratch.made(len(values), lambda at: values[at] * size + np.arange(at.start, at.stop))
+        keys.sort()  # in place, in a mapped file too
+        return _Occurrences(keys, size)
 
     def count(self, values: np.ndarray, before: np.ndarray) -> np.ndarray:
         """How often each value occurs among the first `before` events."""
@@ -53,22 +56,39 @@ class Draws:
 
     item, user  int [E], codes from 0 up; items numbered by first appearance (`by_first_appearance`)
     power       0 (uniform) to 1 (as often as seen)
+    scratch     where arrays as long as the log lie; None: in memory
     """
 
-    def __init__(self, item: np.ndarray, user: np.ndarray, power: float = 0.0) -> None:
+    def __init__(self, item: np.ndarray, user: np.ndarray, power: float = 0.0, scratch: Scratch | None = None) -> None:
         if not 0 <= power <= 1:
             raise UserError(f"negatives: power = {power}; accepted: 0 (all items alike) to 1 (as often as seen)")
-        self.item, self.user, self.power = item.astype(np.int64), user.astype(np.int64), power
+        scratch = scratch or Scratch()
+        self.item, self.user, self.power = np.asarray(item, np.int64), np.asarray(user, np.int64), power
         self.items = int(self.item.max()) + 1 if len(item) else 0
         # number of items among the first i events; the numbering is checked here
-        known = np.maximum.accumulate(self.item) + 1
-        if len(known) and (known[0] != 1 or (np.diff(known) > 1).any()):
-            raise ValueError("items are not numbered by first appearance")
-        self.known_items = np.append(0, known)
-        pair = self.user * max(self.items, 1) + self.item
-        self.pairs, first = np.unique(pair, return_index=True)
-        self.first_pair = first  # position at which the user had the item first
-        self.occurrences = _Occurrences.of(self.item) if power > 0 else None
+        self.known_items = scratch.full(len(self.item) + 1, 0)
+        for at in scratch.pieces(len(self.item)):
+            before = self.known_items[at.start]
+            known = np.maximum(np.maximum.accumulate(self.item[at]) + 1, before)
+            if (np.diff(known, prepend=before) > 1).any():
+                raise ValueError("items are not numbered by first appearance")
+            self.known_items[at.start + 1 : at.stop + 1] = known
+        # first_pair: position at which the user had the item first
+        self.pairs, self.first_pair = self._pairs(scratch)
+        self.occurrences = _Occurrences.of(self.item, scratch) if power > 0 else None
+
+    def _pairs(self, scratch: Scratch) -> tuple[np.ndarray, np.ndarray]:
+        """(every user and item in one number, rising; where it is first)."""
+        order = scratch.order(self.user, self.item)
+        pairs, first, count, last = scratch.empty(len(order)), scratch.empty(len(order)), 0, -1
+        for at in scratch.pieces(len(order)):
+            rows = order[at]
+            pair = self.user[rows] * max(self.items, 1) + self.item[rows]
+            new = np.diff(pair, prepend=last) != 0
+            size = int(np.count_nonzero(new))
+            pairs[count : count + size], first[count : count + size] = pair[new], rows[new]
+            count, last = count + size, int(pair[-1])
+        return pairs[:count], first[:count]
 
     def draw(
         self, user: np.ndarray, known: np.ndarray, barred: np.ndarray, n: int, key: int, row: np.ndarray

@@ -15,6 +15,7 @@ import importlib
 import json
 import pkgutil
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -39,6 +40,7 @@ class Converted:
     counts    lines by what became of them: {"read": 100, "kept": 98, "malformed": 2, ...}
     notes     sentences for the reader: the protocol, and any oddity (a reproduction mode that looks into the future); they
               go into the recipe (data.notes), and so into the report of every run
+    room      where what the lazy frames read lies, until nobody has this any more
     """
 
     samples: pl.DataFrame | pl.LazyFrame
@@ -47,6 +49,7 @@ class Converted:
     models: str | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    room: tempfile.TemporaryDirectory[str] | None = None
 
     def write(self, folder: Path) -> None:
         """Write the folder, whole or not at all; raises UserError if it exists and is not empty."""

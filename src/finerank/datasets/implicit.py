@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from finerank.data.draws import Draws, by_first_appearance
+from finerank.data.scratch import Scratch
 from finerank.errors import UserError
 from finerank.runtime.hashing import mix, uniform
 
@@ -45,6 +46,7 @@ class Sampler:
     law     see the module
     power   0: all items alike · 1: as often as they were seen · between: popularity^power
     barred  user: whatever the user had (law paper: or will have) · item: the positive alone
+    scratch where arrays as long as the log lie; items are then numbered by first appearance already
     """
 
     def __init__(
@@ -56,16 +58,17 @@ class Sampler:
         power: float = 0.0,
         barred: Literal["user", "item"] = "user",
         seed: int = 1,
+        scratch: Scratch | None = None,
     ) -> None:
         events = len(item)
-        self.item, self.names = by_first_appearance(item)
+        if scratch is None:
+            self.item, self.names = by_first_appearance(item)
+        else:
+            self.item, self.names = item, np.arange(int(item.max()) + 1 if events else 0)
         # "item": every event is a user of its own, who has nothing but the positive
         self.owner = user if barred == "user" else np.arange(events)
-        self.draws = Draws(self.item, self.owner, power)
-        self.known = self.through = np.full(events, events)
-        if law == "as_known":
-            self.known, self.through = (np.searchsorted(time, time, side=side) for side in ("left", "right"))
-        self.seed = seed
+        self.draws = Draws(self.item, self.owner, power, scratch)
+        self.time, self.law, self.seed = time, law, seed
 
     def candidates(self, positives: np.ndarray, n: int = 1) -> Candidates:
         """The requests of these events (int [N], rising), each with n negatives, fewer where there are no more."""
@@ -76,11 +79,12 @@ class Sampler:
         return Candidates(event, item, label, dict(sum((Counter(p.left_out) for p in parts), Counter())))
 
     def _some(self, here: np.ndarray, n: int) -> Candidates:
-        seen = self.item[here] < self.draws.known_items[self.known[here]]
+        known = self._known(here, "left")
+        seen = self.item[here] < self.draws.known_items[known]
         left_out = {"first sight of the item": int((~seen).sum())}
-        here = here[seen]
+        here, known = here[seen], known[seen]
         key = mix(self.seed, _DRAW)
-        drawn = self.draws.draw(self.owner[here], self.known[here], self.through[here], n, key, here)
+        drawn = self.draws.draw(self.owner[here], known, self._known(here, "right"), n, key, here)
         alone = drawn[:, 0] < 0
         left_out["no negative left"] = int(alone.sum())
         here, drawn = here[~alone], drawn[~alone]
@@ -90,3 +94,10 @@ class Sampler:
         items, label = np.take_along_axis(items, order, axis=1), (order == 0).astype(np.int8)
         there = items >= 0
         return Candidates(np.repeat(here, there.sum(axis=1)), self.names[items[there]], label[there], left_out)
+
+    def _known(self, here: np.ndarray, side: Literal["left", "right"]) -> np.ndarray:
+        """How many events were before these, or by their moment; all of them where the law looks into the future."""
+        if self.law == "paper":
+            return np.full(len(here), len(self.item))
+        found: np.ndarray = np.searchsorted(self.time, self.time[here], side=side)
+        return found

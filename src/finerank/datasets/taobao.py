@@ -9,6 +9,8 @@ dropped, as are exact repeats. The last day is for test, the one before for vali
 
 from __future__ import annotations
 
+import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,9 +18,10 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
+from finerank.data.scratch import Scratch
 from finerank.datasets.adapter import Adapter, Converted, register
 from finerank.datasets.implicit import Law, Sampler
-from finerank.datasets.raw import Columns, commented, fields, find, marked, numbered, sound, told
+from finerank.datasets.raw import Columns, commented, fields, find, marked, sound, told
 from finerank.errors import UserError
 from finerank.runtime.hashing import hash_integers, mix
 
@@ -26,6 +29,7 @@ BEIJING = 8 * 3600
 FIRST = 1_511_539_200  # 2017-11-25 00:00 in Beijing
 DAY = 86_400
 DAYS = 9
+BEHAVIOURS = ["pv", "buy", "cart", "fav"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +40,8 @@ class Options:
     negatives     as_known (default) or paper (the whole catalogue): see `datasets.implicit`
     power         0: uniform; default 0.75, popularity^0.75 as known by then
     per_positive  negatives per positive
-    users         share of the users that is kept, chosen by hash: the whole file (100 million lines) wants some 30 GB of
-                  memory, a tenth of the users a tenth of that
+    users         share of the users that is kept, chosen by hash. Memory holds users, items and one hour; what is as long
+                  as the file (100 million lines: some 15 GB) lies in the system's folder for temporary files (TMPDIR)
     seed          of the draws, and of the choice of users
     """
 
@@ -58,8 +62,8 @@ COLUMNS: Columns = {
 }  # fmt: skip
 
 
-def convert(folder: Path, options: Options) -> Converted:
-    """See `Adapter.convert`."""
+def convert(folder: Path, options: Options, block: int = 1 << 18) -> Converted:
+    """See `Adapter.convert`. block: rows in memory at a time."""
     path = find(folder, "UserBehavior.csv")
     frame = fields(path, COLUMNS)
     frame = marked(frame, "unknown behaviour", ~pl.col("behavior").is_in(["pv", "buy", "cart", "fav"]))
@@ -68,35 +72,17 @@ def convert(folder: Path, options: Options) -> Converted:
     frame = sound(frame)
     if options.users < 1:
         frame = frame.filter(pl.col("user_id").map_batches(lambda users: _chosen(users, options)))
-    events = frame.with_columns(pl.col("behavior").cast(pl.Enum(["pv", "buy", "cart", "fav"]))).collect(
-        engine="streaming"
-    )
-    lines = events.height
-    events = events.unique(maintain_order=True).sort("time", maintain_order=True).with_row_index("event")
-    if lines > events.height:
-        counts["exact repeats"] = lines - events.height
-    target = events["behavior"].cast(pl.String) == options.target
-    if not target.any():
+    room = tempfile.TemporaryDirectory(prefix="finerank-taobao-")
+    log = _Log.read(frame, Scratch(Path(room.name) / "arrays", block), Path(room.name), options.target)
+    if log.lines > len(log.time):
+        counts["exact repeats"] = log.lines - len(log.time)
+    if not log.target.any():
         raise UserError(
             f"{path}: no event {options.target!r} is left of {counts['read']} lines; is this the right file?"
         )
-
-    # an item's category is that of its first event: of later changes nothing is known at the time
-    catalogue = events.unique("item_id", keep="first", maintain_order=True).select("item_id", "category_id")
-    (user, _), (item, _) = numbered(events["user_id"]), numbered(events["item_id"])
-    sampler = Sampler(user, item, events["time"].to_numpy(), options.negatives, options.power, seed=options.seed)
-    made = sampler.candidates(np.flatnonzero(target.to_numpy()), options.per_positive)
-    about = events.select("event", "user_id", "time")[made.event]
-    day = (pl.col("time") - FIRST) // DAY
-    part = pl.when(day == DAYS - 1).then(pl.lit("test")).when(day == DAYS - 2).then(pl.lit("validation"))
-    samples = pl.concat([about, catalogue[made.item]], how="horizontal").with_columns(
-        pl.Series("label", made.label),
-        split=part.otherwise(pl.lit("train")),
-        hour=(pl.col("time") + BEIJING) % DAY // 3600,
-        weekday=(day + 5) % 7 + 1,  # 1 Monday; 25 November 2017 was a Saturday
-    )  # fmt: skip
-    counts |= {f"positives left out, {reason}": count for reason, count in made.left_out.items()}
-    counts["positive rows"] = int(made.label.sum())
+    left_out, positives, samples = _samples(log, Path(room.name), options)
+    counts |= {f"positives left out, {reason}": count for reason, count in left_out.items()}
+    counts["positive rows"] = positives
     notes = [
         f"next {options.target}, {options.per_positive} drawn beside each; the last day is for test, the one before for "
         "validation; a log without impressions is no click-through log"
@@ -107,7 +93,127 @@ def convert(folder: Path, options: Options) -> Converted:
             "bars every item that the user ever has"
         )
     recipe = commented("Deep Interest Network on Taobao UserBehavior.") + RECIPE
-    return Converted(samples=samples, events=events.drop("event"), recipe=recipe, counts=counts, notes=tuple(notes))
+    return Converted(
+        samples=pl.scan_parquet(samples),
+        events=pl.scan_parquet(log.files),
+        recipe=recipe,
+        counts=counts,
+        notes=tuple(notes),
+        room=room,
+    )
+
+
+_LINE = np.dtype([("user_id", "i8"), ("item_id", "i8"), ("category_id", "i8"), ("behavior", "i1"), ("time", "i8")])
+"""A line in the rooms of hours."""
+
+
+@dataclass(frozen=True)
+class _Log:
+    """E events in order of time, exact repeats out; arrays as long as that lie in `scratch`.
+
+    user, item    int64 [E]: codes; items numbered by first appearance
+    time, target  int64 [E]; bool [E], the behaviour that is predicted
+    users         int64 [U], of each code; items, category: int64 [I], the latter as of the item's first event: of later
+                  changes nothing is known at the time
+    files         the events, hour by hour; lines: how many there were
+    """
+
+    user: np.ndarray
+    item: np.ndarray
+    time: np.ndarray
+    target: np.ndarray
+    users: np.ndarray
+    items: np.ndarray
+    category: np.ndarray
+    files: list[Path]
+    lines: int
+    scratch: Scratch
+
+    @staticmethod
+    def read(frame: pl.LazyFrame, scratch: Scratch, room: Path, target: str) -> _Log:
+        """Lines are parted by hour, in files; what is repeated or of one moment lies in one hour."""
+        lines = _parted(frame, room)
+        user, item, time = (scratch.empty(lines) for _ in range(3))
+        wanted = scratch.empty(lines, np.bool_)
+        users, items, category = (np.zeros(0, dtype=np.int64) for _ in range(3))
+        names = pl.Series("behavior", BEHAVIOURS, dtype=pl.Enum(BEHAVIOURS))
+        files, count = [], 0
+        for hour in sorted(room.glob("*.hour")):
+            found = np.fromfile(hour, _LINE)
+            hour.unlink()
+            events = pl.DataFrame({name: found[name] for name in _LINE.names or ()})
+            events = events.unique(maintain_order=True).sort("time", maintain_order=True)
+            events = events.with_columns(names.gather(events["behavior"]))
+            files.append(hour.with_suffix(".parquet"))
+            events.write_parquet(files[-1])
+            at, count = slice(count, count + events.height), count + events.height
+            user[at], item[at], time[at] = (events[name].to_numpy() for name in ("user_id", "item_id", "time"))
+            wanted[at] = (events["behavior"].cast(pl.String) == target).to_numpy()
+            users = np.union1d(users, user[at])
+            there, first = np.unique(item[at], return_index=True)
+            first = np.sort(first[~np.isin(there, items)])
+            items = np.append(items, item[at][first])
+            category = np.append(category, events["category_id"].to_numpy()[first])
+        place = np.argsort(items)
+        for at in scratch.pieces(count):
+            user[at] = np.searchsorted(users, user[at])
+            item[at] = place[np.searchsorted(items, item[at], sorter=place)]
+        user, item, time, wanted = (values[:count] for values in (user, item, time, wanted))
+        return _Log(user, item, time, wanted, users, items, category, files, lines, scratch)
+
+
+def _parted(frame: pl.LazyFrame, room: Path) -> int:
+    """Writes the lines by hour, in their order; how many there were."""
+    lines = 0
+    code = pl.col("behavior").cast(pl.Enum(BEHAVIOURS)).to_physical()
+    for batch in frame.with_columns(code).collect_batches(maintain_order=True):
+        found = np.empty(batch.height, _LINE)
+        for name in _LINE.names or ():
+            found[name] = batch[name].to_numpy()
+        hour = (found["time"] - FIRST) // 3600
+        order = np.argsort(hour, kind="stable")
+        ends = np.flatnonzero(np.diff(hour[order])) + 1
+        for part in np.split(order, ends) if len(order) else ():
+            with (room / f"{hour[part[0]]:03d}.hour").open("ab") as file:
+                found[part].tofile(file)
+        lines += batch.height
+    return lines
+
+
+def _samples(log: _Log, room: Path, options: Options) -> tuple[dict[str, int], int, list[Path]]:
+    """(positives left out, by reason; rows of positives; the files of rows)."""
+    sampler = Sampler(
+        log.user, log.item, log.time, options.negatives, options.power, seed=options.seed, scratch=log.scratch
+    )
+    left_out: Counter[str] = Counter()
+    positives = 0
+    files: list[Path] = []
+    day = (pl.col("time") - FIRST) // DAY
+    part = pl.when(day == DAYS - 1).then(pl.lit("test")).when(day == DAYS - 2).then(pl.lit("validation"))
+    for at in log.scratch.pieces(len(log.time)):
+        here = at.start + np.flatnonzero(log.target[at])
+        if not len(here):
+            continue
+        made = sampler.candidates(here, options.per_positive)
+        left_out.update(made.left_out)
+        positives += int(made.label.sum())
+        rows = pl.DataFrame(
+            {
+                "event": made.event.astype(np.uint32),
+                "user_id": log.users[log.user[made.event]],
+                "time": log.time[made.event],
+                "item_id": log.items[made.item],
+                "category_id": log.category[made.item],
+                "label": made.label,
+            }
+        ).with_columns(
+            split=part.otherwise(pl.lit("train")),
+            hour=(pl.col("time") + BEIJING) % DAY // 3600,
+            weekday=(day + 5) % 7 + 1,  # 1 Monday; 25 November 2017 was a Saturday
+        )
+        files.append(room / f"samples-{len(files):05d}.parquet")
+        rows.write_parquet(files[-1])
+    return dict(left_out), positives, files
 
 
 def _chosen(users: pl.Series, options: Options) -> pl.Series:
