@@ -135,7 +135,8 @@ class _Log:
         lines = _parted(frame, room)
         user, item, time = (scratch.empty(lines) for _ in range(3))
         wanted = scratch.empty(lines, np.bool_)
-        users, items, category = (np.zeros(0, dtype=np.int64) for _ in range(3))
+        users, known = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)  # ascending
+        items, category = [known], [known]
         names = pl.Series("behavior", BEHAVIOURS, dtype=pl.Enum(BEHAVIOURS))
         files, count = [], 0
         for hour in sorted(room.glob("*.hour")):
@@ -149,17 +150,33 @@ class _Log:
             at, count = slice(count, count + events.height), count + events.height
             user[at], item[at], time[at] = (events[name].to_numpy() for name in ("user_id", "item_id", "time"))
             wanted[at] = (events["behavior"].cast(pl.String) == target).to_numpy()
-            users = np.union1d(users, user[at])
+            users = _united(users, np.unique(user[at]))
             there, first = np.unique(item[at], return_index=True)
-            first = np.sort(first[~np.isin(there, items)])
-            items = np.append(items, item[at][first])
-            category = np.append(category, events["category_id"].to_numpy()[first])
-        place = np.argsort(items)
+            new = ~_contains(known, there)
+            known = _united(known, there)
+            first = np.sort(first[new])
+            items.append(item[at][first])
+            category.append(events["category_id"].to_numpy()[first])
+        of_items = np.concatenate(items)
+        place = np.argsort(of_items)
         for at in scratch.pieces(count):
             user[at] = np.searchsorted(users, user[at])
-            item[at] = place[np.searchsorted(items, item[at], sorter=place)]
+            item[at] = place[np.searchsorted(known, item[at])]
         user, item, time, wanted = (values[:count] for values in (user, item, time, wanted))
-        return _Log(user, item, time, wanted, users, items, category, files, lines, scratch)
+        return _Log(user, item, time, wanted, users, of_items, np.concatenate(category), files, lines, scratch)
+
+
+def _contains(known: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """bool [n]: which of the values are among the known ones, ascending."""
+    at = np.searchsorted(known, values)
+    found: np.ndarray = np.append(known, -1)[at] == values
+    return found & (at < len(known))
+
+
+def _united(known: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Both, ascending as they are, each once: `union1d` would sort all that is known again."""
+    new = values[~_contains(known, values)]
+    return np.insert(known, np.searchsorted(known, new), new)
 
 
 def _parted(frame: pl.LazyFrame, room: Path) -> int:
