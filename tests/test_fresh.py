@@ -13,6 +13,7 @@ from test_run import logs, table
 from typer.testing import CliRunner
 
 from finerank.cli.app import verbs
+from finerank.data.source import scan
 from finerank.errors import UserError
 from finerank.evaluation.evaluate import evaluate, evaluate_files
 from finerank.fresh.files import predict_file
@@ -94,14 +95,14 @@ def test_ids_never_seen_and_columns_of_the_training_alone(shop: Path) -> None:
     np.testing.assert_array_equal(scored(opened, samples.drop("click", "position")), scored(opened, samples))
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "csv.gz", "tsv.zst"])
 def test_predict_writes_keys_and_probabilities_row_for_row(shop: Path, tmp_path: Path, suffix: str) -> None:
     out = tmp_path / "deep" / f"scores.{suffix}"
     arguments = ["predict", shop / "run", "--samples", shop / "samples.parquet", "-o", out]
     result = CliRunner().invoke(verbs(), [str(a) for a in arguments], catch_exceptions=False)
     samples = pl.read_parquet(shop / "samples.parquet")
     assert f"{samples.height} rows scored" in result.output
-    written = pl.read_parquet(out) if suffix == "parquet" else pl.read_csv(out)
+    written = scan(out).collect()
     assert written.columns == ["request", "user", "time", "click", "conversion"]
     assert written.select("request", "user", "time").equals(samples.select("request", "user", "time"))
     logits = scored(Run.open(shop / "run"), samples)

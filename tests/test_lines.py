@@ -198,10 +198,12 @@ def test_another_separator_is_told(tmp_path: Path) -> None:
         ("csv", "|", r"look separated by bars \(\|\), .*; save it with commas$"),
         ("csv", "\t", r"look separated by tabs, and are accepted .* by tabs in \.tsv; rename it to \.tsv$"),
         ("tsv", ",", r"look separated by commas, and are accepted .*; rename it to \.csv$"),
+        ("csv.gz", "\t", r"look separated by tabs, .*; rename it to \.tsv\.gz$"),
         ("tsv", ";", r"look separated by semicolons, .*; save it with tabs$"),
     ):
         path = tmp_path / f"x.{suffix}"
-        path.write_text(separator.join(["request_id", "user_id", "label"]) + "\n" + separator.join("123") + "\n")
+        content = separator.join(["request_id", "user_id", "label"]) + "\n" + separator.join("123") + "\n"
+        path.write_bytes(gzip.compress(content.encode()) if suffix.endswith("gz") else content.encode())
         with pytest.raises(UserError, match=rf"x\.{suffix}: its header is one column, 'request_id.*': .*{sentence}"):
             scan(path)
     path = tmp_path / "one.csv"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 import pytest
 
 from finerank.data.prepare import Keys
-from finerank.data.source import collect, microseconds, scan
+from finerank.data.source import can_write, collect, microseconds, scan, sink
 from finerank.errors import UserError
 from finerank.models import registry
 from finerank.recipe import DataOptions, Recipe
@@ -27,10 +27,18 @@ def write_tsv(frame: pl.DataFrame, path: Path) -> None:
     frame.write_csv(path, separator="\t")
 
 
+def packed(kind: Literal["gzip", "zstd"], separator: str) -> Callable[[pl.DataFrame, Path], None]:
+    return lambda frame, path: frame.write_csv(path, separator=separator, compression=kind, check_extension=False)
+
+
 WRITERS: dict[str, Callable[[pl.DataFrame, Path], Any]] = {
     "parquet": pl.DataFrame.write_parquet,
     "csv": pl.DataFrame.write_csv,
     "tsv": write_tsv,
+    "csv.gz": packed("gzip", ","),
+    "tsv.gz": packed("gzip", "\t"),
+    "csv.zst": packed("zstd", ","),
+    "TSV.ZST": packed("zstd", "\t"),
     "arrow": pl.DataFrame.write_ipc,
     "feather": pl.DataFrame.write_ipc,
     "ipc": pl.DataFrame.write_ipc,
@@ -120,7 +128,7 @@ def test_an_empty_file_is_named(tmp_path: Path) -> None:
     for kind in WRITERS:
         path = tmp_path / f"log.{kind}"
         path.write_bytes(b"")
-        with pytest.raises(UserError, match=rf"log\.{kind}: not readable as {kind}"):
+        with pytest.raises(UserError, match=rf"log\.{kind}: not readable as {kind[:3].lower()}"):
             scan(path)
 
 
@@ -133,6 +141,24 @@ def test_a_file_that_is_not_there_or_of_no_known_kind(tmp_path: Path) -> None:
         UserError, match=r"log\.xlsx: cannot tell what it holds from its name; accepted: \.parquet, \.csv"
     ):
         scan(tmp_path / "log.xlsx")
+    for name in ("log.parquet.gz", "log.gz", "log.csv.gz.zst"):  # what is no text is not packed as a whole
+        with pytest.raises(UserError, match=r"accepted: .*; files of text packed too \(\.csv\.gz, \.csv\.zst\)"):
+            scan(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "tsv", "csv.gz", "csv.zst", "tsv.gz"])
+def test_what_is_written_is_what_its_name_says(kind: str, tmp_path: Path) -> None:
+    """Under another name at first too; and a packed file is a packed one."""
+    frame = FRAME.drop("tags")
+    for first in (tmp_path / f"a.csv.{kind}", tmp_path / f"b.{kind}.partial"):
+        last = tmp_path / first.name.removesuffix(".partial")
+        sink(frame.lazy(), first, last)
+        first.rename(last)
+        assert can_write(last)
+        assert scan(last, {"id"}).collect().equals(frame)
+        begins = {"gz": b"\x1f\x8b", "zst": b"\x28\xb5", "parquet": b"PAR1"}.get(kind.rpartition(".")[2], b"id")
+        assert last.read_bytes().startswith(begins)
+    assert not can_write(tmp_path / "x.parquet.gz")
 
 
 def test_a_missing_column_is_named_with_the_nearest() -> None:

@@ -10,6 +10,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from finerank.cli import screen
 from finerank.cli.app import app
+from finerank.data.source import WRITTEN
 from finerank.fresh.files import predict_file
 from finerank.run import Run
 
@@ -20,7 +21,7 @@ def predict(
     samples: Annotated[
         Path, typer.Option("--samples", help="Rows to score: columns as in the recipe, labels not needed.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write: .parquet or .csv.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help=f"Where to write: {WRITTEN}.")],
     events: Annotated[
         Path | None, typer.Option("--events", help="The whole event log (default: the one the run was prepared from).")
     ] = None,

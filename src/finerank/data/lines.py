@@ -46,7 +46,9 @@ def refuse_header(path: Path | str, names: Sequence[str], files: Sequence[Path],
     others = [other for other in NAMES if other != separator and len(names) == 1 and other in names[0]]
     if others and names[0].replace("\t", "").isprintable():  # else it is no text
         other = max(others, key=names[0].count)
-        remedy = {"\t": "rename it to .tsv", ",": "rename it to .csv"}.get(other, f"save it with {NAMES[separator]}")
+        packed = "".join(end for end in Path(path).suffixes[-1:] if end.lower() not in (".csv", ".tsv"))
+        suffix = {"\t": ".tsv", ",": ".csv"}.get(other)
+        remedy = f"rename it to {suffix}{packed}" if suffix else f"save it with {NAMES[separator]}"
         raise UserError(
             f"{path}: its header is one column, {_short(names[0])}: fields look separated by {NAMES[other]}, and are "
             f"accepted separated by commas in .csv and by tabs in .tsv; {remedy}"

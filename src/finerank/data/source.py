@@ -1,11 +1,11 @@
-"""Where rows come from: Parquet, CSV and Arrow files, read lazily by Polars, or any Polars frame."""
+"""Where rows come from: Parquet, CSV (packed too) and Arrow files, read lazily by Polars, or any Polars frame."""
 
 from __future__ import annotations
 
 import glob
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from finerank.data.lines import refuse_header
 from finerank.errors import UserError, nearest
 
 TimeUnit = Literal["s", "ms", "us"]
+Packing = Literal["uncompressed", "gzip", "zstd"]
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 LAST = 253_402_300_800 * 1_000_000  # the end of the year 9999; later times come of a wrong unit
 LOOKED_AT = 10_000
@@ -36,6 +37,13 @@ _ISO = (  # what a text looks like (Polars alone would take 2023-1-5 too), and i
 )
 
 _SUFFIXES = (".parquet", ".csv", ".tsv", ".arrow", ".feather", ".ipc")
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_PACKED: Mapping[str, Packing] = {".gz": "gzip", ".zst": "zstd"}
+"""Behind the suffix of a file of text. Reading goes by how the file begins, writing by this."""
+KINDS = f"{', '.join(_SUFFIXES)}; files of text packed too ({', '.join('.csv' + end for end in _PACKED)})"
+"""What names of files may end with."""
+WRITTEN = f".parquet, {', '.join(_SEPARATORS)}; files of text packed too ({', '.join('.csv' + end for end in _PACKED)})"
+"""The same of files that `sink` writes."""
 
 
 def scan(path: Path | str, text: Collection[str] = ()) -> pl.LazyFrame:
@@ -45,9 +53,9 @@ def scan(path: Path | str, text: Collection[str] = ()) -> pl.LazyFrame:
     Raises UserError for a file that is not there, of an unknown kind or not readable as what its name says.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
+    suffix = _kind(path)
     if suffix not in _SUFFIXES:
-        raise UserError(f"{path}: cannot tell what it holds from its name; accepted: {', '.join(_SUFFIXES)}")
+        raise UserError(f"{path}: cannot tell what it holds from its name; accepted: {KINDS}")
     if not path.exists() and not glob.glob(str(path), recursive=True):
         raise UserError(f"{path}: no such file; paths in a recipe are relative to the recipe's folder")
     if path.is_dir() and not any(path.iterdir()):
@@ -55,8 +63,8 @@ def scan(path: Path | str, text: Collection[str] = ()) -> pl.LazyFrame:
     try:
         if suffix == ".parquet":
             frame = pl.scan_parquet(path)
-        elif suffix in (".csv", ".tsv"):
-            separator = "\t" if suffix == ".tsv" else ","
+        elif suffix in _SEPARATORS:
+            separator = _SEPARATORS[suffix]
             files = _files(path)
             names = pl.scan_csv(path, separator=separator, infer_schema=False).collect_schema().names()
             refuse_header(path, names, files, separator)
@@ -74,6 +82,17 @@ def scan(path: Path | str, text: Collection[str] = ()) -> pl.LazyFrame:
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{path}: not readable as {suffix[1:]}: {_first_line(error)}; is the file whole?") from error
     return frame
+
+
+def _kind(path: Path) -> str:
+    """The suffix that tells what a file holds: ".csv" of clicks.csv.gz too. What is no text is never packed as a whole."""
+    suffix, inner = path.suffix.lower(), Path(path.stem).suffix.lower()
+    return inner if suffix in _PACKED and inner in _SEPARATORS else suffix
+
+
+def can_write(path: Path) -> bool:
+    """Whether `sink` knows what to write from a name."""
+    return _kind(path) in (".parquet", *_SEPARATORS)
 
 
 def _files(path: Path) -> list[Path]:
@@ -119,13 +138,20 @@ def _unreadable(columns: list[str], where: str, error: Exception) -> UserError:
     return UserError(f"{where}: reading {columns} failed: {_first_line(error)}; is the file whole?")
 
 
-def sink(frame: pl.LazyFrame, path: Path) -> None:
-    """Write a frame as its name says (.csv, else Parquet), a piece at a time.
+def sink(frame: pl.LazyFrame, path: Path, name: Path | None = None) -> None:
+    """Write a frame as its name says (see `can_write`), a piece at a time.
 
+    name   the name that the file will have, if it is written under another one
     Raises OSError for a failure of the disk, which Polars hides in a text, and UserError for rows that cannot be read.
     """
+    name = name or path
+    kind = _kind(name)
+    packed: Packing = _PACKED.get(name.suffix.lower(), "uncompressed")
     try:
-        frame.sink_csv(path) if ".csv" in path.suffixes else frame.sink_parquet(path)
+        if kind in _SEPARATORS:
+            frame.sink_csv(path, separator=_SEPARATORS[kind], compression=packed, check_extension=False)
+        else:
+            frame.sink_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
         code = re.search(r"os error (\d+)", str(error))
         if code is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from finerank.data.source import sink
+from finerank.data.source import WRITTEN, can_write, sink
 from finerank.errors import UserError
 from finerank.fresh.score import ROWS, FreshScorer
 from finerank.run import Run
@@ -24,13 +24,13 @@ def predict_file(
     rows: int = ROWS,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> int:
-    """Score a file of samples and write keys and predictions, row for row, to `out` (.parquet or .csv).
+    """Score a file of samples and write keys and predictions, row for row, to `out`, a kind of file that `sink` writes.
 
     Columns: those of the recipe's keys that the samples have (else `row`), and one per head: a probability, or a number.
     Returns the number of rows. The file is written whole or not at all.
     """
-    if out.suffix not in (".parquet", ".csv"):
-        raise UserError(f"{out}: cannot tell what to write from its name; accepted: .parquet, .csv")
+    if not can_write(out):
+        raise UserError(f"{out}: cannot tell what to write from its name; accepted: {WRITTEN}")
     if out.exists():
         raise UserError(f"{out}: exists; remove it or name another file")
     given, log = run.recipe.sources_in(samples, events)
@@ -54,7 +54,7 @@ def predict_file(
             shown.with_columns(scores).write_parquet(parts / f"{done:015d}.parquet")
             done += frame.height
         whole = pl.scan_parquet(parts / "*.parquet")
-        sink(whole, partial)
+        sink(whole, partial, out)
         partial.replace(out)
     finally:
         shutil.rmtree(parts, ignore_errors=True)
