@@ -33,7 +33,7 @@ some `kind`, a table without `kind` means that one: `training.tables` is Adam's 
 
 ```toml
 [data]                      # where the rows come from, who is who in them, how they are split
-samples = "samples.parquet" # one row per candidate (CSV, .csv.gz, Parquet or Arrow; patterns such as day-*.parquet)
+samples = "samples.parquet" # one row per candidate (CSV, .csv.gz, JSON lines, Parquet or Arrow; patterns such as day-*.parquet)
 events = "events.parquet"   # one row per past event, for histories
 [data.keys]
 request = "request_id"

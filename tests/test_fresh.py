@@ -95,7 +95,7 @@ def test_ids_never_seen_and_columns_of_the_training_alone(shop: Path) -> None:
     np.testing.assert_array_equal(scored(opened, samples.drop("click", "position")), scored(opened, samples))
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "csv", "csv.gz", "tsv.zst"])
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "csv.gz", "tsv.zst", "jsonl", "jsonl.gz"])
 def test_predict_writes_keys_and_probabilities_row_for_row(shop: Path, tmp_path: Path, suffix: str) -> None:
     out = tmp_path / "deep" / f"scores.{suffix}"
     arguments = ["predict", shop / "run", "--samples", shop / "samples.parquet", "-o", out]

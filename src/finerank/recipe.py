@@ -327,7 +327,7 @@ class Recipe:
         return samples
 
     def _text_columns(self) -> set[str]:
-        """Columns that CSV must not turn into numbers: ids, whatever they look like."""
+        """Columns that a file of text must not turn into numbers: ids, whatever they look like."""
         out: set[str] = set()
         for feature in self.schema.features:
             if not isinstance(feature, Numeric) and feature.kind != "bucketed":

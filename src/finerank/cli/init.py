@@ -18,7 +18,8 @@ from finerank.propose.proposal import Given, propose
 @app.command()
 def init(
     samples: Annotated[
-        Path, typer.Argument(help="The file of candidates with their labels (CSV, .csv.gz, Parquet, Arrow).")
+        Path,
+        typer.Argument(help="The file of candidates with their labels (CSV, JSON lines, also packed; Parquet, Arrow)."),
     ],
     events: Annotated[Path | None, typer.Option(help="A file of past events, for histories.")] = None,
     label: Annotated[str | None, typer.Option(help="The column of labels, if it is not found.")] = None,

@@ -71,14 +71,14 @@ def refuse_ragged(path: Path, separator: str, rows: int | None = None) -> None:
 
 def refuse_encoding(path: Path) -> None:
     """Raises UserError for the first line that is not UTF-8, if there is one."""
-    with _opened(path) as file:
+    with opened(path) as file:
         for number, line in enumerate(file, 1):
             if not _is_utf8(line):
                 raise _not_utf8(path, number)
 
 
 def _not_utf8(path: Path, line: int) -> UserError:
-    with _opened(path) as file:
+    with opened(path) as file:
         head = file.read(BYTES)
     encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
     remedy = f"save the file as UTF-8, for example with iconv -f {encoding} -t utf-8"
@@ -120,7 +120,7 @@ def _suspect(path: Path, separator: str, rows: int | None) -> bool:
 def _blocks(path: Path) -> Iterator[np.ndarray]:
     """The bytes of a file without the empty lines before the header."""
     started = False
-    with _opened(path) as file:
+    with opened(path) as file:
         while content := file.read(BYTES):
             content = content if started else content.lstrip(b"\r\n")
             started = started or bool(content)
@@ -131,7 +131,7 @@ def _blocks(path: Path) -> Iterator[np.ndarray]:
 def _tell_ragged(path: Path, separator: str) -> None:
     """Raises UserError for the first line of another number of fields than the header, as Python's reader counts them."""
     wanted, start = 0, 1
-    with _opened(path) as file:
+    with opened(path) as file:
         # as Latin-1, in which every byte is a character; to Polars a lone carriage return ends no line
         texts = (line.rstrip(b"\r\n").replace(b"\r", b" ").decode("latin-1") + "\n" for line in file)
         reader = csv.reader(texts, delimiter=separator)
@@ -153,12 +153,12 @@ def _tell_ragged(path: Path, separator: str) -> None:
 
 def _head(path: Path) -> bytes:
     """The first line."""
-    with _opened(path) as file:
+    with opened(path) as file:
         return file.readline(BYTES)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[BinaryIO]:
     """The file as text in bytes, unpacked if need be. Raises UserError, here or as it is read, for one that is damaged."""
     with path.open("rb") as file:
         begins = file.read(4)

@@ -1,4 +1,4 @@
-"""Where rows come from: Parquet, CSV (packed too) and Arrow files, read lazily by Polars, or any Polars frame."""
+"""Where rows come from: Parquet, CSV, JSON-lines (these packed too) and Arrow files, or any Polars frame, read lazily."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from finerank.data import csv
+from finerank.data import csv, jsonl
 from finerank.data.lines import refuse_header
 from finerank.errors import UserError, nearest
 
@@ -21,7 +21,7 @@ Packing = Literal["uncompressed", "gzip", "zstd"]
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 LAST = 253_402_300_800 * 1_000_000  # the end of the year 9999; later times come of a wrong unit
 LOOKED_AT = 10_000
-"""Lines of a CSV file that tell the types of its columns."""
+"""Lines of a file of text that tell the types of its columns."""
 WRITE_TIMES = "write them as 2023-11-04 22:17"
 """What a message says of texts that are no times."""
 
@@ -36,20 +36,22 @@ _ISO = (  # what a text looks like (Polars alone would take 2023-1-5 too), and i
     (f"{_DAY} {_CLOCK}{_SECONDS}({_FRACTION})?{_ZONE}", "%Y-%m-%d %H:%M:%S%.f%#z"),
 )
 
-_SUFFIXES = (".parquet", ".csv", ".tsv", ".arrow", ".feather", ".ipc")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_JSON = (".jsonl", ".ndjson")
+_TEXT = (*_SEPARATORS, *_JSON)
+_SUFFIXES = (".parquet", *_TEXT, ".arrow", ".feather", ".ipc")
 _PACKED: Mapping[str, Packing] = {".gz": "gzip", ".zst": "zstd"}
 """Behind the suffix of a file of text. Reading goes by how the file begins, writing by this."""
 KINDS = f"{', '.join(_SUFFIXES)}; files of text packed too ({', '.join('.csv' + end for end in _PACKED)})"
 """What names of files may end with."""
-WRITTEN = f".parquet, {', '.join(_SEPARATORS)}; files of text packed too ({', '.join('.csv' + end for end in _PACKED)})"
+WRITTEN = f".parquet, {', '.join(_TEXT)}; files of text packed too ({', '.join('.csv' + end for end in _PACKED)})"
 """The same of files that `sink` writes."""
 
 
 def scan(path: Path | str, text: Collection[str] = ()) -> pl.LazyFrame:
     """A file, or a pattern such as `logs/*.parquet`, as a lazy frame.
 
-    text  columns to read as they stand when the file is CSV, so that "007" stays "007": ids of all kinds
+    text  columns to read as they stand when the file is one of text, so that "007" stays "007": ids of all kinds
     Raises UserError for a file that is not there, of an unknown kind or not readable as what its name says.
     """
     path = Path(path)
@@ -76,6 +78,8 @@ def scan(path: Path | str, text: Collection[str] = ()) -> pl.LazyFrame:
                 schema = frame.collect_schema() if plain is None else plain
                 frame = pl.scan_csv(path, separator=separator, schema=schema)
             frame = csv.quick(frame, files, separator)
+        elif suffix in _JSON:
+            frame = jsonl.read(path, _files(path), text, LOOKED_AT)
         else:
             frame = pl.scan_ipc(path)
         frame.collect_schema()
@@ -87,12 +91,12 @@ def scan(path: Path | str, text: Collection[str] = ()) -> pl.LazyFrame:
 def _kind(path: Path) -> str:
     """The suffix that tells what a file holds: ".csv" of clicks.csv.gz too. What is no text is never packed as a whole."""
     suffix, inner = path.suffix.lower(), Path(path.stem).suffix.lower()
-    return inner if suffix in _PACKED and inner in _SEPARATORS else suffix
+    return inner if suffix in _PACKED and inner in _TEXT else suffix
 
 
 def can_write(path: Path) -> bool:
     """Whether `sink` knows what to write from a name."""
-    return _kind(path) in (".parquet", *_SEPARATORS)
+    return _kind(path) in (".parquet", *_TEXT)
 
 
 def _files(path: Path) -> list[Path]:
@@ -150,6 +154,8 @@ def sink(frame: pl.LazyFrame, path: Path, name: Path | None = None) -> None:
     try:
         if kind in _SEPARATORS:
             frame.sink_csv(path, separator=_SEPARATORS[kind], compression=packed, check_extension=False)
+        elif kind in _JSON:
+            frame.sink_ndjson(path, compression=packed, check_extension=False)
         else:
             frame.sink_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
