@@ -500,12 +500,12 @@ def test_a_bug_is_no_users_error(finerank: Call, shop: Path, monkeypatch: pytest
 
 
 def test_as_a_process(shop: Path) -> None:
-    """The installed command: a bad recipe, seen as a script sees it."""
-    command = Path(sys.executable).with_name("finerank")
-    done = subprocess.run([command, "train", "no.toml"], capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 2
-    assert done.stderr == "finerank: no.toml: no such file; accepted: the path of a TOML file\n"
-    assert done.stdout == ""
+    """The installed command, and the package run as a module: a bad recipe, seen as a script sees it."""
+    for command in ([Path(sys.executable).with_name("finerank")], [sys.executable, "-m", "finerank"]):
+        done = subprocess.run([*command, "train", "no.toml"], capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 2
+        assert done.stderr == "finerank: no.toml: no such file; accepted: the path of a TOML file\n"
+        assert done.stdout == ""
 
 
 def test_ctrl_c_is_130_and_what_was_saved_stays(finerank: Call, shop: Path) -> None:

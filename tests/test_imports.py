@@ -50,9 +50,10 @@ MAY_IMPORT = {
     "report": {*EVALUATION, "explain", "search", "report"},
     "search": {*EVALUATION, "search"},
     "cli": set[str](),  # everything, see below
+    "__main__": {"cli"},  # python -m finerank
     "": set[str](),  # finerank/__init__.py: `import finerank` costs nothing
 }
-MAY_IMPORT["cli"] = set(MAY_IMPORT)
+MAY_IMPORT["cli"] = set(MAY_IMPORT) - {"__main__"}
 """Part of the house -> parts that it may import, itself included."""
 
 LIGHT = ("runtime", "serving")
