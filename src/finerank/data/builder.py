@@ -115,6 +115,11 @@ class BatchBuilder:
         for low, high in step.chunks:
             yield self.batch(step.requests, epoch, (low, high), step.rows)
 
+    def in_order(self, requests: np.ndarray, rows: int) -> Iterator[Batch]:
+        """Batches of about so many rows as evaluation reads them: in the requests' order, with no part drawn by epoch."""
+        for step in self.steps(requests, Budget(rows=rows), shuffle=False):
+            yield from self.batches(step, epoch=None)
+
     def batch(
         self,
         requests: np.ndarray,

@@ -16,7 +16,7 @@ import torch
 
 from finerank.data.batch import Batch, pair_up
 from finerank.data.builder import BatchBuilder
-from finerank.data.order import Budget, shuffled
+from finerank.data.order import shuffled
 from finerank.errors import UserError
 from finerank.metrics.ranking import auc
 from finerank.runtime.blocks import Block, Lists
@@ -88,13 +88,12 @@ def _auc(trainer: Trainer, requests: np.ndarray, head: int, change: Change | Non
     logits, labels, weights = [], [], []
     model.eval()
     with torch.inference_mode():
-        for step in builder.steps(requests, Budget(rows=trainer.options.evaluate_rows), shuffle=False):
-            for batch in builder.batches(step, epoch=None):
-                changed = batch if change is None else change(batch, draw)
-                logits.append(model(changed.to(trainer.device)).logits[:, head].cpu())
-                label, weight = model.target(batch, model.heads[head])
-                labels.append(label)
-                weights.append(weight)
+        for batch in builder.in_order(requests, trainer.options.evaluate_rows):
+            changed = batch if change is None else change(batch, draw)
+            logits.append(model(changed.to(trainer.device)).logits[:, head].cpu())
+            label, weight = model.target(batch, model.heads[head])
+            labels.append(label)
+            weights.append(weight)
     counted = torch.cat(weights).numpy()
     inside = counted != 0
     return auc(torch.cat(labels).numpy()[inside], torch.cat(logits).numpy()[inside], counted[inside])

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from finerank.data.batch import Batch
 from finerank.data.builder import BatchBuilder
-from finerank.data.order import Budget
 from finerank.errors import UserError, nearest
 from finerank.layers.segments import spread
 from finerank.layers.trees import Trees, packed
@@ -245,12 +244,11 @@ def table_of(
     data: Any, requests: np.ndarray, inputs: TreeInputs, narrow: Callable[[Batch], Batch] | None, task: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(inputs float32 [n, C], labels [n], weights [n]) of the rows of these requests that have a weight."""
-    builder, parts = BatchBuilder(data, Needs()), []
-    for step in builder.steps(requests, Budget(rows=65_536), shuffle=False):
-        for batch in builder.batches(step, epoch=None):
-            inside = batch.weights[:, task] != 0
-            x = inputs(batch if narrow is None else narrow(batch))
-            parts.append([t[inside].numpy() for t in (x, batch.labels[:, task], batch.weights[:, task])])
+    parts = []
+    for batch in BatchBuilder(data, Needs()).in_order(requests, 65_536):
+        inside = batch.weights[:, task] != 0
+        x = inputs(batch if narrow is None else narrow(batch))
+        parts.append([t[inside].numpy() for t in (x, batch.labels[:, task], batch.weights[:, task])])
     x, labels, weights = (np.concatenate(column) for column in zip(*parts, strict=True))
     return x, labels, weights
 

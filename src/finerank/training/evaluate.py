@@ -13,7 +13,6 @@ import torch
 
 from finerank.data.builder import BatchBuilder
 from finerank.data.dataset import Dataset
-from finerank.data.order import Budget
 from finerank.metrics.probability import logloss
 from finerank.metrics.ranking import auc, gauc
 from finerank.metrics.regression import odds_loss, rmse
@@ -67,12 +66,11 @@ def predict(
     device = device or torch.device("cpu")
     logits = [torch.empty((0, len(model.heads)))]
     with torch.inference_mode():
-        for step in builder.steps(requests, Budget(rows=rows_per_batch), shuffle=False):
-            for batch in builder.batches(step, epoch=None):
-                batch = batch.to(device)
-                found = model(batch).logits
-                logits.append((model.head.logged(found, batch) if logged else found).cpu())
-                advance(batch.N)
+        for batch in builder.in_order(requests, rows_per_batch):
+            batch = batch.to(device)
+            found = model(batch).logits
+            logits.append((model.head.logged(found, batch) if logged else found).cpu())
+            advance(batch.N)
     return replace(judged(model.heads, builder.dataset, requests), logits=torch.cat(logits).numpy())
 
 
@@ -89,15 +87,14 @@ def watched(
     sums: dict[str, torch.Tensor] = {}
     rows = 0
     with torch.inference_mode():
-        for step in builder.steps(requests, Budget(rows=rows_per_batch), shuffle=False):
-            for batch in builder.batches(step, epoch=None):
-                found = model.monitor(batch.to(device))
-                if not found:
-                    return {}
-                rows += batch.N
-                for name, values in found.items():
-                    total = values.double().sum(0).cpu()
-                    sums[name] = sums[name] + total if name in sums else total
+        for batch in builder.in_order(requests, rows_per_batch):
+            found = model.monitor(batch.to(device))
+            if not found:
+                return {}
+            rows += batch.N
+            for name, values in found.items():
+                total = values.double().sum(0).cpu()
+                sums[name] = sums[name] + total if name in sums else total
     return {name: (total / rows).tolist() for name, total in sums.items()}
 
 
