@@ -92,6 +92,11 @@ class Dataset:
         rows: np.ndarray = np.arange(len(shift)) + shift
         return rows
 
+    def spread(self, requests: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """[n]: the value of each of these requests at each of its rows, in the order of `rows_of`."""
+        out: np.ndarray = np.repeat(values, self.first[requests + 1] - self.first[requests])
+        return out
+
     def verify(self) -> None:
         """Read every file and compare it with its hash: UserError naming the first that differs. Opening does not."""
         for manifest in sorted(self.folder.rglob("manifest.json")):

@@ -134,7 +134,7 @@ def _users_of(data: Dataset, head: Head, trained: Ints, seen: Ints, ids: Ints) -
     requests = data.requests_of("train")
     known = data.user[requests]
     user = dense(np.where(known >= 0, known, -1 - np.arange(len(requests))))
-    of_row = np.repeat(user, data.first[requests + 1] - data.first[requests])
+    of_row = data.spread(requests, user)
     positive = _labels(data, trained, [t.name for t in data.fitted.schema.tasks].index(head.task)) > 0
     table = data.encoder.tables[str(table_of(data.fitted.schema.feature(str(item_of(data)))))]
     pairs = np.unique(of_row[positive] * table.size + seen[positive])  # a user counts once for an item

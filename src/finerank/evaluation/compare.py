@@ -116,7 +116,7 @@ def compare(
         _same_rows(runs[0], found[0], run, other, heads)
     data = runs[0].dataset
     requests = data.requests_of(split)
-    of_row = np.repeat(requests, data.first[requests + 1] - data.first[requests])
+    of_row = data.spread(requests, requests)
     if sides_of is None:
         groups = _recipes(runs)
         names = _names([[runs[i] for i in group] for group in groups])

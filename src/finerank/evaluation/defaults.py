@@ -100,7 +100,7 @@ def sweep(
     requests = data.requests_of(split)
     if not len(requests):
         raise UserError(f"{run.folder}: no {split} rows to judge; accepted: a split that the data set has rows in")
-    of_row = np.repeat(requests, data.first[requests + 1] - data.first[requests])
+    of_row = data.spread(requests, requests)
     rows_per_batch = run.recipe.training.evaluate_rows
 
     def measured(value: str, builder: BatchBuilder) -> Default:

@@ -44,7 +44,7 @@ def evaluate(
     """
     data = run.dataset
     requests = data.requests_of(split)
-    of_row = np.repeat(requests, data.first[requests + 1] - data.first[requests])
+    of_row = data.spread(requests, requests)
     found = run.predictions(split)
     whole = _judge(run, split, found, of_row, slicings(data, requests, columns), by)
     unit = "users" if run.recipe.data.keys.user else "requests"

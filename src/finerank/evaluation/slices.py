@@ -227,7 +227,7 @@ def _numbers(data: Dataset, requests: Ints, feature: Numeric) -> NDArray[np.floa
     if f"{feature.name}?" in columns.numbers:
         x[values[:, columns.numbers.index(f"{feature.name}?")] == 1] = np.nan
     if feature.level == "request":
-        x = np.repeat(x, data.first[requests + 1] - data.first[requests])
+        x = data.spread(requests, x)
     return x
 
 
@@ -250,7 +250,7 @@ def _edges(by: str, values: Ints, edges: tuple[int, ...], note: str) -> Slicing:
 
 def _spread(data: Dataset, requests: Ints, of_requests: NDArray[Any]) -> Ints:
     """[n] a request's value at each of its rows."""
-    return np.repeat(of_requests, data.first[requests + 1] - data.first[requests]).astype(np.int64)
+    return data.spread(requests, of_requests).astype(np.int64)
 
 
 def item_of(data: Dataset) -> str | None:

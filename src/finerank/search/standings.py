@@ -107,7 +107,7 @@ def _standing(name: str, runs: Sequence[Run], head: str, metric: str, compared: 
     test = [m["test"][head][metric] for m in measured]
     data = runs[0].dataset
     requests = data.requests_of("test")
-    of_row = np.repeat(requests, data.first[requests + 1] - data.first[requests])
+    of_row = data.spread(requests, requests)
     i = [h.name for h in runs[0].heads].index(head)
     each = [influences(head_rows(run.predictions("test"), i, of_row, "user"))[metric] for run in runs]
     against = (

@@ -43,9 +43,7 @@ def judged(heads: tuple[Head, ...], data: Dataset, requests: np.ndarray) -> Pred
         np.zeros((len(rows), len(heads)), dtype=np.float32),
         torch.stack([labels for labels, _ in targets], dim=1).numpy(),
         torch.stack([weights for _, weights in targets], dim=1).numpy(),
-        np.repeat(
-            np.where(user >= 0, user, -1 - np.arange(len(user))), data.first[requests + 1] - data.first[requests]
-        ),
+        data.spread(requests, np.where(user >= 0, user, -1 - np.arange(len(user)))),
     )
 
 
