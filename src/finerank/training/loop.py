@@ -233,8 +233,7 @@ class Trainer:
         for gift in self.gifts:
             gift(self.model)
         if self.gifts:
-            for name, tables in self.model.embeddings().items():  # a state may stand for a weight's value (FTRL's z)
-                self.optimisers.rows[name].reset(torch.arange(len(tables.weight), device=tables.weight.device))
+            self.optimisers.restart()
 
     def _epochs(self, validation: np.ndarray) -> None:
         if self.optimisers.gates:  # how fast they close depends on how long there is

@@ -140,6 +140,11 @@ class Optimisers:
             self.decay[name].reset(rows)
         self.changed[name][rows] = True
 
+    def restart(self) -> None:
+        """Every weight was set from elsewhere: row states begin anew from it, for one may stand for its value (FTRL's z)."""
+        for name, tables in self.tables.items():
+            self.rows[name].reset(torch.arange(len(tables.weight), device=tables.weight.device))
+
     def observe_rows(self, name: str, rows: Tensor, times: Tensor) -> None:
         """Rows of a growing table were met so many times more: int64 [U] each, rows distinct, on the CPU."""
         if name in self.aware:

@@ -162,8 +162,7 @@ def take_over(old: OldRun, now: Learnt, optimisers: Optimisers, seed: int) -> Ta
     here, there = now.model.state_dict(), then.model.state_dict()
     for name in parameters:
         here[name].copy_(there[name])
-    for weight, mine in now.model.embeddings().items():  # a state may stand for a weight's value (FTRL's z)
-        optimisers.rows[weight].reset(torch.arange(len(mine.weight), device=mine.weight.device))
+    optimisers.restart()
     return Taken(
         **old.identity,
         tables=tables,
