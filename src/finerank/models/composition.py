@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -335,7 +335,7 @@ class Model(nn.Module):
 
     def forward(self, batch: Batch) -> Output:
         """Logits of every row and head."""
-        features = self.representation(batch if self.narrow is None else self.narrow(batch))
+        features = self._features(batch)
         logits = self.interactions[0](features)
         for interaction in self.interactions[1:]:
             logits = logits + interaction(features)
@@ -381,19 +381,28 @@ class Model(nn.Module):
 
     def monitor(self, batch: Batch) -> dict[str, Tensor]:
         """What the parts watch of each row, by name: [N, ...]."""
-        features = self.representation(batch if self.narrow is None else self.narrow(batch))
+        features = self._features(batch)
         logits = torch.stack([interaction(features) for interaction in self.interactions]).sum(0)
         found: dict[str, Tensor] = {}
-        for interaction in self.interactions:
-            found |= interaction.monitor(features)  # type: ignore[operator]
+        for branch in self.branches:
+            found |= branch.monitor(features)
         return found | dict(self.head.monitor(self.head(logits)))
 
     def between_fields(self, batch: Batch) -> dict[str, Weighed]:
         """How the interactions weigh fields against each other, by what it is (`Interaction.between_fields`)."""
-        features = self.representation(batch if self.narrow is None else self.narrow(batch))
+        features = self._features(batch)
         found: dict[str, Weighed] = {}
-        for interaction in self.interactions:
-            found |= interaction.between_fields(features)  # type: ignore[operator]
+        for branch in self.branches:
+            found |= branch.between_fields(features)
+        return found
+
+    @property
+    def branches(self) -> list[Interaction]:
+        """The interactions, typed: a `ModuleList` knows them as modules only."""
+        return [cast(Interaction, interaction) for interaction in self.interactions]
+
+    def _features(self, batch: Batch) -> Features:
+        found: Features = self.representation(batch if self.narrow is None else self.narrow(batch))
         return found
 
     def target(self, batch: Batch, head: Head) -> tuple[Tensor, Tensor]:

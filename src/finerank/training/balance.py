@@ -22,13 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from finerank.errors import UserError, nearest
-from finerank.models.composition import Head, Interaction, Model
+from finerank.models.composition import Head, Model
 from finerank.training.options import Fixed, GradNorm, TaskWeighting, Uncertainty
 
 
@@ -153,8 +152,7 @@ def balance(model: Model, options: TaskWeighting | None) -> None:
         case Uncertainty():
             model.balance = UncertaintyWeights(trained, options)
         case GradNorm():
-            parts = [cast(Interaction, part) for part in model.interactions]
-            shared = [weight for part in parts for weight in part.shared()]
+            shared = [weight for branch in model.branches for weight in branch.shared()]
             if len(trained) < 2 or not shared:
                 why = "there is one head" if len(trained) < 2 else "no interaction shares a layer between the tasks"
                 raise UserError(
