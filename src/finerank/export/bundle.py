@@ -31,7 +31,7 @@ from finerank.runtime.manifest import (
 )
 from finerank.runtime.rows import RowMap
 from finerank.runtime.symbols import write_json
-from finerank.schema import FittedSchema, Schema
+from finerank.schema import FittedSchema, Growing, Schema
 from finerank.typed import plain
 
 
@@ -53,7 +53,7 @@ def write_bundle(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists already and is not empty; remove it or name another folder")
     check_no_leak(fitted.schema)
-    growing = tuple(name for name, table in fitted.tables.items() if getattr(table.encoding, "kind", "") == "growing")
+    growing = tuple(name for name, table in fitted.tables.items() if isinstance(table.encoding, Growing))
     if missing := set(growing) - set(row_maps):
         raise UserError(f"export: no row map for the growing table {min(missing)!r}; pass the trainer's row_maps")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ R requests · N candidates · C inputs · K trees · L leaves of a tree
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from finerank.data.batch import Batch
 from finerank.data.builder import BatchBuilder
+from finerank.data.dataset import Dataset
 from finerank.errors import UserError, nearest
 from finerank.layers.segments import spread
 from finerank.layers.trees import Trees, packed
@@ -241,7 +242,7 @@ class GrowTrees(Stage):
 
 
 def table_of(
-    data: Any, requests: np.ndarray, inputs: TreeInputs, narrow: Callable[[Batch], Batch] | None, task: int
+    data: Dataset, requests: np.ndarray, inputs: TreeInputs, narrow: Callable[[Batch], Batch] | None, task: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(inputs float32 [n, C], labels [n], weights [n]) of the rows of these requests that have a weight."""
     parts = []
@@ -267,7 +268,7 @@ def grown(
         import lightgbm
     except ImportError as error:
         raise UserError("stage 'trees' needs LightGBM, which is not here; install finerank[gbdt]") from error
-    parameters: Mapping[str, Any] = {
+    parameters = {
         "objective": "binary" if kind == "binary" else "regression",
         "num_leaves": options.leaves,
         "max_depth": options.depth,
@@ -280,7 +281,7 @@ def grown(
         "force_row_wise": True,
         "verbose": -1,
     }
-    return lightgbm.train(dict(parameters), lightgbm.Dataset(x, labels, weight=weights), options.trees)
+    return lightgbm.train(parameters, lightgbm.Dataset(x, labels, weight=weights), options.trees)
 
 
 GBDT_LR = named(

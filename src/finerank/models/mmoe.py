@@ -184,8 +184,11 @@ class StackedMultiGate(Interaction):
 
     def shared(self) -> Sequence[Tensor]:
         """The last layer of the experts on top."""
-        top = self.above[-1].last() if len(self.above) else None  # type: ignore[operator]
-        return (self.experts.last() if top is None else top,)
+        top = self.above[-1] if len(self.above) else self.experts
+        assert isinstance(top, Experts | GroupedMLP)
+        weight = top.last()
+        assert weight is not None  # every network has a layer
+        return (weight,)
 
     def monitor(self, features: Features) -> Mapping[str, Tensor]:
         """The tasks' gates and their entropy."""

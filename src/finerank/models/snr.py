@@ -250,8 +250,11 @@ class SNR(Interaction):
 
     def shared(self) -> Sequence[Tensor]:
         """The last layer of the sub-networks on top."""
-        top = self.above[-1].last() if len(self.above) else None  # type: ignore[operator]
-        return (self.first.last() if top is None else top,)
+        top = self.above[-1] if len(self.above) else self.first
+        assert isinstance(top, Experts | GroupedMLP)
+        weight = top.last()
+        assert weight is not None  # every network has a layer
+        return (weight,)
 
     def served(self) -> Interaction:
         """Without what the gates have closed."""

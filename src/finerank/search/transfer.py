@@ -27,6 +27,7 @@ from finerank.models.registry import build
 from finerank.recipe import Recipe
 from finerank.run import Run
 from finerank.search.runs import begin, file_names, trained
+from finerank.training.options import Fixed
 from finerank.typed import apply_overrides, read_toml
 
 
@@ -72,7 +73,8 @@ def transfer(
     heads = [h for h in build(recipe.model, data.fitted).heads if h.trained]
     if len(heads) < 2:
         raise UserError(f"{path}: has one task; transfer is between tasks, so declare two [[task]] or more")
-    if 0 in getattr(recipe.training.tasks, "weights", {}).values():
+    weighting = recipe.training.tasks
+    if isinstance(weighting, Fixed) and 0 in weighting.weights.values():
         raise UserError(
             f"{path}: training.tasks.weights leaves a task out (weight 0); the joint model learns all of them"
         )
@@ -102,7 +104,8 @@ def transfer(
 
 def _positives(recipe: Recipe, task: str) -> dict[str, float]:
     """How often a positive counts belongs to the task, not to the weighing of tasks."""
-    given = getattr(recipe.training.tasks, "positives", {})
+    weighting = recipe.training.tasks
+    given = weighting.positives if isinstance(weighting, Fixed) else {}
     return {task: given[task]} if task in given else {}
 
 

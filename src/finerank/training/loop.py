@@ -296,7 +296,7 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.manual_seed_all(seed)
 
-    def _end_of_epoch(self, validation: Any) -> None:
+    def _end_of_epoch(self, validation: np.ndarray) -> None:
         self.optimisers.settle()
         rows = self.options.evaluate_rows
         measured = metrics(predict(self.model, self.builder, validation, rows, self.device, logged=True))
@@ -320,7 +320,7 @@ class Trainer:
             state = {"epoch": epoch.epoch, "score": epoch.score, "identity": self._identity()}
             self.best_checkpoints.save(tensors, state, self.total_steps)
 
-    def _recalibrate(self, calibration: Calibration, validation: Any) -> None:
+    def _recalibrate(self, calibration: Calibration, validation: np.ndarray) -> None:
         """Fit the lines through the best model's logits, and keep them with its weights."""
         calibration.load_state_dict(Calibration(len(self.model.heads)).state_dict())
         found = predict(self.model, self.builder, validation, self.options.evaluate_rows, self.device)

@@ -5,7 +5,7 @@ V rows of a weight · U touched rows
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -233,5 +233,5 @@ def row_counts(tables: Tables, fitted: FittedSchema) -> Tensor:
     return torch.cat(out)
 
 
-def _catch_up(decay: CaughtUpL2, weight: Tensor):  # type: ignore[no-untyped-def]
+def _catch_up(decay: CaughtUpL2, weight: Tensor) -> Callable[[Tensor], None]:
     return lambda rows: decay.catch_up(weight, rows)
