@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from finerank.errors import UserError
-from finerank.training.row_optim import ROW_OPTIMIZERS, LazyAdam, RowAdagrad, RowFTRL, RowOptimizer, RowSGD
+from finerank.training.optimisers import row_optimiser
+from finerank.training.options import FTRL, SGD, Adagrad, Adam, RowOptions
+from finerank.training.row_optim import LazyAdam, RowAdagrad, RowFTRL, RowOptimizer, RowSGD
 
 DEVICES = [
     "cpu",
@@ -281,13 +284,13 @@ def test_errors_say_what_is_accepted() -> None:
 
 def test_every_named_optimiser_learns_a_table_through_autograd() -> None:
     """The protocol of the module's docstring, on a parameter: gather distinct rows, backward, step."""
-    rate = {"adam": 0.05, "ftrl": 1.0, "adagrad": 0.5, "sgd": 0.5}
-    assert rate.keys() == ROW_OPTIMIZERS.keys()
-    for name, kind in ROW_OPTIMIZERS.items():
+    every = (Adam(lr=0.05), FTRL(alpha=1.0), Adagrad(lr=0.5), SGD(lr=0.5))
+    assert {type(o) for o in every} == set(get_args(RowOptions))
+    for options in every:
         g = torch.Generator().manual_seed(7)
         table = torch.nn.Parameter(torch.zeros(V, 1))
         truth = torch.randn(V, generator=g)
-        optimiser = kind(table, rate[name])  # type: ignore[call-arg]
+        optimiser = row_optimiser(options, table)
         for _ in range(300):
             ids = torch.randint(0, V, (64,), generator=g)
             rows, inverse = ids.unique(return_inverse=True)
@@ -296,4 +299,4 @@ def test_every_named_optimiser_learns_a_table_through_autograd() -> None:
             loss.backward()
             assert leaf.grad is not None
             optimiser.step(rows, leaf.grad)
-        assert float((table.detach()[:, 0] - truth).abs().max()) < 0.05, name
+        assert float((table.detach()[:, 0] - truth).abs().max()) < 0.05, options.kind

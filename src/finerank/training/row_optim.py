@@ -301,12 +301,3 @@ class RowSGD(RowOptimizer):
 
     def _step(self, rows: Tensor, grad: Tensor) -> None:
         put(self.weight, rows, take(self.weight, rows).add_(grad, alpha=-self.lr))
-
-
-ROW_OPTIMIZERS: Mapping[str, type[RowOptimizer]] = {
-    "adam": LazyAdam,
-    "ftrl": RowFTRL,
-    "adagrad": RowAdagrad,
-    "sgd": RowSGD,
-}
-"""By the name a recipe uses."""
