@@ -19,7 +19,7 @@ from finerank.data.builder import BatchBuilder
 from finerank.data.order import shuffled
 from finerank.errors import UserError
 from finerank.metrics.ranking import auc
-from finerank.runtime.blocks import Block, Lists
+from finerank.runtime.blocks import Block
 from finerank.schema import Columns
 from finerank.training.loop import Trainer
 
@@ -127,10 +127,7 @@ def _permuting(level: str, columns: Columns, field: str) -> Change:
         new_ids, new_numbers = block.ids.clone(), block.numbers.clone()
         new_ids[:, ids] = block.ids[order][:, ids]
         new_numbers[:, numbers] = block.numbers[order][:, numbers]
-        lists = {
-            name: Lists(x.index[order], x.ids, x.weights, x.segments, x.lengths) if name == field else x
-            for name, x in block.lists.items()
-        }
+        lists = {name: replace(x, index=x.index[order]) if name == field else x for name, x in block.lists.items()}
         return Block(new_ids, new_numbers, lists)
 
     def change(batch: Batch, draw: np.random.Generator) -> Batch:

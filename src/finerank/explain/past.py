@@ -24,7 +24,7 @@ from finerank.errors import UserError, nearest
 from finerank.explain.between import Between, between_fields
 from finerank.explain.readable import names_of
 from finerank.models.composition import Link, Model
-from finerank.runtime.blocks import Block, Lists
+from finerank.runtime.blocks import Block
 from finerank.runtime.values import canonical
 from finerank.training.loop import Trainer
 
@@ -85,7 +85,7 @@ def explain(
     head, h = _head(trainer.model, head)
     rows = data.rows_of(np.array([request]))
     if item is not None:
-        rows = _rows_of_item(data, request, rows, item)
+        rows = _rows_of_item(data, rows, item)
     batch = batch_of(trainer.builder, request, rows)
     trainer.model.eval()
     with torch.inference_mode():
@@ -170,7 +170,7 @@ def _head(model: Model, name: str | None) -> tuple[str, int]:
     return (names[0], 0) if name is None else (name, names.index(name))
 
 
-def _rows_of_item(data: Dataset, request: int, rows: np.ndarray, item: str) -> np.ndarray:
+def _rows_of_item(data: Dataset, rows: np.ndarray, item: str) -> np.ndarray:
     """Rows of the request whose candidate has the value; else its last row before the request ends."""
     wanted = canonical(item)
     symbols = [(j, data.encoder.tables[table].lookup(wanted)) for j, (_, table) in enumerate(data.fitted.candidate.ids)]
@@ -246,5 +246,5 @@ def _each_event_left_out(batch: Batch) -> Batch:
 
 def _take(block: Block[Tensor], index: Tensor) -> Block[Tensor]:
     """Rows of a block; the distinct lists stay as they are, their order of occurrence does not matter in evaluation."""
-    lists = {n: Lists(x.index[index], x.ids, x.weights, x.segments, x.lengths) for n, x in block.lists.items()}
+    lists = {name: replace(x, index=x.index[index]) for name, x in block.lists.items()}
     return Block(block.ids[index], block.numbers[index], lists)
