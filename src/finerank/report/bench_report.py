@@ -21,7 +21,7 @@ def bench_report(found: Bench, compared: Comparison | None, runs: Sequence[Run])
     drawn: list[Picture | None] = []
     if done:
         title = METRICS[found.metric][0]
-        points = [(s.name, Estimate(value=s.test.value, low=s.test.low, high=s.test.high)) for s in done]
+        points = [(s.name, s.test) for s in done]
         drawn.append(
             Picture(
                 charts.intervals(points, f"test {title}", f"test {title} of each"),

@@ -12,10 +12,9 @@ from finerank.evaluation.document import METRICS
 from finerank.report import pictures
 from finerank.report.page import number, render
 from finerank.report.pictures import Picture
-from finerank.report.run_report import read_curve
+from finerank.report.run_report import TILES, read_curve
 from finerank.run import Run
 
-SHOWN = ("auc", "gauc", "logloss", "calibration", "odds_loss", "rmse", "mae", "r2", "pair_loss")
 PICTURED = ("auc", "gauc", "logloss", "odds_loss", "rmse")
 
 
@@ -47,7 +46,7 @@ def comparison_report(found: Comparison, runs: Sequence[Run], page: Path) -> str
 def _head(
     found: Comparison, head: str, epochs: dict[str, list[dict[str, float]]], page: Path, several: bool
 ) -> dict[str, object]:
-    metrics = [m for m in SHOWN if any(m in side.metrics[head] for side in found.sides)]
+    metrics = [m for m in TILES if any(m in side.metrics[head] for side in found.sides)]
     drawn: list[Picture | None] = [pictures.differences(found, head, m) for m in PICTURED]
     drawn += [pictures.curves_together(epochs, f"{head}.{m}") for m in ("auc", "logloss", "odds_loss", "rmse")]
     return {

@@ -82,7 +82,7 @@ def fields_page(
 
 def ranked(found: Explanation) -> list[Explained]:
     """The candidates, highest score first."""
-    return sorted(found.candidates, key=lambda c: -c.score)
+    return [found.candidates[c] for c in pictures.strongest_first(found)]
 
 
 def strongest_fields(one: Between, candidates: Sequence[int], most: int = FIELDS_PER_CANDIDATE) -> str:

@@ -189,7 +189,7 @@ def past(found: Explanation) -> list[Picture]:
     """DIN's figure for each history: a strip per candidate. Attention where the model attends, else the effect."""
     if not found.candidates or not found.candidates[0].past:
         return []
-    best = sorted(found.candidates, key=lambda c: -c.score)[:MOST_CANDIDATES]
+    best = [found.candidates[c] for c in strongest_first(found)[:MOST_CANDIDATES]]
     out = []
     for history in dict.fromkeys(s.history for s in best[0].past):
         attends = any(s.weight is not None for s in best[0].past if s.history == history)
