@@ -12,8 +12,8 @@ from rich.table import Table
 from finerank.cli import screen
 from finerank.cli.app import app
 from finerank.cli.screen import Overrides
+from finerank.evaluation.document import write_whole
 from finerank.report.ablation_report import ablation_report
-from finerank.report.page import write
 from finerank.search.ablation import ablate as ablation
 from finerank.search.ablation import p_value
 
@@ -49,5 +49,5 @@ def ablate(
                 p_value(o.p) if changed else "",
             )
     screen.console.print(table)
-    write(out / "ablation.html", ablation_report(out))
+    write_whole(out / "ablation.html", ablation_report(out))
     screen.console.print(f"written to {out / 'ablation.md'} and {out / 'ablation.html'}")

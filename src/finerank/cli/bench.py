@@ -14,8 +14,8 @@ from finerank.cli import screen
 from finerank.cli.app import app
 from finerank.cli.screen import Overrides
 from finerank.evaluation.compare import Comparison
+from finerank.evaluation.document import write_whole
 from finerank.report.bench_report import bench_report
-from finerank.report.page import write
 from finerank.run import Run
 from finerank.search.bench import bench as run_bench
 from finerank.search.standings import COLUMNS, Bench, cells, notes
@@ -50,7 +50,7 @@ def bench(
     page = out / "bench.html"
 
     def draw(found: Bench, compared: Comparison | None, runs: Sequence[Run]) -> None:
-        write(page, bench_report(found, compared, runs))
+        write_whole(page, bench_report(found, compared, runs))
 
     found = run_bench(
         recipes,

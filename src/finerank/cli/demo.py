@@ -14,10 +14,10 @@ from finerank.cli.app import app
 from finerank.cli.screen import Bar, Overrides, comparison_table, results_table, say, waiting
 from finerank.errors import UserError, nearest
 from finerank.evaluation.compare import compare
+from finerank.evaluation.document import write_whole
 from finerank.evaluation.evaluate import evaluate_run
 from finerank.recipe import Recipe
 from finerank.report.comparison_report import comparison_report
-from finerank.report.page import write
 from finerank.report.run_report import run_report
 from finerank.run import Run, run
 from finerank.typed import apply_overrides, read_toml
@@ -60,10 +60,10 @@ def demo(
     written = []
     if REPORTED in recipes:
         written.append(out / REPORTED / "report.html")
-        write(written[0], run_report(Run.open(out / REPORTED), step=say))
+        write_whole(written[0], run_report(Run.open(out / REPORTED), step=say))
     if len(runs) > 1:
         written.append(out / "report.html")
-        write(written[-1], comparison_report(found, runs, written[-1]))
+        write_whole(written[-1], comparison_report(found, runs, written[-1]))
     screen.console.print(f"Each run is in {out}/<model>: recipe, metrics, curve, checkpoints.")
     for page in written:
         screen.console.print(f"report: {page}")

@@ -11,6 +11,7 @@ from rich.table import Table
 from finerank.cli import screen
 from finerank.cli.app import app
 from finerank.errors import UserError
+from finerank.evaluation.document import write_whole
 from finerank.explain.embedding_map import embedding_map
 from finerank.explain.importance import permutation_importance
 from finerank.explain.lift import lift
@@ -18,7 +19,7 @@ from finerank.explain.past import explain as explain_user
 from finerank.explain.past import latest_request
 from finerank.report import explain_report, pictures
 from finerank.report.explain_report import ranked, strongest_fields, strongest_text
-from finerank.report.page import number, write
+from finerank.report.page import number
 from finerank.run import Run
 
 
@@ -103,7 +104,7 @@ def explain(
         where = f"{'training' if lifts else split} rows of {run}"
         page = explain_report.fields_page(model, where, importance, listed) if out else ""
     if out:
-        write(out, page)
+        write_whole(out, page)
         screen.console.print(f"written to {out}")
 
 

@@ -12,9 +12,9 @@ from finerank.cli.app import app
 from finerank.cli.evaluate import Split, SplitOption
 from finerank.cli.screen import say
 from finerank.evaluation.compare import compare
+from finerank.evaluation.document import write_whole
 from finerank.report.ablation_report import ablation_report
 from finerank.report.comparison_report import comparison_report
-from finerank.report.page import write
 from finerank.report.run_report import run_report
 from finerank.run import Run
 from finerank.search.ablation import KEPT
@@ -34,14 +34,14 @@ def report(
     """Write one HTML file that needs no network.  Example: finerank report runs/demo/base runs/demo/din -o runs/demo.html"""
     if len(runs) == 1 and (runs[0] / KEPT).exists():
         at = out or runs[0] / "ablation.html"
-        write(at, ablation_report(runs[0]))
+        write_whole(at, ablation_report(runs[0]))
         screen.console.print(f"written to {at}")
         return
     opened = [Run.open(run) for run in runs]
     if len(opened) == 1:
         at = out or runs[0] / "report.html"
-        write(at, run_report(opened[0], split.value, rows, say))
+        write_whole(at, run_report(opened[0], split.value, rows, say))
     else:
         at = out or runs[0] / "comparison.html"
-        write(at, comparison_report(compare(opened, split.value), opened, at))
+        write_whole(at, comparison_report(compare(opened, split.value), opened, at))
     screen.console.print(f"written to {at}")

@@ -189,17 +189,22 @@ def evaluation_path(run: Path, split: str) -> Path:
 T = TypeVar("T")
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all; its folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_json(document: object, path: Path) -> None:
     """A document of dataclasses as JSON, whole or not at all; NaN as null."""
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_text(json.dumps(_null(plain(document)), indent=1, allow_nan=False), encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, json.dumps(_null(plain(document)), indent=1, allow_nan=False))
 
 
 def read_json(cls: type[T], form: str, path: Path, verb: str) -> T:

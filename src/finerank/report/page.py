@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -13,17 +12,6 @@ from finerank.metrics.estimate import Estimate
 def render(template: str, **values: object) -> str:
     """The page of a template of `report/templates`. Texts are escaped; only `charts` return markup."""
     return _templates().get_template(template).render(**values)
-
-
-def write(path: Path, html: str) -> None:
-    """Write a page, whole or not at all; its folder is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_text(html, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from finerank.evaluation.compare import Comparison, compare
-from finerank.evaluation.document import METRICS, write_json
+from finerank.evaluation.document import METRICS, write_json, write_whole
 from finerank.evaluation.evaluate import head_rows
 from finerank.evaluation.measure import influences
 from finerank.metrics.estimate import Estimate, mean_influence
@@ -91,9 +91,7 @@ def standings(
         notes=tuple(dict.fromkeys(note for run in every for note in reader_notes(run.recipe, run.dataset))),
     )
     write_json(found, folder / "bench.json")
-    partial = folder / "bench.md.partial"
-    partial.write_text(markdown(found), encoding="utf-8")
-    partial.replace(folder / "bench.md")
+    write_whole(folder / "bench.md", markdown(found))
     return found, compared, every
 
 

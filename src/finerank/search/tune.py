@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from finerank.alone import alone
 from finerank.data.dataset import Dataset
 from finerank.errors import UserError
+from finerank.evaluation.document import write_whole
 from finerank.recipe import Recipe
 from finerank.run import prepared
 from finerank.search.runs import own
@@ -307,10 +308,10 @@ def _written(study: optuna.Study, recipe: Recipe, space: Space, folder: Path) ->
     )
     nan = {"best": found.best, "monitor": found.monitor, "space": found.space}
     rows = [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in vars(t).items()} for t in made]
-    _replace(folder / "tune.json", json.dumps(nan | {"trials": rows}, indent=1))
-    _replace(folder / "tune.md", markdown(found))
+    write_whole(folder / "tune.json", json.dumps(nan | {"trials": rows}, indent=1))
+    write_whole(folder / "tune.md", markdown(found))
     if best is not None:
-        _replace(folder / "best.toml", changed(recipe, best.values).toml())
+        write_whole(folder / "best.toml", changed(recipe, best.values).toml())
     return found
 
 
@@ -355,12 +356,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.4g}" if abs(value) < 0.01 else f"{value:.4f}"
     return json.dumps(value) if isinstance(value, list) else str(value)
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _optuna() -> Any:
