@@ -12,10 +12,10 @@ from rich.table import Table
 from finerank.cli import screen
 from finerank.cli.app import app
 from finerank.cli.screen import Overrides
+from finerank.evaluation.compare import p_value
 from finerank.evaluation.document import write_whole
 from finerank.report.ablation_report import ablation_report
 from finerank.search.ablation import ablate as ablation
-from finerank.search.ablation import p_value
 
 
 @app.command()

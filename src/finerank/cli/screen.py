@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from finerank.evaluation.beyond import title
-from finerank.evaluation.compare import Comparison
+from finerank.evaluation.compare import Comparison, p_value
 from finerank.evaluation.document import METRICS, Evaluation, SliceTable
 from finerank.metrics.estimate import Estimate
 from finerank.run import Result
@@ -213,7 +213,7 @@ def comparison_table(found: Comparison) -> Table:
                     f"{value[one.side][one.head][metric]:.4f}",
                     f"{d.value:+.4f}",
                     "" if math.isnan(d.low) else f"{d.low:+.4f} to {d.high:+.4f}",
-                    "" if math.isnan(d.p_holm) else "< .001" if d.p_holm < 0.001 else f"{d.p_holm:.3f}",
+                    p_value(d.p_holm, none=""),
                     f"{one.rela_impr:+.2f} %" if metric == "auc" and not math.isnan(one.rela_impr) else "",
                 )
     return table

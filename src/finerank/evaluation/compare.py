@@ -215,6 +215,11 @@ def _deviation(values: list[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
+def p_value(p: float, none: str = "–") -> str:
+    """A p-value for people; `none` where there is none."""
+    return none if math.isnan(p) else "< .001" if p < 0.001 else f"{p:.3f}"
+
+
 # ------------------------------------------------------------------------------------------------ what is compared
 
 

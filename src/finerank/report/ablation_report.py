@@ -7,11 +7,12 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from finerank.evaluation.compare import p_value
 from finerank.metrics.estimate import Estimate
 from finerank.report import charts
 from finerank.report.page import number, render
 from finerank.report.pictures import Picture
-from finerank.search.ablation import BASE, NOT_ADJUSTED, Outcome, p_value, read
+from finerank.search.ablation import BASE, NOT_ADJUSTED, Outcome, read
 
 FAR = 12
 """A difference so many times the usual one would squeeze all others in the picture: it stands below it instead."""

@@ -21,7 +21,7 @@ from typing import Any
 
 from finerank.data.dataset import Dataset
 from finerank.errors import UserError, nearest
-from finerank.evaluation.compare import compare
+from finerank.evaluation.compare import compare, p_value
 from finerank.models.narrow import names_of
 from finerank.models.registry import Composition, build
 from finerank.recipe import Recipe
@@ -267,11 +267,6 @@ def markdown(title: str, found: Sequence[Outcome]) -> str:
     ]
     lines += [NOT_ADJUSTED]
     return "\n".join(lines) + "\n"
-
-
-def p_value(p: float) -> str:
-    """A p-value for people."""
-    return "–" if math.isnan(p) else "< .001" if p < 0.001 else f"{p:.3f}"
 
 
 def _four(x: float) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finerank.evaluation.compare import Comparison, compare
+from finerank.evaluation.compare import Comparison, compare, p_value
 from finerank.evaluation.document import METRICS, write_json, write_whole
 from finerank.evaluation.evaluate import head_rows
 from finerank.evaluation.measure import influences
@@ -156,7 +156,7 @@ def cells(s: Standing, base: str) -> list[str]:
         _shown(s.logloss),
         f"{d.value:+.4f}" if not math.isnan(d.value) else "base" if s.name == base else "",
         _range(d, "+"),
-        "" if math.isnan(s.p) else "< .001" if s.p < 0.001 else f"{s.p:.3f}",
+        p_value(s.p, none=""),
         f"{s.seconds:,.1f}",
         f"{s.rows_per_second:,.0f}",
         "" if math.isnan(s.memory) else f"{s.memory / 2**20:,.0f}",
