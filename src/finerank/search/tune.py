@@ -33,7 +33,6 @@ from finerank.search.runs import own
 from finerank.search.space import Choices, Range, Space, changed, current, read_space
 from finerank.training.loop import Epoch, Progress
 from finerank.training.stages import after_stages
-from finerank.training.warm_start import Taken
 from finerank.typed import apply_overrides, plain, read_toml
 
 if TYPE_CHECKING:
@@ -182,10 +181,6 @@ class _Judge(Progress):
         """See `Progress`."""
         self.within = name
         self.listener.stage(name)
-
-    def warm(self, taken: Taken) -> None:
-        """See `Progress`."""
-        self.listener.warm(taken)
 
     def epoch(self, epoch: int, rows: int) -> None:
         """See `Progress`."""
