@@ -114,10 +114,10 @@ class ActivationUnit(nn.Module):
         """Weights [P]. log_T: the logarithm of a factor for every event (`log_decay`); under softmax a prior."""
         weights = self.scores(q_NK, k_TK, context_TC, pairs)
         if not self.options.softmax:
-            return weights if log_T is None else weights * _at(log_T.exp(), pairs.event)
+            return weights if log_T is None else weights * gather(log_T.exp(), pairs.event)
         weights = self.scaled(weights)
         if log_T is not None:
-            weights = weights + _at(log_T, pairs.event)
+            weights = weights + gather(log_T, pairs.event)
         return segment_softmax(weights, pairs.candidate, q_NK.shape[0])
 
     def scaled(self, scores_P: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ class ActivationUnit(nn.Module):
             once.append((context_TC, parts["context"]))
         each = []
         if product is not None or "outer" in parts:
-            q, k = spread(q_NK, pairs.candidate), _at(k_TK, pairs.event)
+            q, k = spread(q_NK, pairs.candidate), gather(k_TK, pairs.event)
             each += [(q * k, product)] if product is not None else []
             each += [(_outer(q, k), parts["outer"])] if "outer" in parts else []
         out: Tensor | None = None
@@ -158,7 +158,7 @@ class ActivationUnit(nn.Module):
         else:  # with one candidate per request pair p is event p, and they join in
             once += each
         if once:
-            of_events = _at(_joined_linear(once), pairs.event)
+            of_events = gather(_joined_linear(once), pairs.event)
             out = of_events if out is None else out + of_events
         per_candidate = spread(self._per_candidate(q_NK, query), pairs.candidate)
         return per_candidate if out is None else out + per_candidate
@@ -207,7 +207,7 @@ class ActivationUnit(nn.Module):
 
     def plain_first_layer(self, q_NK: Tensor, k_TK: Tensor, context_TC: Tensor | None, pairs: Pairs) -> Tensor:
         """[P, H] as the paper writes it: one linear layer over the joined blocks. The twin that `first_layer` must equal."""
-        q, k = spread(q_NK, pairs.candidate), _at(k_TK, pairs.event)
+        q, k = spread(q_NK, pairs.candidate), gather(k_TK, pairs.event)
         blocks = {
             "query": lambda: q,
             "key": lambda: k,
@@ -218,7 +218,7 @@ class ActivationUnit(nn.Module):
         }
         joined = [blocks[name]() for name in self.options.inputs]
         if context_TC is not None:
-            joined.append(_at(context_TC, pairs.event))
+            joined.append(gather(context_TC, pairs.event))
         out: Tensor = self.first(torch.cat(joined, dim=1))
         return out
 
@@ -250,16 +250,12 @@ def check_decay(decay: float) -> None:
 
 def _inner(q_NK: Tensor, k_TK: Tensor, pairs: Pairs) -> Tensor:
     """[P]: <q, k> of every pair."""
-    return (spread(q_NK, pairs.candidate) * _at(k_TK, pairs.event)).sum(1)
+    return (spread(q_NK, pairs.candidate) * gather(k_TK, pairs.event)).sum(1)
 
 
 def _outer(q_PK: Tensor, k_PK: Tensor) -> Tensor:
     """[P, J·K]: all products, row after row."""
     return (q_PK.unsqueeze(2) * k_PK.unsqueeze(1)).flatten(1)
-
-
-def _at(x: Tensor, index: Tensor | None) -> Tensor:
-    return x if index is None else gather(x, index)
 
 
 def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -129,8 +129,10 @@ def spread(rows_ND: Tensor, segments_P: Tensor) -> Tensor:
     return out
 
 
-def gather(rows_TD: Tensor, index_P: Tensor) -> Tensor:
-    """[T, D] -> [P, D]: rows by index, in any order."""
+def gather(rows_TD: Tensor, index_P: Tensor | None) -> Tensor:
+    """[T, D] -> [P, D]: rows by index, in any order; None: row p is that of p."""
+    if index_P is None:
+        return rows_TD
     if _plain(rows_TD):
         return rows_TD.index_select(0, index_P)
     out: Tensor = _Gather.apply(rows_TD, index_P)  # type: ignore[no-untyped-call]

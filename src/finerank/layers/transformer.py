@@ -142,7 +142,7 @@ class Attention(nn.Module):
         """
         q_NK, k_NK, v_NK = self.query(x_NK), self.key(x_NK), self.value(x_NK)
         k_TK, v_TK = self.key(x_TK), self.value(x_TK)
-        q_PK, k_PK = spread(q_NK, pairs.candidate), _at(k_TK, pairs.event)
+        q_PK, k_PK = spread(q_NK, pairs.candidate), gather(k_TK, pairs.event)
         logits_PH = self._heads(q_PK * k_PK).sum(2) / math.sqrt(self.each)
         own_NH = self._heads(q_NK * k_NK).sum(2) / math.sqrt(self.each)
         index = pairs.candidate.unsqueeze(1).expand_as(logits_PH)
@@ -150,7 +150,7 @@ class Attention(nn.Module):
         exp_PH, exp_NH = (logits_PH - peak_NH.index_select(0, pairs.candidate)).exp(), (own_NH - peak_NH).exp()
         total_NH = segment_sum(exp_PH, pairs.candidate, x_NK.shape[0]) + exp_NH
         weights_PH = exp_PH / spread(total_NH, pairs.candidate)
-        of_elements = (weights_PH.unsqueeze(2) * self._heads(_at(v_TK, pairs.event))).flatten(1)
+        of_elements = (weights_PH.unsqueeze(2) * self._heads(gather(v_TK, pairs.event))).flatten(1)
         of_itself = ((exp_NH / total_NH).unsqueeze(2) * self._heads(v_NK)).flatten(1)
         return self.out(segment_sum(of_elements, pairs.candidate, x_NK.shape[0]) + of_itself), weights_PH
 
@@ -202,7 +202,3 @@ def check_sizes(dropout: float, **sizes: int) -> None:
         raise UserError(f"{given}; accepted: whole numbers of at least 1")
     if not 0 <= dropout < 1:
         raise UserError(f"dropout = {dropout}; accepted: from 0 (none) to below 1")
-
-
-def _at(x: Tensor, index: Tensor | None) -> Tensor:
-    return x if index is None else gather(x, index)
