@@ -17,8 +17,6 @@ from finerank.layers.products import pairs, whole_rows
 from finerank.models.composition import Features, Widths
 from finerank.schema import FittedSchema
 
-__all__ = ["FieldVectors", "OwnVectors", "above_diagonal", "pairs", "vector_names"]
-
 
 class FieldVectors(nn.Module):
     """Makes the vectors [.., F, D] of either side, or of whole rows.
