@@ -163,38 +163,8 @@ class Trainer:
         resume  go on from the newest checkpoint, if there is one
         best    False: the model holds the weights of the last step (and is not calibrated)
         """
-        if self.composition.stages and self.stages is None:
-            raise UserError(
-                f"model {self.composition.name!r} trains in stages ({', '.join(o.kind for o in self.composition.stages)}) "
-                "before this training: make the trainer with training.stages.after_stages, or give stages = []"
-            )
-        if self.options.precision == "bf16" and not loops.has_bf16(self.device):
-            raise UserError(
-                "training.precision = 'bf16', and this machine has no instructions for it (avx512_bf16 or amx_bf16 of a "
-                "processor, or a GPU that computes in bf16); accepted here: 'float32'"
-            )
         validation = self.dataset.requests_of("validation")
-        if not len(validation):
-            raise UserError(
-                "no validation requests, and early stopping needs some; set data.split.validation above 0, or larger; of few "
-                'distinct times none may begin within the share: give finer times, or data.split.by = "user"'
-            )
-        if math.isnan(
-            monitored(self.model, metrics(judged(self.model.heads, self.dataset, validation)), self.options.monitor)
-        ):
-            raise UserError(
-                f"training.monitor = {self.options.monitor!r} is not defined on the validation rows: for some task they "
-                "are of one class only (gauc: those of every user); give more validation rows or monitor logloss"
-            )
-        if self.model.calibration is not None:
-            if not all(head.direct for head in self.model.heads):
-                raise UserError(
-                    f"training.sampling: scores cannot be recalibrated on labels that heads {self.composition.heads.kind!r} "
-                    "see through a position or a delay; accepted: negatives with a correction, without hot_items"
-                )
-            whole = judged(self.model.heads, self.dataset, validation)
-            for i, head in enumerate(whole.heads):
-                calibrate.check(head, whole.labels[whole.weights[:, i] != 0, i])
+        self._check(validation)
         if not (resume and self._resume()):
             self.begin()
         with settled_objects():
@@ -205,6 +175,38 @@ class Trainer:
         if self.model.calibration is not None:
             self._recalibrate(self.model.calibration, validation)
         return self.history
+
+    def _check(self, validation: np.ndarray) -> None:
+        """Raise UserError for what would fail, or tell nothing, only after hours."""
+        if self.composition.stages and self.stages is None:
+            raise UserError(
+                f"model {self.composition.name!r} trains in stages ({', '.join(o.kind for o in self.composition.stages)}) "
+                "before this training: make the trainer with training.stages.after_stages, or give stages = []"
+            )
+        if self.options.precision == "bf16" and not loops.has_bf16(self.device):
+            raise UserError(
+                "training.precision = 'bf16', and this machine has no instructions for it (avx512_bf16 or amx_bf16 of a "
+                "processor, or a GPU that computes in bf16); accepted here: 'float32'"
+            )
+        if not len(validation):
+            raise UserError(
+                "no validation requests, and early stopping needs some; set data.split.validation above 0, or larger; of few "
+                'distinct times none may begin within the share: give finer times, or data.split.by = "user"'
+            )
+        whole = judged(self.model.heads, self.dataset, validation)
+        if math.isnan(monitored(self.model, metrics(whole), self.options.monitor)):
+            raise UserError(
+                f"training.monitor = {self.options.monitor!r} is not defined on the validation rows: for some task they "
+                "are of one class only (gauc: those of every user); give more validation rows or monitor logloss"
+            )
+        if self.model.calibration is not None:
+            if not all(head.direct for head in self.model.heads):
+                raise UserError(
+                    f"training.sampling: scores cannot be recalibrated on labels that heads {self.composition.heads.kind!r} "
+                    "see through a position or a delay; accepted: negatives with a correction, without hot_items"
+                )
+            for i, head in enumerate(whole.heads):
+                calibrate.check(head, whole.labels[whole.weights[:, i] != 0, i])
 
     def begin(self) -> None:
         """The state before the first step: growing tables get their rows, and an older run's learning goes over."""
