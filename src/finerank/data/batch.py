@@ -73,6 +73,12 @@ class Pairs:
         moved = (None if t is None else t.to(device) for t in (self.event, self.first, self.count))
         return Pairs(self.candidate.to(device), *moved)
 
+    def events(self) -> Tensor:
+        """int64 [P]: the event of every pair, written out where it is the pair's own number."""
+        if self.event is not None:
+            return self.event
+        return torch.arange(self.candidate.shape[0], device=self.candidate.device)
+
 
 @dataclass(frozen=True)
 class Drawn:

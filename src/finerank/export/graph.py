@@ -37,7 +37,7 @@ def flatten(batch: Batch, fitted: FittedSchema) -> dict[str, Tensor]:
         found[f"{name}.ages"], found[f"{name}.lengths"] = history.ages, history.lengths
         pairs = batch.pairs.get(name, Pairs(torch.empty(0, dtype=torch.int64), None))
         found[f"{name}.pair_candidate"] = pairs.candidate
-        found[f"{name}.pair_event"] = torch.arange(len(pairs.candidate)) if pairs.event is None else pairs.event
+        found[f"{name}.pair_event"] = pairs.events()
     ordered = {i.name: found[i.name] for i in graph_inputs(fitted)}
     return ordered | {f"noise.{side}": drawn for side, drawn in batch.noise.items() if drawn.shape[1]}
 

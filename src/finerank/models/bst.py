@@ -127,7 +127,7 @@ class BehaviourTransformer(Representation):
         assert isinstance(blocks, nn.ModuleList)
         whole = self.options.sight == "all" and len(blocks) > 1
         if whole:  # events as each candidate sees them: a sequence per candidate, which ends with it
-            event = torch.arange(x_EK.shape[0], device=x_EK.device) if pairs.event is None else pairs.event
+            event = pairs.events()
             own = torch.arange(batch.N, device=x_EK.device)
             length = history.lengths.index_select(0, batch.request_of)
             segments, positions = torch.cat([pairs.candidate, own]), torch.cat([history.positions[event], length])

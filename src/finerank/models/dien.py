@@ -135,8 +135,7 @@ class InterestEvolution(Representation):
                 losses[f"{name} next event"] = self.options.auxiliary * batch.share * loss
 
             q_NK = self.match[i](pair.queries(found["candidate"]))
-            p = pairs.candidate
-            event = torch.arange(p.shape[0], device=p.device) if pairs.event is None else pairs.event
+            event = pairs.events()
             attention[name] = weights = self._weights(i, q_NK, states_TK, event, pairs)
             _, last_NK = evolve(
                 gather(evolve.project(states_TK), event),

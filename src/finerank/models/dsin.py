@@ -156,7 +156,7 @@ class SessionInterest(Representation):
             own_TK = self._interests(i, k_TK, history, sessions, self.steps[name])
             met_TK = self._interacting(i, own_TK, history, sessions, self.steps[name])
             q_NK = pair.queries(found["candidate"])
-            event = torch.arange(pairs.candidate.shape[0], device=q_NK.device) if pairs.event is None else pairs.event
+            event = pairs.events()
             begins = sessions.begins.index_select(0, event)
             for ask, rows_TK in ((self.ask_own[i], own_TK), (self.ask_met[i], met_TK)):
                 weights = _activated(ask(q_NK), rows_TK, pairs, event, begins)

@@ -134,9 +134,7 @@ def _in_turns(first: Tensor, second: Tensor) -> Tensor:
 
 def taking_turns(history: Jagged, pairs: Pairs) -> tuple[Jagged, Pairs]:
     """The past and its pairs with two elements for every event, item and action; the columns of events stay as they are."""
-    event = (
-        torch.arange(pairs.candidate.shape[0], device=pairs.candidate.device) if pairs.event is None else pairs.event
-    )
+    event = pairs.events()
     doubled = replace(
         history,
         segments=_in_turns(history.segments, history.segments),
@@ -209,7 +207,7 @@ class Unit(nn.Module):
         """([N, H d], weights [P, H]): what every candidate takes from its request's events and itself."""
         _, v_N, q_N, k_N = of_N
         _, v_T, _, k_T = of_T
-        event = torch.arange(pairs.candidate.shape[0], device=v_N.device) if pairs.event is None else pairs.event
+        event = pairs.events()
         length = history.lengths.index_select(0, request_of).index_select(0, pairs.candidate)
         bias_P = self._bias(length - history.positions.index_select(0, event), history.ages.index_select(0, event))
         logits_PH = self._by_head(spread(q_N, pairs.candidate) * gather(k_T, event)).sum(2) + bias_P.unsqueeze(1)

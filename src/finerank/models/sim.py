@@ -258,7 +258,7 @@ class SearchedInterest(Representation):
             return self.embed.as_fields(pair.history, pair.names, attend(weights, k_TK, pairs, count))
         heads = self.options.heads
         asked, answered = self.ask[i](q_NK), self.answer[i](z_TS)
-        both = spread(asked, pairs.candidate) * _at(answered, pairs.event)
+        both = spread(asked, pairs.candidate) * gather(answered, pairs.event)
         logits_PH = both.view(both.shape[0], heads, both.shape[1] // heads).sum(2)
         out = []
         for h in range(heads):
@@ -336,10 +336,6 @@ def _searched(fitted: FittedSchema, pair: Paired, by: str) -> tuple[int, int]:
             f"by = {by!r} is no field of one id that history {pair.history!r} shares; {nearest_name(by, shared)}"
         )
     return shared[by]
-
-
-def _at(x: Tensor, index: Tensor | None) -> Tensor:
-    return x if index is None else gather(x, index)
 
 
 SIM = named(
