@@ -150,7 +150,12 @@ class Batch:
     @property
     def share(self) -> float:
         """The part of the optimiser step's rows that are in this batch: 1 unless a request was cut into chunks."""
-        return self.N / max(self.rows_in_step or self.N, 1)
+        return self.N / self.step_rows
+
+    @property
+    def step_rows(self) -> int:
+        """Rows of the optimiser step that this batch is (a part of), 1 or more: what sums over rows are divided by."""
+        return max(self.rows_in_step or self.N, 1)
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""

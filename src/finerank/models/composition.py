@@ -372,7 +372,7 @@ class Model(nn.Module):
                     weights = weights * factors[:, i]
                 if self.balance is not None:
                     weights = self.balance.rows(head, labels, weights)
-                rows = max(batch.rows_in_step or batch.N, 1)
+                rows = batch.step_rows
                 term = (weights * self.head.loss(i, out.logits, labels, batch)).sum() / rows
                 if self.balance is not None:
                     term = self.balance.weighed(head, term, weights.sum() / rows)

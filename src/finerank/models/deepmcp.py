@@ -116,7 +116,7 @@ class MatchedAndCorrelated(Pooled):
         score_N = (spread(self.user(x_R), batch.request_of) * self.ad(x_N)).sum(1)
         labels_N, weights_N = head_target(self.tasks, self.head, batch.labels, batch.weights)
         loss_N = F.binary_cross_entropy_with_logits(score_N, labels_N.to(score_N.dtype), reduction="none")
-        return {"matching": self.options.alpha * (weights_N * loss_N).sum() / max(batch.rows_in_step or batch.N, 1)}
+        return {"matching": self.options.alpha * (weights_N * loss_N).sum() / batch.step_rows}
 
     def _correlation(self, batch: Batch, found: Mapping[str, BlockVectors]) -> Mapping[str, Tensor]:
         out = {}

@@ -116,7 +116,7 @@ class LateCrossing(Interaction):
             log_q = drawn.true.index_select(0, at) if self.options.correct else None
             logits = u_RV.index_select(0, of) @ v_NV.index_select(0, at).T / self.options.temperature
             each = in_batch_softmax(logits, items_N.index_select(0, at), of, log_q)
-            total = (weights.index_select(0, at) * each).sum() / max(batch.rows_in_step or batch.N, 1)
+            total = (weights.index_select(0, at) * each).sum() / batch.step_rows
             losses[f"{task.name} in batch"] = self.options.in_batch * total
         return losses
 

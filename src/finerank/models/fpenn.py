@@ -129,7 +129,7 @@ class Distributions(Interaction):
             if self.training and self.options.kl:
                 per_row = (self._divergence(mu, s) / self._occurrences(side, blocks[side])).sum(1)
                 charge = charge + (per_row[batch.request_of] if side == "request" else per_row).sum()
-        self._charge = charge / max(batch.rows_in_step or batch.N, 1) if self.training and self.options.kl else None
+        self._charge = charge / batch.step_rows if self.training and self.options.kl else None
         none_R, none_N = batch.request.numbers[:, :0], batch.candidate.numbers[:, :0]
         deep = self.tower(Features(batch, v["request"], v["candidate"], none_R, none_N))
         out: Tensor = self.quadratic(v["request"], v["candidate"], batch.request_of).unsqueeze(1) + deep

@@ -241,7 +241,7 @@ class SearchedInterest(Representation):
             head = Head(task.name, task.name, "sigmoid" if task.kind == "binary" else "identity")
             labels, weights = head_target(self.tasks, head, batch.labels, batch.weights)
             total = total + (weights * head_loss(head, logits[:, j], labels)).sum()
-        loss: Tensor = self.options.auxiliary * total / max(batch.rows_in_step or batch.N, 1)
+        loss: Tensor = self.options.auxiliary * total / batch.step_rows
         return loss
 
     # ------------------------------------------------------------------------------------------------ the exact unit

@@ -148,7 +148,7 @@ class UserTower(Representation):
                 if not self.options.correct:
                     own_q, log_q = torch.zeros_like(own_q), torch.zeros_like(log_q)
                 each = sampled_softmax(logit, true, among_RM.index_select(0, of), ids, (own_q, log_q))
-            losses["catalogue"] = (weights.index_select(0, at) * each).sum() / max(batch.rows_in_step or batch.N, 1)
+            losses["catalogue"] = (weights.index_select(0, at) * each).sum() / batch.step_rows
         none = u_RD.new_zeros((u_RD.shape[0], 0)), v_ND.new_zeros((v_ND.shape[0], 0))
         return Features(batch, u_RD.unsqueeze(1), v_ND.unsqueeze(1), *none, losses)
 

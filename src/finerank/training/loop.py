@@ -281,7 +281,7 @@ class Trainer:
                 self.model.balance.observe(terms)
             loss = sum(terms.values(), torch.zeros((), device=self.device))
             loss.backward()  # type: ignore[no-untyped-call]
-            total, rows = total + float(loss.detach()), max(batch.rows_in_step or batch.N, 1)
+            total, rows = total + float(loss.detach()), batch.step_rows
         if not math.isfinite(total):
             raise UserError(
                 f"the loss became {total} in epoch {self.epoch + 1}, step {self.step + 1}; "
