@@ -71,8 +71,10 @@ class DelayedFeedback(TaskHeads):
         self.log_mean = math.log(mean)
         with torch.no_grad():
             self.bias[self.delay] = self.log_mean
-        changed = {delay.name: {"link": "exp"}, str(delay.within): {"direct": False}}
-        self.heads = tuple(replace(h, **changed.get(h.name, {})) for h in self.heads)  # type: ignore[arg-type]
+        heads = list(self.heads)  # one a task, in their order
+        heads[self.delay] = replace(heads[self.delay], link="exp")
+        heads[self.conversion] = replace(heads[self.conversion], direct=False)
+        self.heads = tuple(heads)
 
     def ratio(self, logits_NH: Tensor, batch: Batch) -> Tensor:
         """[N]: e / m, the elapsed time in mean delays of the row."""

@@ -116,7 +116,7 @@ class Propensities(Stage):
                 if any(f".of.{i}." in name for i in spaces):
                     mine.copy_(learnt[name])
             for i in spaces:
-                fresh.head.bias[i] = trained.head.bias[i]  # type: ignore[index, operator]
+                fresh.get_parameter("head.bias")[i] = learnt["head.bias"][i]
 
         return Handover(model, give)
 

@@ -103,7 +103,8 @@ class Generator(nn.Module):
         for maps, new in zip(o.maps, o.new, strict=True):
             convolution = nn.Conv2d(before, maps, (o.height, 1), padding=(o.height // 2, 0))
             nn.init.xavier_normal_(convolution.weight)
-            nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+            assert convolution.bias is not None
+            nn.init.zeros_(convolution.bias)
             self.convolutions.append(convolution)
             self.norms.append(BatchNorm(maps) if o.batch_norm else nn.Identity())
             places, before = -(-places // o.pool), maps
