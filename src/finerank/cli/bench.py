@@ -78,5 +78,5 @@ def bench(
         if one.reason:
             screen.console.print(f"left out: {one.name}: {one.reason}")
     for note in notes(found):
-        screen.console.print(note, markup=False)
+        screen.console.print(note)
     screen.console.print(f"written to {page}")

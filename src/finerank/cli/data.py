@@ -54,7 +54,7 @@ def data(
     screen.console.print(f"written to {out}; next: finerank train {out / 'recipe.toml'}")
     if converted.models is not None:
         named = ", ".join(tomllib.loads(converted.models))
-        screen.console.print(f"models with published settings in {out / 'models.toml'}: {named}", markup=False)
+        screen.console.print(f"models with published settings in {out / 'models.toml'}: {named}")
         screen.console.print(
             f"all of them: finerank bench {out / 'recipe.toml'} --variants {out / 'models.toml'} -o runs/bench"
         )

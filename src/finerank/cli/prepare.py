@@ -28,4 +28,4 @@ def prepare(
     for name, (requests, rows) in m["split"].items():
         screen.console.print(f"  {name}: {requests:,} requests, {rows:,} rows")
     for note in reader_notes(read, dataset):
-        screen.console.print(f"note: {note}", markup=False)
+        screen.console.print(f"note: {note}")

@@ -48,7 +48,7 @@ def train(
     if not result.test:
         screen.console.print(f"note: there are no test rows; judge it by: finerank evaluate {out} --split validation")
     for note in reader_notes(read, result.dataset):
-        screen.console.print(f"note: {note}", markup=False)
+        screen.console.print(f"note: {note}")
     screen.console.print(f"written to {out}")
 
 
