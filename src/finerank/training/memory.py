@@ -16,15 +16,16 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 @cache
-def keep_freed_memory() -> bool:
-    """Process-wide, once. Returns whether the C library took it (False elsewhere than glibc)."""
+def keep_freed_memory() -> None:
+    """Process-wide, once; nothing elsewhere than with glibc, which is only slower."""
     if sys.platform != "linux":
-        return False
+        return
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
-        return False
-    return bool(mallopt(_MMAP_THRESHOLD, 1 << 30)) and bool(mallopt(_TRIM_THRESHOLD, (1 << 31) - 1))
+        return
+    if mallopt(_MMAP_THRESHOLD, 1 << 30):
+        mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 @contextmanager
