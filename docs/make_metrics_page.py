@@ -27,7 +27,8 @@ which judges other rows, gives nothing beyond accuracy. `finerank compare RUN RU
 RelaImpr, but neither of ECE nor of anything beyond accuracy.
 
 They are pure functions on numpy arrays: labels, scores (logits where a probability is meant), optional row weights, and
-groups (users or requests) where lists are ordered. What is not defined, such as the AUC of one class, is NaN and never .5.
+groups (users or requests) where lists are ordered. What is not defined, such as the AUC of one class, is NaN and never .5; nor
+do lists of one row count as perfect: in a log without users and requests the metrics of lists are NaN.
 """
 
 MODULES: tuple[tuple[str, str, tuple[str, ...]], ...] = (

@@ -23,7 +23,14 @@ METRICS = {
         "logit",
         "downsampled",
     ),
-    "finerank.metrics.lists": ("ndcg", "hit_rate", "reciprocal_rank", "average_precision", "sampled_recall"),
+    "finerank.metrics.lists": (
+        "lists_judged",
+        "ndcg",
+        "hit_rate",
+        "reciprocal_rank",
+        "average_precision",
+        "sampled_recall",
+    ),
     "finerank.metrics.precision": ("pr_auc",),
     "finerank.metrics.beyond": (
         "top",

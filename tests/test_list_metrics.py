@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finerank.errors import UserError
+from finerank.evaluation.measure import HeadRows, estimates
 from finerank.metrics import lists
 from finerank.metrics.precision import pr_auc
 from finerank.metrics.probability import downsampled, ece, equal_mass_bins, logit, reliability
@@ -65,7 +66,7 @@ def test_every_metric_is_its_mean_over_all_orders_of_tied_rows(many: list[List],
         "ap": lists.average_precision(ranked, k),
     }
     for name, metric in plain.items():
-        wanted = [expected(rows, metric) for rows in many]
+        wanted = [expected(rows, metric) if len(rows) > 1 else math.nan for rows in many]
         assert found[name] == pytest.approx(wanted, nan_ok=True, abs=1e-12), name
 
 
@@ -101,6 +102,30 @@ def test_lists_without_a_positive_are_out_and_none_is_nan() -> None:
         empty = rankings([], [], np.zeros(0, int))
         assert math.isnan(lists.mean_over_lists(metric(empty)))  # type: ignore[operator]
     assert np.isnan(lists.sampled_recall(rankings([1, 1], [1, 2], [0, 0]))).all()  # nothing to draw
+
+
+def test_lists_of_one_row_tell_nothing_and_are_out() -> None:
+    """They counted as perfect: a log without users and requests had an NDCG of 1."""
+    ranked = rankings([1, 0, 1, 1], [1, 2, 0, 0], [1, 1, 2, 3])
+    for metric, alone in ((lists.ndcg, 1 / math.log2(3)), (lists.reciprocal_rank, 0.5), (lists.average_precision, 0.5)):
+        assert lists.mean_over_lists(metric(ranked)) == pytest.approx(alone)  # type: ignore[operator]
+    assert lists.mean_over_lists(lists.hit_rate(ranked, 1)) == 0.0
+    assert lists.lists_judged(ranked) == 1
+    both = rankings([1, 1], [1, 2], [1, 1])  # positives alone, but a list: as usual
+    assert lists.ndcg(both).tolist() == [1.0]
+
+
+def test_an_evaluation_says_which_lists_it_judged() -> None:
+    y, z = np.array([1.0, 0, 1, 0]), np.array([0.5, 0.1, 0.2, 0.3])
+    users, ones = np.arange(4), np.ones(4)
+    alone = estimates(HeadRows.of("sigmoid", y, z, ones, users, users))
+    pairs = estimates(HeadRows.of("sigmoid", y, z, ones, users // 2, users))
+    for name in ("ndcg@10", "mrr", "hr@10", "map@10"):
+        assert math.isnan(alone[name].value)
+        assert alone[name].how == "0 of 4 lists: those with a positive, of two rows and more"
+        assert pairs[name].how.startswith(
+            "2 of 2 lists: those with a positive, of two rows and more; jackknife over 2 users"
+        )
 
 
 def test_k_and_weights_are_judged() -> None:

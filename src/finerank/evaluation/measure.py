@@ -6,7 +6,7 @@ n rows · G clusters (users) · L lists (users or requests)
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -42,6 +42,8 @@ BOUNDS = {
     "r2": (-math.inf, 1.0),
 }
 """Where a metric's values lie, if not between 0 and 1."""
+OVER_LISTS = (f"ndcg@{K}", "mrr", f"hr@{K}", f"map@{K}")
+"""Metrics that are means over lists with a positive, of two rows or more."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,11 @@ class HeadRows:
         return rankings(self.labels, self.logits, self.lists, self.weights)
 
     @cached_property
+    def plain(self) -> Rankings:
+        """`rankings` with all rows weighing alike, as places in a list are counted."""
+        return self.rankings if self.weights is None else rankings(self.labels, self.logits, self.lists)
+
+    @cached_property
     def predictions(self) -> NDArray[np.float64]:
         """[n] the link applied."""
         if self.link == "sigmoid":
@@ -148,8 +155,13 @@ def influences(rows: HeadRows) -> dict[str, Influence]:
 def estimates(rows: HeadRows, unit: str = "users") -> dict[str, Estimate]:
     """Every metric of a head with its interval. unit: what clusters are, for people."""
     out = {}
+    judged = lists.lists_judged(rows.plain) if rows.link == "sigmoid" else 0
     for name, found in influences(rows).items():
         out[name] = found.estimate(*BOUNDS.get(name, (0.0, 1.0)), unit=unit)
+        if name in OVER_LISTS:
+            which = f"{judged:,} of {len(rows.owner):,} lists: those with a positive, of two rows and more"
+            # without any there is no interval to tell of
+            out[name] = replace(out[name], how=f"{which}; {out[name].how}" if judged else which)
         if name == "calibration":
             out["ece"] = _ece(rows, unit)
     return out
@@ -167,15 +179,15 @@ def _binary(rows: HeadRows) -> dict[str, Influence]:
     out["logloss"] = mean_influence_of(loss, w, clusters, count)
     out["ne"] = entropy_influence(out["logloss"], mean_influence_of(y, w, clusters, count))
     out["calibration"] = ratio_influence(w * rows.predictions, w * y, clusters, count)
-    plain = rows.rankings if rows.weights is None else rankings(y, z, rows.lists)
-    per_list = {
-        f"ndcg@{K}": lists.ndcg(plain, K),
-        "mrr": lists.reciprocal_rank(plain),
-        f"hr@{K}": lists.hit_rate(plain, K),
-        f"map@{K}": lists.average_precision(plain, K),
-        "recall@1": lists.sampled_recall(plain, SAMPLED),
-    }
-    for name, values in per_list.items():
+    plain = rows.plain
+    per_list = (
+        lists.ndcg(plain, K),
+        lists.reciprocal_rank(plain),
+        lists.hit_rate(plain, K),
+        lists.average_precision(plain, K),
+        lists.sampled_recall(plain, SAMPLED),
+    )
+    for name, values in zip((*OVER_LISTS, "recall@1"), per_list, strict=True):
         out[name] = mean_influence_of(values, np.ones(len(values)), rows.owner, count)
     return out
 

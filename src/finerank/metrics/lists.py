@@ -6,8 +6,9 @@ positives last, would call a model of constant scores worse than chance.) It cos
 the expectation is a closed form (McSherry and Najork, ECIR 2008; checked here against all orders).
 
 Each function takes `rankings(labels, scores, lists)`, so that one sort serves them all, and gives the value of every
-list, float64 [G] in the order of `Rankings.groups`: NaN for a list without a positive, in which nothing can be found.
-The metric is their mean, `mean_over_lists`. Rows weigh alike: a rank is no sum.
+list, float64 [G] in the order of `Rankings.groups`: NaN for a list without a positive, in which nothing can be found, and
+for a list of one row, which any model puts first. The metric is their mean, `mean_over_lists`; longer lists of positives
+alone count, with 1, as is usual. Rows weigh alike: a rank is no sum.
 
 G lists · K runs of equal scores in a list
 """
@@ -25,7 +26,7 @@ from finerank.metrics.runs import Floats, Ints, Rankings
 
 
 def mean_over_lists(per_list: Floats) -> float:
-    """The mean over the lists that have a positive; NaN if none has.
+    """The mean over the lists that have a value: a positive, and more than one row. NaN if none has.
 
     >>> mean_over_lists(np.array([1.0, np.nan, 0.5]))
     0.75
@@ -50,7 +51,7 @@ def ndcg(ranked: Rankings, k: int | None = 10) -> Floats:
     high, low, top = _places(ranked, k)
     gain = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(top) + 2.0))])  # of the first 0, 1, 2, ... places
     found = ranked.sums(ranked.up / ranked.size * (gain[low] - gain[high]))
-    return _over(found, gain[np.minimum(ranked.sums(ranked.up), top)])
+    return _over(found, gain[np.minimum(_positives(ranked), top)])
 
 
 def hit_rate(ranked: Rankings, k: int = 10) -> Floats:
@@ -65,7 +66,7 @@ def hit_rate(ranked: Rankings, k: int = 10) -> Floats:
     high, low, _ = _places(ranked, k)
     none = _none_of(ranked.size, ranked.up, low - high)
     missed = np.multiply.reduceat(none, ranked.first) if len(none) else none
-    return np.where(ranked.sums(ranked.up) > 0, 1 - missed, np.nan)
+    return np.where(_positives(ranked) > 0, 1 - missed, np.nan)
 
 
 def reciprocal_rank(ranked: Rankings) -> Floats:
@@ -79,8 +80,9 @@ def reciprocal_rank(ranked: Rankings) -> Floats:
     >>> reciprocal_rank(rankings([0, 1, 1], [0.5, 0.5, 0.5], [7, 7, 7])).round(4).tolist()
     [0.8333]
     """
+    judged = ranked.spread(_positives(ranked)) > 0
     first = np.flatnonzero(
-        (ranked.up > 0) & (ranked.after(ranked.up) == 0)
+        judged & (ranked.up > 0) & (ranked.after(ranked.up) == 0)
     )  # [G'] each list's best run with a positive
     size, up, above = ranked.size[first], ranked.up[first], ranked.above[first]
     places = size - up + 1  # where in its run the first positive may stand
@@ -112,7 +114,7 @@ def average_precision(ranked: Rankings, k: int | None = 10) -> Floats:
     more = np.divide(ranked.up - 1, ranked.size - 1, out=np.zeros(len(span)), where=ranked.size > 1)
     along = (low - high) - (ranked.above + 1) * span  # Σ j/i
     found = ranked.up / ranked.size * ((ranked.after(ranked.up) + 1) * span + more * along)
-    return _over(ranked.sums(found), np.minimum(ranked.sums(ranked.up), top))
+    return _over(ranked.sums(found), np.minimum(_positives(ranked), top))
 
 
 def sampled_recall(ranked: Rankings, negatives: int = 99) -> Floats:
@@ -142,6 +144,16 @@ def sampled_recall(ranked: Rankings, negatives: int = 99) -> Floats:
     return _over(found, np.where(others > 0, ranked.sums(ranked.up), 0))
 
 
+def lists_judged(ranked: Rankings) -> int:
+    """How many lists have a value: a positive, and more than one row.
+
+    >>> from finerank.metrics.runs import rankings
+    >>> lists_judged(rankings([1, 0, 1], [0.9, 0.5, 0.1], [7, 7, 8]))
+    1
+    """
+    return int(np.count_nonzero(_positives(ranked)))
+
+
 # ------------------------------------------------------------------------------------------------ helpers
 
 
@@ -154,6 +166,12 @@ def _places(ranked: Rankings, k: int | None) -> tuple[Ints, Ints, int]:
     longest = int(ranked.rows.max()) if len(ranked.rows) else 1
     top = longest if k is None else min(k, longest)
     return np.minimum(ranked.above, top), np.minimum(ranked.above + ranked.size, top), top
+
+
+def _positives(ranked: Rankings) -> Ints:
+    """[G]: positives of each list; 0 for a list of one row, whose order no model can get wrong."""
+    out: Ints = np.where(ranked.rows > 1, ranked.sums(ranked.up), 0)
+    return out
 
 
 def _none_of(size: Ints, up: Ints, drawn: Ints) -> Floats:
