@@ -498,15 +498,24 @@ def test_the_loss_falls(name: str, worlds: dict[str, Dataset]) -> None:
     assert all(math.isfinite(loss) for loss in losses)
 
 
-def test_an_epochs_loss_is_the_mean_over_its_rows(worlds: dict[str, Dataset]) -> None:
-    """With rates so small that the weights stand still: the loss of all rows at once."""
-    data, still = worlds["plain"], SGD(lr=1e-12)
+def test_an_epochs_loss_is_the_mean_over_its_rows_that_count(worlds: dict[str, Dataset]) -> None:
+    """It was divided by all rows, and stood beside a validation log loss over those that count. Rates are so small that
+    the weights stand still."""
+    weights = worlds["plain"].weights.copy()
+    weights[::2] = 0
+    data, still = replace(worlds["plain"], weights=weights), SGD(lr=1e-12)
     trainer = Trainer(composition("lr"), data, quick(epochs=1, tables=still, dense=still, batch=Budget(rows=7)))
-    everything = BatchBuilder(data, trainer.model.needs).batch(data.requests_of("train"))
-    whole = sum(trainer.model.losses(everything, trainer.model(everything)).values(), torch.zeros(()))
+    found = predict(trainer.model.eval(), trainer.builder, data.requests_of("train"), 1_000, trainer.device)
     (epoch,) = trainer.fit()
-    assert epoch.loss == pytest.approx(float(whole.detach()), rel=1e-5)
-    assert epoch.rows == everything.N
+    assert epoch.rows == len(data.rows_of(data.requests_of("train")))
+    wanted = metrics(found)
+    assert epoch.loss == pytest.approx(sum(of["logloss"] for of in wanted.values()), rel=1e-5)
+    # what is minimised is left as it was: a mean over all rows of a step
+    everything = BatchBuilder(data, trainer.model.needs).batch(data.requests_of("train"))
+    terms = trainer.model.losses(everything, trainer.model(everything))
+    for i, (name, of) in enumerate(wanted.items()):
+        share = float((everything.weights[:, i] != 0).float().mean())
+        assert float(terms[name].detach()) == pytest.approx(of["logloss"] * share, rel=1e-5)
 
 
 def test_same_seed_same_bits_other_seed_other_bits(worlds: dict[str, Dataset]) -> None:

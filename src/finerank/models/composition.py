@@ -364,7 +364,15 @@ class Model(nn.Module):
 
         factors  [N, H], multiplied with the weights: what a row of a sample stands for
         """
-        terms = {}
+        return self.losses_and_shares(batch, out, factors)[0]
+
+    def losses_and_shares(
+        self, batch: Batch, out: Output, factors: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """`losses`, and of the heads among them the sum of weights / N of the step: a term over it is a mean over rows that
+        count."""
+        terms: dict[str, Tensor] = {}
+        shares: dict[str, Tensor] = {}
         for i, head in enumerate(self.heads):
             if head.trained:
                 labels, weights = self.target(batch, head)
@@ -374,10 +382,11 @@ class Model(nn.Module):
                     weights = self.balance.rows(head, labels, weights)
                 rows = batch.step_rows
                 term = (weights * self.head.loss(i, out.logits, labels, batch)).sum() / rows
+                shares[head.name] = weights.sum() / rows
                 if self.balance is not None:
-                    term = self.balance.weighed(head, term, weights.sum() / rows)
+                    term = self.balance.weighed(head, term, shares[head.name])
                 terms[head.name] = term
-        return terms | dict(out.losses)
+        return terms | dict(out.losses), shares
 
     def monitor(self, batch: Batch) -> dict[str, Tensor]:
         """What the parts watch of each row, by name: [N, ...]."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -46,7 +46,7 @@ from finerank.typed import plain
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave. loss: mean over its rows; rows_per_second: of training alone; validation: per head."""
+    """What one epoch gave. loss: see `MeanLoss`; rows_per_second: of training alone; validation: per head."""
 
     epoch: int
     loss: float
@@ -60,6 +60,38 @@ class Epoch:
     def rows_per_second(self) -> float:
         """Training rows a second, data included."""
         return self.rows / max(self.seconds, 1e-9)
+
+
+@dataclass
+class MeanLoss:
+    """The mean loss of some rows, for people: each head's over the rows that count for it, what is added to them over all.
+
+    Validation leaves rows of weight 0 out, and the two stand side by side. What is minimised is no such mean: it divides
+    by all rows of a step, so that a step with few that count moves the weights less.
+
+    sums, weights  by term: sum of weight * loss, and of weights
+    """
+
+    sums: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+
+    def add(self, terms: Mapping[str, float], shares: Mapping[str, float], rows: int) -> None:
+        """A step's terms and shares (`Model.losses_and_shares`), both over its rows; without a share: over all rows."""
+        for name, term in terms.items():
+            self.sums[name] = self.sums.get(name, 0.0) + term * rows
+            self.weights[name] = self.weights.get(name, 0.0) + shares.get(name, 1.0) * rows
+
+    @staticmethod
+    def of(terms: Mapping[str, float], shares: Mapping[str, float]) -> MeanLoss:
+        """Of one step."""
+        out = MeanLoss()
+        out.add(terms, shares, 1)
+        return out
+
+    @property
+    def value(self) -> float:
+        """The sum over the terms; 0 for one of which no row counts."""
+        return sum(self.sums[name] / weight for name, weight in self.weights.items() if weight > 0)
 
 
 class Progress:
@@ -78,7 +110,7 @@ class Progress:
         """An epoch of so many rows begins."""
 
     def advance(self, rows: int, loss: float) -> None:
-        """So many rows more, at this loss (mean of the last step)."""
+        """So many rows more, at this loss (of the last step, see `MeanLoss`)."""
 
     def validated(self, epoch: Epoch) -> None:
         """An epoch is over."""
@@ -135,7 +167,9 @@ class Trainer:
         self.stages: Mapping[str, Any] | None = None  # what each stage before gave, once they are done
         self.gifts: Sequence[Callable[[Model], None]] = ()  # the initial values that they hand over
         self.epoch = self.step = self.total_steps = 0
-        self.loss_sum = self.seconds = 0.0
+        self.losses = MeanLoss()  # of the epoch so far
+        self.told: tuple[dict[str, float], dict[str, float]] = {}, {}  # terms and shares of the last step
+        self.seconds = 0.0
         self.rows_done = 0
 
     @cached_property
@@ -250,13 +284,13 @@ class Trainer:
             while step is not None:
                 started = time.perf_counter()
                 coming = next(steps, None)
-                loss = self.train_step(step, coming)
+                self.train_step(step, coming)
                 self.seconds += time.perf_counter() - started
-                self.loss_sum += loss * step.rows
+                self.losses.add(*self.told, step.rows)
                 self.rows_done += step.rows
                 self.step += 1
                 self.total_steps += 1
-                self.progress.advance(step.rows, loss)
+                self.progress.advance(step.rows, MeanLoss.of(*self.told).value)
                 self.at("step")
                 step = coming
                 if self.options.save_every and self.step % self.options.save_every == 0 and step is not None:
@@ -265,23 +299,29 @@ class Trainer:
             self.at("epoch")
 
     def train_step(self, step: Step, coming: Step | None = None) -> float:
-        """One optimiser step; the mean loss of its rows. coming: the next one, whose batches may be made meanwhile."""
+        """One optimiser step; the loss that it minimised. coming: the next one, whose batches may be made meanwhile."""
         if not self.model.training:
             self.model.train()
         self._seed_noise(mix(self.options.seed, self.epoch, self.step) >> 1)
         self.optimisers.begin()
         total, rows = 0.0, 1
+        terms_of: dict[str, float] = {}
+        shares_of: dict[str, float] = {}
         for batch in self.ahead.batches(step, self.epoch, coming):
             with computing_in(self.options.precision):
                 out, factors = self.model(batch), None
             if self.sampled is not None:
                 out, factors = self.sampled.seen(batch, out)
-            terms = self.model.losses(batch, out, factors)
+            terms, shares = self.model.losses_and_shares(batch, out, factors)
             if isinstance(self.model.balance, GradNormWeights):
                 self.model.balance.observe(terms)
             loss = sum(terms.values(), torch.zeros((), device=self.device))
             loss.backward()  # type: ignore[no-untyped-call]
-            total, rows = total + float(loss.detach()), batch.step_rows
+            # read at once: a GPU is waited for once
+            found = torch.stack([t.detach() for t in (loss, *terms.values(), *shares.values())]).tolist()
+            total, rows = total + found[0], batch.step_rows
+            _add(terms_of, zip(terms, found[1 : 1 + len(terms)], strict=True))
+            _add(shares_of, zip(shares, found[1 + len(terms) :], strict=True))
         if not math.isfinite(total):
             raise UserError(
                 f"the loss became {total} in epoch {self.epoch + 1}, step {self.step + 1}; "
@@ -290,6 +330,7 @@ class Trainer:
         self.optimisers.step(rows)
         if isinstance(self.model.balance, GradNormWeights):
             self.model.balance.update()
+        self.told = terms_of, shares_of
         return total
 
     def _seed_noise(self, seed: int) -> None:
@@ -304,11 +345,10 @@ class Trainer:
         measured = metrics(predict(self.model, self.builder, validation, rows, self.device, logged=True))
         score = monitored(self.model, measured, self.options.monitor)
         best = all(score > e.score for e in self.history)
-        mean_loss = self.loss_sum / max(self.rows_done, 1)
-        done = Epoch(self.epoch, mean_loss, self.rows_done, self.seconds, measured, score, best)
+        done = Epoch(self.epoch, self.losses.value, self.rows_done, self.seconds, measured, score, best)
         self.history.append(done)
         self.epoch, self.step, self.rows_done = self.epoch + 1, 0, 0
-        self.loss_sum = self.seconds = 0.0
+        self.losses, self.seconds = MeanLoss(), 0.0
         if best:
             self.best_weights = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
             self._save_best(done)
@@ -366,7 +406,7 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "total_steps": self.total_steps,
-            "loss_sum": self.loss_sum,
+            "losses": vars(self.losses),
             "rows_done": self.rows_done,
             "seconds": self.seconds,
             "identity": self._identity(),
@@ -409,8 +449,9 @@ class Trainer:
         load_maps(self.row_maps, parts["map"])
         self.optimisers.load(parts[""])
         self.optimisers.saved()
-        for name in ("epoch", "step", "total_steps", "loss_sum", "rows_done", "seconds"):
+        for name in ("epoch", "step", "total_steps", "rows_done", "seconds"):
             setattr(self, name, found.state[name])
+        self.losses = MeanLoss(**found.state.get("losses", {}))  # of an older checkpoint: of what is left of the epoch
         self.history = [Epoch(**e) for e in found.state["history"]]
         if self.history and self.best_checkpoints:
             best = self.best_checkpoints.load()
@@ -418,6 +459,11 @@ class Trainer:
                 raise UserError(f"{self.best_checkpoints.folder}: the best weights are gone; start the run anew")
             self.best_weights = best.parts("model", "map")["model"]
         return True
+
+
+def _add(to: dict[str, float], more: Iterable[tuple[str, float]]) -> None:
+    for name, value in more:
+        to[name] = to.get(name, 0.0) + value
 
 
 def choose_device(name: str) -> torch.device:
