@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from finerank.metrics.ranking import auc, gauc, rela_impr
 from finerank.recipe import Recipe
 from finerank.run import Run, prepared, run
 from finerank.schema import OOV, Vocabulary
+from finerank.search.standings import standings
 
 
 @pytest.fixture(scope="module")
@@ -315,14 +317,52 @@ def test_bad_input_is_one_sentence(shop: Path, tmp_path: Path) -> None:
         assert sentence in str(found)
 
 
-def test_without_users_no_users_are_counted(tmp_path: Path) -> None:
-    """Every request counts as somebody else: it said so many users."""
-    logs(tmp_path)
+@pytest.fixture(scope="module")
+def nobody(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs, `lr` and `dcn`, on a log without users."""
+    folder = tmp_path_factory.mktemp("nobody")
+    logs(folder)
     one = table(epochs=1) | {"history": [], "model": {"name": "lr"}}
     one["data"] = {key: value for key, value in one["data"].items() if key != "events"}
     one["data"]["keys"] = {key: value for key, value in one["data"]["keys"].items() if key != "user"}
-    made = run(Recipe.parse(one, tmp_path), tmp_path / "run")
-    out = finerank("evaluate", tmp_path / "run")
-    requests = len(made.dataset.requests_of("test"))
+    for name in ("lr", "dcn"):
+        run(Recipe.parse(one | {"model": {"name": name}}, folder), folder / name, folder / "data")
+    return folder
+
+
+def test_without_users_no_users_are_counted(nobody: Path) -> None:
+    """Every request counts as somebody else: it said so many users."""
+    out = finerank("evaluate", nobody / "lr")
+    requests = len(Run.open(nobody / "lr").dataset.requests_of("test"))
     assert "95 % intervals are over requests, for the recipe names no users: each covers the data" in out
     assert f" rows of {requests} requests; written to" in out
+    assert re.search(r"rows +requests +rate", out)  # of the slices
+    assert not re.search(r"rows +users", out)
+    found = Evaluation.read(nobody / "lr" / "evaluation_test.json")
+    assert found.unit == "requests"
+    for head in found.heads.values():
+        assert all("users" not in one.auc.how for table in head.slices for one in table.slices)
+
+
+def test_without_users_comparisons_and_pages_tell_of_requests(nobody: Path) -> None:
+    """Sentences and pages said users, and that intervals cover their choice."""
+    requests = len(Run.open(nobody / "lr").dataset.requests_of("test"))
+    rows = len(Run.open(nobody / "lr").predictions("test").rows)
+    out = finerank("compare", nobody / "lr", nobody / "dcn", "-o", nobody / "c.json")
+    assert f"{rows:,} rows of {requests:,} requests" in out
+    assert "users" not in out
+    assert Comparison.read(nobody / "c.json").unit == "requests"
+    pages = {"run": [nobody / "lr"], "two": [nobody / "lr", nobody / "dcn"]}
+    for name, of in pages.items():
+        finerank("report", *of, "--rows", 0, "-o", nobody / f"{name}.html")
+    one, two = ((nobody / f"{name}.html").read_text(encoding="utf-8") for name in pages)
+    assert f"rows in {requests:,} requests · " in one
+    assert "Intervals cover the choice of requests, not the seed" in one
+    assert '<th class="n">requests</th><th class="n">rate</th>' in one
+    assert f"{rows:,} test rows of {requests:,} requests; everything against lr" in two
+    runs = {name: [Run.open(nobody / name)] for name in ("lr", "dcn")}
+    (nobody / "bench").mkdir()
+    standings(nobody / "bench", "two", runs, [])
+    told = (nobody / "bench" / "bench.md").read_text(encoding="utf-8")
+    assert f"{rows:,} test rows of {requests:,} requests." in told
+    assert "95 % (data): the choice of requests." in told

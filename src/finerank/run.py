@@ -88,6 +88,11 @@ class Run:
         recipe = Recipe.read(decided if decided.exists() else folder / "recipe.toml")
         return Run(folder, recipe, Dataset.open(data), heads)
 
+    @property
+    def unit(self) -> str:
+        """What rows belong to, and intervals are over: users, or requests where the recipe names no users."""
+        return "users" if self.recipe.data.keys.user else "requests"
+
     def trainer(self) -> Trainer:
         """A trainer that holds the best model, its row maps and its batch builder: to score, explain or go on with."""
         trainer = Trainer(self.recipe.model, self.dataset, self.recipe.training, self.folder)

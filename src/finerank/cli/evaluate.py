@@ -73,15 +73,13 @@ def evaluate(
     screen.console.print(evaluation_table(found))
     if any(of.beyond for of in found.heads.values()):
         screen.console.print(beyond_table(found))
-    nobody = opened.recipe.data.keys.user is None
-    unit = "requests" if nobody else "users"
-    why = ", for the recipe names no users" if nobody else ""
-    screen.console.print(f"95 % intervals are over {unit}{why}: each {COVERS}.")
+    why = "" if found.unit == "users" else ", for the recipe names no users"
+    screen.console.print(f"95 % intervals are over {found.unit}{why}: each {COVERS}.")
     for head, of in found.heads.items():
         for table in of.slices:
-            screen.console.print(slices_table(head, table))
+            screen.console.print(slices_table(head, table, found.unit))
     if samples is not None and opened.recipe.data.where:
         screen.console.print(
             f"note: every row of {samples} was judged; data.where chose those of the prepared data alone"
         )
-    screen.console.print(f"{found.split}: {found.rows:,} rows of {found.users:,} {unit}; written to {path}")
+    screen.console.print(f"{found.split}: {found.rows:,} rows of {found.users:,} {found.unit}; written to {path}")

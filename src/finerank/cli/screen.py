@@ -118,7 +118,7 @@ def taken_table(taken: Taken) -> Table:
 
 
 def results_table(results: Iterable[tuple[str, Result, Evaluation | None]]) -> Table:
-    """The test metrics of runs, a line per head: the AUC with its 95 % interval over users, RMSE of what predicts a number."""
+    """The test metrics of runs, a line per head: the AUC with its 95 % interval, RMSE of what predicts a number."""
     results = list(results)
     numbers = any("rmse" in found for _, result, _ in results for found in result.test.values())
     table = Table("model", "head", box=None)
@@ -162,13 +162,13 @@ def beyond_table(found: Evaluation) -> Table:
     return table
 
 
-def slices_table(head: str, found: SliceTable) -> Table:
-    """The slices of one head by one thing; the last line weighs them equally."""
+def slices_table(head: str, found: SliceTable, unit: str) -> Table:
+    """The slices of one head by one thing; the last line weighs them equally. unit: `Evaluation.unit`."""
     binary = "auc" in found.even
     table = Table(f"{head} by {found.by}", box=None)
     for name in (
         "rows",
-        "users",
+        unit,
         "rate",
         *(("AUC", "95 %", "GAUC", "logloss", "calibration") if binary else ("RMSE",)),
     ):

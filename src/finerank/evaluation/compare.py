@@ -73,7 +73,7 @@ class Against:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Sides and what separates them; how: what the intervals cover."""
+    """Sides and what separates them; how: what the intervals cover; users: see `Evaluation`, as for unit."""
 
     split: str
     by: By
@@ -82,6 +82,7 @@ class Comparison:
     sides: tuple[Side, ...]
     against: tuple[Against, ...]
     how: str
+    unit: str = "users"
     format: str = field(default=FORMAT)
 
     def write(self, path: Path) -> None:
@@ -151,6 +152,7 @@ def compare(
             )
         )
     rows, users = len(found[0].rows), len(np.unique(found[0].groups))
+    on = f"{rows:,} rows of {users:,} {runs[0].unit}"
     how = "covers the data and the seeds" if any(len(group) > 1 for group in groups) else COVERS
     return Comparison(
         split=split,
@@ -167,11 +169,12 @@ def compare(
                 rela_impr=rela_impr(value[name][head]["auc"], value[names[0]][head]["auc"])
                 if "auc" in differences
                 else math.nan,
-                sentence=_sentence(name, names[0], head if len(heads) > 1 else "", differences, rows, users, how),
+                sentence=_sentence(name, names[0], head if len(heads) > 1 else "", differences, on, how),
             )
             for (name, head), differences in against.items()
         ),
         how=how,
+        unit=runs[0].unit,
     )
 
 
@@ -271,16 +274,14 @@ def _names(sides: list[list[Run]]) -> list[str]:
     return [f"{name} ({len(side)} seeds)" if len(side) > 1 else name for name, side in zip(names, sides, strict=True)]
 
 
-def _sentence(
-    side: str, first: str, head: str, differences: Mapping[str, Difference], rows: int, users: int, how: str
-) -> str:
-    """What one may say, by the first metric: AUC, RMSE, or the weighted log loss of odds."""
+def _sentence(side: str, first: str, head: str, differences: Mapping[str, Difference], rows: str, how: str) -> str:
+    """What one may say, by the first metric: AUC, RMSE, or the weighted log loss of odds. rows: how many, of how many."""
     name = next(iter(differences))
     d, (title, better) = differences[name], METRICS[name]
     at = f"{head} " if head else ""
-    on = f"on the same {rows:,} rows of {users:,} users; this {how}"
+    on = f"on the same {rows}; this {how}"
     if math.isnan(d.p):
-        return f"{side} and {first}: {at}{title} has no interval here ({rows:,} rows of {users:,} users)"
+        return f"{side} and {first}: {at}{title} has no interval here ({rows})"
     bounds = f"95 % {d.low:+.4f} to {d.high:+.4f}, p {'< .001' if d.p_holm < 0.001 else f'= {d.p_holm:.3f}'}"
     if d.p_holm >= 0.05:
         return f"No difference between {side} and {first} is shown: {d.value:+.4f} {at}{title} ({bounds}) {on}"

@@ -106,7 +106,7 @@ def sweep(
     def measured(value: str, builder: BatchBuilder) -> Default:
         found = predict(trainer.model, builder, requests, rows_per_batch, trainer.device)
         advance(value)
-        heads = {h.name: estimates(head_rows(found, i, of_row, by)) for i, h in enumerate(found.heads)}
+        heads = {h.name: estimates(head_rows(found, i, of_row, by), run.unit) for i, h in enumerate(found.heads)}
         return Default(value=value, metrics=heads)
 
     out = [measured(LOGGED, trainer.builder)]

@@ -1,6 +1,6 @@
 """The evaluation of a run on a split, as one document: what `finerank evaluate` writes and the report draws.
 
-    Evaluation                  run, model, split, seed, by, requests, rows, users
+    Evaluation                  run, model, split, seed, by, requests, rows, users, unit
       heads {name}              a `HeadEvaluation` per head: rows, users, positives, rate
         metrics {name}          an `Estimate` each: value, low, high, se, how; names and meaning in METRICS
         curves                  points for pictures: ROC, precision-recall, reliability bins, histogram of scores
@@ -156,6 +156,7 @@ class Evaluation:
     split    "validation", "test", or the name of the file that was scored
     by       what the groups of GAUC and the list metrics are
     users    clusters that intervals rest on: users, and one per request of nobody known
+    unit     what these are called: users, or requests where the recipe names no users
     """
 
     run: str
@@ -167,6 +168,7 @@ class Evaluation:
     rows: int
     users: int
     heads: Mapping[str, HeadEvaluation]
+    unit: str = "users"
     format: str = field(default=FORMAT)
 
     def write(self, path: Path) -> None:

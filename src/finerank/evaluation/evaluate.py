@@ -47,11 +47,10 @@ def evaluate(
     of_row = data.spread(requests, requests)
     found = run.predictions(split)
     whole = _judge(run, split, found, of_row, slicings(data, requests, columns), by)
-    unit = "users" if run.recipe.data.keys.user else "requests"
     heads = {}
     for i, head in enumerate(found.heads):
         rows, at = head_rows(found, i, of_row, by), found.rows[found.weights[:, i] != 0]
-        tops = beyond(data, head, rows, at, k, amount, unit, order)
+        tops = beyond(data, head, rows, at, k, amount, run.unit, order)
         heads[head.name] = replace(whole.heads[head.name], beyond=tops)
     return replace(whole, heads=heads)
 
@@ -130,7 +129,6 @@ def _judge(
     run: Run, split: str, found: Predictions, requests: np.ndarray, answered: Sequence[Slicing], by: By
 ) -> Evaluation:
     """requests: int64 [N], the request of each row."""
-    unit = "users" if run.recipe.data.keys.user else "requests"
     return Evaluation(
         run=str(run.folder),
         model=run.recipe.model.name,
@@ -140,8 +138,9 @@ def _judge(
         requests=len(np.unique(requests)),
         rows=len(found.rows),
         users=len(np.unique(found.groups)),
+        unit=run.unit,
         heads={
-            head.name: _head(head, head_rows(found, i, requests, by), answered, found.weights[:, i] != 0, unit)
+            head.name: _head(head, head_rows(found, i, requests, by), answered, found.weights[:, i] != 0, run.unit)
             for i, head in enumerate(found.heads)
         },
     )
@@ -178,7 +177,7 @@ def _head(head: Head, rows: HeadRows, answered: Sequence[Slicing], inside: np.nd
         share_of_rows_used=share,
         metrics=estimates(rows, unit),
         curves=curves(rows),
-        slices=tuple(slice_table(rows, question.of_rows(inside)) for question in answered) if n else (),
+        slices=tuple(slice_table(rows, question.of_rows(inside), unit) for question in answered) if n else (),
     )
 
 

@@ -92,13 +92,14 @@ def slicings(data: Dataset, requests: Ints, columns: Sequence[str] = ()) -> list
     return [q.cut(q.read(data, requests)) for q in questions(data, columns)]
 
 
-def slice_table(rows: HeadRows, slicing: Slicing) -> SliceTable:
-    """The metrics of each slice, and of all rows with every slice weighing the same. slicing: of these rows."""
+def slice_table(rows: HeadRows, slicing: Slicing, unit: str = "users") -> SliceTable:
+    """The metrics of each slice, and of all rows with every slice weighing the same. slicing: of these rows; unit: what
+    clusters are, for people."""
     sizes = np.bincount(slicing.of[slicing.of >= 0], rows.each[slicing.of >= 0], len(slicing.names))
     order = np.argsort(slicing.of, kind="stable")
     ends = np.searchsorted(slicing.of[order], np.arange(len(slicing.names) + 1))
     found = [
-        _slice(name, rows.take(np.sort(order[ends[v] : ends[v + 1]])))
+        _slice(name, rows.take(np.sort(order[ends[v] : ends[v + 1]])), unit)
         for v, name in enumerate(slicing.names)
         if ends[v + 1] > ends[v]
     ]
@@ -109,9 +110,11 @@ def slice_table(rows: HeadRows, slicing: Slicing) -> SliceTable:
     return SliceTable(by=slicing.by, slices=tuple(found), even=_summary(even), note=slicing.note)
 
 
-def _slice(name: str, rows: HeadRows) -> Slice:
+def _slice(name: str, rows: HeadRows, unit: str) -> Slice:
     binary = rows.link == "sigmoid"
-    area = auc_influence(rows.runs, rows.clusters, rows.count).estimate(0.0, 1.0) if binary else Estimate(value=NAN)
+    area = Estimate(value=NAN)
+    if binary:
+        area = auc_influence(rows.runs, rows.clusters, rows.count).estimate(0.0, 1.0, unit)
     summary = {"gauc": NAN, "logloss": NAN, "calibration": NAN, "rmse": NAN} | _summary(rows)
     summary.pop("auc", None)  # as an estimate, above
     return Slice(

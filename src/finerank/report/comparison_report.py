@@ -27,7 +27,7 @@ def comparison_report(found: Comparison, runs: Sequence[Run], page: Path) -> str
     return render(
         "comparison.html",
         title=", ".join(side.name for side in found.sides),
-        summary=f"{found.rows:,} {found.split} rows of {found.users:,} users; everything against {found.sides[0].name}",
+        summary=f"{found.rows:,} {found.split} rows of {found.users:,} {found.unit}; everything against {found.sides[0].name}",
         heads=[_head(found, head, epochs, page, len(heads) > 1) for head in heads],
         how=found.how,
         runs=[

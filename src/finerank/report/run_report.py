@@ -72,10 +72,11 @@ def run_report(
         "run.html",
         model=measured["model"],
         split=split,
-        summary=f"{found.rows:,} {split} rows in {found.requests:,} requests of {found.users:,} users · {run.folder}",
+        summary=f"{found.rows:,} {split} rows in {found.requests:,} requests{_users(found, run)} · {run.folder}",
         sections=sections,
-        heads=[_head(name, head, split, measured) for name, head in found.heads.items()],
+        heads=[_head(name, head, split, measured, run.unit) for name, head in found.heads.items()],
         curves=pictures.learning(epochs, measured["best_epoch"]) + ([used] if used else []),
+        unit=run.unit,
         slices=[
             _slice(table, name, head, len(found.heads) > 1)
             for name, head in found.heads.items()
@@ -92,7 +93,7 @@ def run_report(
     )
 
 
-def _head(name: str, head: HeadEvaluation, split: str, measured: dict[str, Any]) -> dict[str, object]:
+def _head(name: str, head: HeadEvaluation, split: str, measured: dict[str, Any], unit: str) -> dict[str, object]:
     auc = head.metrics.get("auc")
     validation = measured["validation"].get(name, {})
     rows = [
@@ -104,22 +105,27 @@ def _head(name: str, head: HeadEvaluation, split: str, measured: dict[str, Any])
         "id": f"head-{name}",
         "title": f"Result: {name}",
         "tiles": [Tile(METRICS[m][0], head.metrics[m]) for m in TILES if m in head.metrics],
-        "sentence": _sentence(head, split),
+        "sentence": _sentence(head, split, unit),
         "pictures": pictures.curves(head.curves, split, auc) if head.curves and auc else [],
         "metrics": rows,
         "validation": bool(validation),
     }
 
 
-def _sentence(head: HeadEvaluation, split: str) -> str:
-    what = f"{head.rows:,} {split} rows of {head.users:,} users"
+def _users(found: Evaluation, run: Run) -> str:
+    """How many, where the recipe names them: else they are the requests."""
+    return f" of {found.users:,} users" if run.unit == "users" else ""
+
+
+def _sentence(head: HeadEvaluation, split: str, unit: str) -> str:
+    what = f"{head.rows:,} {split} rows of {head.users:,} {unit}"
     if head.link == "sigmoid":
         what += f", {head.positives:,} of them positive ({percent(head.rate)})"
         what += (
             f"; {head.groups_used:,} of {head.groups:,} lists have both classes and count in GAUC "
             f"({percent(head.share_of_rows_used, 0)} of the rows)"
         )
-    return what + ". Intervals cover the choice of users, not the seed of the training."
+    return what + ". Intervals cover the choice of " + unit + ", not the seed of the training."
 
 
 def _slice(table: SliceTable, name: str, head: HeadEvaluation, several: bool) -> dict[str, object]:

@@ -51,7 +51,7 @@ class Standing:
 class Bench:
     """All standings: those that ran by their validation part, the best first; then the others.
 
-    head, metric   what is compared; rows, users: of the test part
+    head, metric   what is compared; rows, users, unit: of the test part, see `Evaluation`
     notes          what a reader should know of the rows
     """
 
@@ -63,6 +63,7 @@ class Bench:
     users: int
     standings: tuple[Standing, ...]
     notes: tuple[str, ...] = ()
+    unit: str = "users"
     format: str = field(default=FORMAT)
 
 
@@ -88,6 +89,7 @@ def standings(
         rows=0 if test is None else len(test.rows),
         users=0 if test is None else len(np.unique(test.groups)),
         standings=(*done, *others),
+        unit=every[0].unit if every else "users",
         notes=tuple(dict.fromkeys(note for run in every for note in reader_notes(run.recipe, run.dataset))),
     )
     write_json(found, folder / "bench.json")
@@ -117,7 +119,7 @@ def _standing(name: str, runs: Sequence[Run], head: str, metric: str, compared: 
         model=runs[0].recipe.model.name,
         seeds=len(runs),
         validation=statistics.mean(m["validation"][head][metric] for m in measured),
-        test=mean_influence(each).estimate(0.0, 1.0 if metric == "auc" else math.inf),
+        test=mean_influence(each).estimate(0.0, 1.0 if metric == "auc" else math.inf, runs[0].unit),
         spread=statistics.stdev(test) if len(test) > 1 else math.nan,
         logloss=statistics.mean(m["test"][head].get("logloss", math.nan) for m in measured),
         difference=Estimate(value=math.nan) if d is None else Estimate(value=d.value, low=d.low, high=d.high),
@@ -168,7 +170,9 @@ def notes(found: Bench) -> list[str]:
     """How to read the table."""
     title = METRICS[found.metric][0]
     best = next((s for s in found.standings if not s.reason), None)
-    out = [f"{title} of {found.head!r}; {found.rows:,} test rows of {found.users:,} users."] if found.head else []
+    out = (
+        [f"{title} of {found.head!r}; {found.rows:,} test rows of {found.users:,} {found.unit}."] if found.head else []
+    )
     if best is not None:
         out.append(
             f"By the validation part, which alone chooses, {best.name} is best: {best.validation:.4f}, and "
@@ -181,8 +185,8 @@ def notes(found: Bench) -> list[str]:
         )
     return [
         *out,
-        "95 % (data): the choice of users. ± (seeds): standard deviation between seeds. Seconds: training and evaluation. "
-        "MB: greatest peak of a training's process, libraries included.",
+        f"95 % (data): the choice of {found.unit}. ± (seeds): standard deviation between seeds. Seconds: training and "
+        "evaluation. MB: greatest peak of a training's process, libraries included.",
         *(f"Of the data: {note}" for note in found.notes),
     ]
 
