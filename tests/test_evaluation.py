@@ -317,6 +317,23 @@ def test_bad_input_is_one_sentence(shop: Path, tmp_path: Path) -> None:
         assert sentence in str(found)
 
 
+def test_seeds_of_one_recipe_alone_are_told_of_in_a_sentence(shop: Path, tmp_path: Path) -> None:
+    """There was a table and no word, and a page without even that."""
+    out = finerank("compare", shop / "a", shop / "a2")
+    found = compare([Run.open(shop / "a"), Run.open(shop / "a2")])
+    (side,) = found.sides
+    for head, metrics in side.metrics.items():
+        name, mean = next(iter(metrics.items()))
+        told = (
+            f"test {head} {METRICS[name][0]} {mean:.4f} is the mean, {side.between_seeds[head][name]:.4f} the standard"
+        )
+        assert f"a (2 seeds): all of one recipe, so there is nothing to compare with; {told}" in out
+    finerank("report", shop / "a", shop / "a2", "-o", tmp_path / "two.html")
+    page = (tmp_path / "two.html").read_text(encoding="utf-8")
+    assert page.count("so there is nothing to compare with") == len(side.metrics)
+    assert "everything against" not in page
+
+
 @pytest.fixture(scope="module")
 def nobody(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs, `lr` and `dcn`, on a log without users."""

@@ -29,8 +29,8 @@ def compare(
     with waiting("comparing"):
         found = paired([Run.open(run) for run in runs], split.value, by.value)
     screen.console.print(comparison_table(found))
-    for one in found.against:
-        screen.console.print(one.sentence + ".")
+    for sentence in found.sentences():
+        screen.console.print(sentence + ".")
     if out is not None:
         path = out / "comparison.json" if out.is_dir() else out
         found.write(path)

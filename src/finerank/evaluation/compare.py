@@ -85,6 +85,12 @@ class Comparison:
     unit: str = "users"
     format: str = field(default=FORMAT)
 
+    def sentences(self, head: str | None = None) -> list[str]:
+        """What one may say, of one head or all; of seeds of one recipe alone, how far they lie apart."""
+        if len(self.sides) == 1:
+            return [_alone(self.sides[0], of, self.split) for of in self.sides[0].metrics if head in (None, of)]
+        return [a.sentence for a in self.against if head in (None, a.head)]
+
     def write(self, path: Path) -> None:
         """As JSON, whole or not at all; NaN is null."""
         write_json(self, path)
@@ -272,6 +278,17 @@ def _names(sides: list[list[Run]]) -> list[str]:
         depth += 1
     names = ["/".join(f.parts[-depth:]) for f in folders]
     return [f"{name} ({len(side)} seeds)" if len(side) > 1 else name for name, side in zip(names, sides, strict=True)]
+
+
+def _alone(side: Side, head: str, split: str) -> str:
+    """What one may say of runs that differ in nothing but the seed, by the first metric."""
+    name, mean = next(iter(side.metrics[head].items()))
+    title, spread = METRICS[name][0], side.between_seeds[head][name]
+    at = f"{head} " if len(side.metrics) > 1 else ""
+    return (
+        f"{side.name}: all of one recipe, so there is nothing to compare with; {split} {at}{title} {mean:.4f} is the mean, "
+        f"{spread:.4f} the standard deviation between seeds"
+    )
 
 
 def _sentence(side: str, first: str, head: str, differences: Mapping[str, Difference], rows: str, how: str) -> str:

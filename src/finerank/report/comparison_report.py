@@ -22,12 +22,13 @@ def comparison_report(found: Comparison, runs: Sequence[Run], page: Path) -> str
     """The HTML page of a comparison of these runs. page: where it will stand, for links to the runs' own reports."""
     named = {run: side.name for side in found.sides for run in side.runs}
     epochs = {named[str(run.folder)]: read_curve(run.folder / "curve.csv") for run in runs}
-    heads = list(dict.fromkeys(a.head for a in found.against))
+    heads = list(found.sides[0].metrics)
     measured = [(named[str(run.folder)], run, run.metrics()) for run in runs]
     return render(
         "comparison.html",
         title=", ".join(side.name for side in found.sides),
-        summary=f"{found.rows:,} {found.split} rows of {found.users:,} {found.unit}; everything against {found.sides[0].name}",
+        summary=f"{found.rows:,} {found.split} rows of {found.users:,} {found.unit}"
+        + (f"; everything against {found.sides[0].name}" if found.against else ""),
         heads=[_head(found, head, epochs, page, len(heads) > 1) for head in heads],
         how=found.how,
         runs=[
@@ -51,7 +52,7 @@ def _head(
     drawn += [pictures.curves_together(epochs, f"{head}.{m}") for m in ("auc", "logloss", "odds_loss", "rmse")]
     return {
         "title": f"Result: {head}" if several else "Result",
-        "sentences": [a.sentence for a in found.against if a.head == head],
+        "sentences": found.sentences(head),
         "metrics": [METRICS[m][0] for m in metrics],
         "rows": [_row(found, side, head, metrics, page) for side in found.sides],
         "pictures": [p for p in drawn if p is not None],
