@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import tiny
@@ -11,12 +13,14 @@ import torch
 
 from finerank.data.prepare import prepare
 from finerank.data.split import Split
+from finerank.errors import UserError
 from finerank.metrics.regression import odds_loss
 from finerank.models import registry
-from finerank.models.composition import Head, head_loss, head_target
+from finerank.models.composition import Head, Link, head_loss, head_target
 from finerank.schema import Categorical, Schema, Task
 from finerank.training.loop import Trainer
 from finerank.training.options import Adam, TrainingOptions
+from finerank.training.signs import check_signs
 
 CHAIN = (Task(name="click"), Task(name="buy", within="click"))
 
@@ -37,6 +41,35 @@ def test_odds_are_least_at_the_sum_of_the_labels_over_the_rows_without_one() -> 
     head_loss(Head("h", "t", "odds"), logit.expand(4), labels).sum().backward()
     assert float(logit.grad) == pytest.approx(0.0, abs=1e-5)  # type: ignore[arg-type]
     assert odds_loss(labels, logit.detach().expand(4)) < odds_loss(labels, (logit.detach() + 0.1).expand(4))
+
+
+def test_no_time_is_below_zero() -> None:
+    """Such rows were taken for rows that were not watched."""
+    with pytest.raises(UserError, match="odds_loss: 1 of 2 labels are negative or NaN; accepted: 0 or more"):
+        odds_loss([3, -1], [0.0, 0.0])
+
+
+@pytest.mark.parametrize("head", ["odds", "exp", "identity"])
+def test_a_head_that_cannot_learn_a_number_below_zero_says_so(head: Link, tmp_path: Path) -> None:
+    """A regression may be of negative numbers, so it is the head that decides."""
+    samples, events = tiny.frames()
+    schema = replace(tiny.schema(tasks=1, max_length=50), tasks=(Task(name="click", kind="regression"),))
+    clicks = samples["click"].cast(float).to_list()
+    given = samples.with_columns(click=pl.Series([-0.5, *clicks[1:]]))
+    data = prepare(tmp_path, schema, given.lazy(), events.lazy(), tiny.KEYS, Split(validation=0.2, test=0.2))
+    row = int(np.flatnonzero(data.labels[:, 0] < 0)[0])
+    heads = (Head("click", "click", head),)
+    if head == "identity":
+        check_signs(data, heads)
+        return
+    with pytest.raises(
+        UserError, match=rf"task 'click': row {row} of .* has the label -0.5, and .*; accepted: 0 or more"
+    ):
+        check_signs(data, heads)
+    if head == "odds":
+        trainer = Trainer(registry.composition("youtube_ranking"), data, TrainingOptions(threads=1, keep_memory=False))
+        with pytest.raises(UserError, match="its head learns odds"):
+            trainer.fit()
 
 
 def test_exponential_link_is_least_where_its_mean_is_the_label() -> None:

@@ -969,6 +969,20 @@ def test_rows_without_a_label_are_counted_and_told(tmp_path: Path) -> None:
     assert int((np.asarray(made.weights)[:, 0] == 0).sum()) == 5
 
 
+def test_numbers_outside_their_space_are_counted_and_told(tmp_path: Path) -> None:
+    """They weigh 0, and nobody was told; a label 1 of a binary task is refused there."""
+    samples, events = tiny.frames()
+    tasks = (Task(name="click"), Task(name="seconds", kind="regression", within="click"))
+    given = samples.with_columns(seconds=pl.int_range(pl.len()) - 5.0)
+    made = prepare(tmp_path / "d", replace(tiny.schema(), tasks=tasks), given.lazy(), events.lazy(), tiny.KEYS, block=7)
+    away = given.with_row_index("row").filter((pl.col("click") == 0) & (pl.col("seconds") > 0))
+    row, seconds = away["row"][0], away["seconds"][0]
+    assert made.manifest["notes"] == [
+        f"{away.height} rows with click = 0 have a label 'seconds' above 0 (the first: row {row}, {seconds:g}): 'seconds' is "
+        "within 'click', so for it they weigh 0, in training and in metrics"
+    ]
+
+
 def test_the_manifest_says_what_was_done(tmp_path: Path) -> None:
     tiny.dataset(tmp_path / "d")
     manifest = json.loads((tmp_path / "d" / "manifest.json").read_text(encoding="utf-8"))

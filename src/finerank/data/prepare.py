@@ -267,17 +267,31 @@ def _base_rates(
 
 
 def _unlabelled(schema: Schema, samples: Samples, scratch: Scratch) -> list[str]:
-    """A sentence for each task of whose space some rows have no label."""
+    """A sentence for each task of whose space some rows have no label, and for each number above 0 outside its space.
+
+    The latter may be right (a time watched, within what counts as watched long; a delay, within what has come by now), so
+    it is told, and not refused as the label 1 of a binary task is there.
+    """
     notes, names = [], [t.name for t in schema.tasks]
     for k, task in enumerate(schema.tasks):
-        space, missing = 0, 0
+        space, missing, beyond, first = 0, 0, 0, ""
         for at in scratch.pieces(samples.rows):
             inside = np.ones(len(samples.labels[at]), dtype=bool)
             if task.within is not None:
                 parent = names.index(task.within)
                 inside = (samples.labels[at, parent] == 1) & (samples.weights[at, parent] != 0)
+                number = samples.labels[at, k]
+                away = np.flatnonzero((samples.weights[at, parent] != 0) & ~inside & (number > 0))
+                if len(away) and not beyond:
+                    first = f"row {(at.start or 0) + int(away[0]):,}, {float(number[away[0]]):g}"
+                beyond += len(away)
             space += int(inside.sum())
             missing += int((inside & np.isnan(samples.labels[at, k])).sum())
+        if beyond:
+            notes.append(
+                f"{beyond:,} rows with {task.within} = 0 have a label {task.column or task.name!r} above 0 (the first: "
+                f"{first}): {task.name!r} is within {task.within!r}, so for it they weigh 0, in training and in metrics"
+            )
         if missing:
             where = f" with {task.within} = 1" if task.within is not None else ""
             notes.append(

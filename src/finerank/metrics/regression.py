@@ -65,7 +65,10 @@ def r2(labels: ArrayLike, predictions: ArrayLike, weights: ArrayLike | None = No
 
 
 def odds_losses(labels: Floats, logits: Floats) -> Floats:
-    """[n]: the loss of each row, see `odds_loss`."""
+    """[n]: the loss of each row, see `odds_loss`. Raises UserError for labels below 0, which would pass for none at all."""
+    if len(labels) and not labels.min() >= 0:
+        wrong = int(np.count_nonzero(~(labels >= 0)))
+        raise UserError(f"odds_loss: {wrong} of {labels.size} labels are negative or NaN; accepted: 0 or more")
     return np.where(labels > 0, labels * np.logaddexp(0, -logits), np.logaddexp(0, logits))
 
 

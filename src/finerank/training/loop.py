@@ -40,6 +40,7 @@ from finerank.training.memory import keep_freed_memory, settled_objects
 from finerank.training.optimisers import Optimisers
 from finerank.training.options import TrainingOptions
 from finerank.training.sampling import Sampled
+from finerank.training.signs import check_signs
 from finerank.training.warm_start import Learnt, OldRun, Taken, take_over
 from finerank.typed import plain
 
@@ -222,6 +223,7 @@ class Trainer:
                 "training.precision = 'bf16', and this machine has no instructions for it (avx512_bf16 or amx_bf16 of a "
                 "processor, or a GPU that computes in bf16); accepted here: 'float32'"
             )
+        check_signs(self.dataset, self.model.heads)
         if not len(validation):
             raise UserError(
                 "no validation requests, and early stopping needs some; set data.split.validation above 0, or larger; of few "
