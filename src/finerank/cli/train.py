@@ -14,6 +14,7 @@ from finerank.cli.app import app
 from finerank.cli.screen import Bar, Overrides, results_table, say, waiting
 from finerank.errors import UserError
 from finerank.evaluation.evaluate import evaluate_run
+from finerank.models.effects import without_effect
 from finerank.recipe import Recipe, variants
 from finerank.run import Run, reader_notes, run
 from finerank.typed import apply_overrides, read_toml
@@ -40,6 +41,8 @@ def train(
     if only or file:
         table = _variant(table, file, only)
     read = Recipe.parse(apply_overrides(table, [*(overrides or ()), *begin]), recipe.parent, str(recipe))
+    for note in without_effect(read.model):
+        screen.console.print(f"note: {note}")
     with Bar(read.model.name) as bar:
         result = run(read, out, data, resume, bar, say)
     with waiting("evaluating"):

@@ -12,6 +12,7 @@ event, and only the product part once per pair. Exact algebra; `plain_first_laye
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,6 +70,12 @@ class UnitOptions:
             raise UserError(f"hidden = {list(self.hidden)}; accepted: one layer or more, each of at least 1 neuron")
         if not self.inputs or len(set(self.inputs)) < len(self.inputs):
             raise UserError(f"inputs = {list(self.inputs)}; accepted: one block or more, each once")
+
+    def without_effect(self, stages: Collection[str]) -> Mapping[str, str]:
+        """See `models.effects`."""
+        if self.kind != "mlp":
+            return dict.fromkeys(("inputs", "hidden", "activation", "start"), f"kind = {self.kind!r} has no network")
+        return {"start": "softmax takes what all weights have in common out"} if self.softmax else {}
 
 
 class ActivationUnit(nn.Module):

@@ -16,7 +16,7 @@ is kept if any output reads it. R requests · N candidates · F fields and numbe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, ClassVar, Literal
@@ -75,6 +75,12 @@ class Selection:
             raise UserError(
                 "start = 0.0; accepted: another value, since gates at 0 let no gradient through; usually 0.6"
             )
+
+    def without_effect(self, stages: Collection[str]) -> Mapping[str, str]:
+        """See `models.effects`."""
+        if self.search or "search" in stages:
+            return {}
+        return dict.fromkeys(("lr", "c", "mu"), "GRDA moves gates in a search alone, and there is no stage 'search'")
 
 
 class Products(nn.Module):

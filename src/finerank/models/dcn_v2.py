@@ -16,6 +16,7 @@ R requests · N candidates · d width of a row · E experts · r rank · K outpu
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -68,6 +69,14 @@ class CrossV2(Interaction):
                 raise UserError(f"rank = {self.rank}; accepted: 0 (the whole matrix) or more, usually 32 to 256")
             if self.experts < 1:
                 raise UserError(f"experts = {self.experts}; accepted: at least 1, usually 4")
+
+        def without_effect(self, stages: Collection[str]) -> Mapping[str, str]:
+            """See `models.effects`."""
+            if self.rank:
+                return {}
+            return dict.fromkeys(
+                ("experts", "gate", "nonlinear"), "rank = 0 is one whole matrix a layer, without experts"
+            )
 
     def __init__(self, fitted: FittedSchema, widths: Widths, outputs: int, options: Options) -> None:
         super().__init__()
