@@ -12,5 +12,5 @@ def unit_length(x_nD: Tensor) -> Tensor:
     The usual guard, a length of at least 1e-12, multiplies that gradient by 1e12. It is no rare case: whoever has no past yet
     is a vector of zeros where the past is all that is known.
     """
-    square_n1 = x_nD.square().sum(1, keepdim=True)
-    return x_nD * torch.where(square_n1 > 0, square_n1, 1.0).rsqrt()
+    length_n1 = torch.linalg.vector_norm(x_nD, dim=1, keepdim=True)
+    return x_nD / torch.where(length_n1 > 0, length_n1, 1.0)
