@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import combinations, product
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -319,3 +320,17 @@ def test_a_map_scores_items_for_the_request(din: Trainer, data: Dataset) -> None
     row = np.flatnonzero(np.asarray(data.candidate.ids)[:until, j] == symbol)[-1:]
     logit = din.model.eval()(batch_of(din.builder, request, row)).logits[0, 0].detach()
     assert spot.score == pytest.approx(float(torch.sigmoid(logit)), rel=1e-5)
+
+
+def test_a_map_is_of_the_head_that_is_asked_for_and_on_its_scale(tmp_path: Path) -> None:
+    """A number is no probability: its head's link is applied, not a sigmoid."""
+    data = tiny.dataset(tmp_path / "data", tasks=3)
+    trainer, found = explained(data, name="shared_bottom")
+    request = latest_request(data, found.user, "test")
+    first, number = (embedding_map(trainer, "item", request, top=5, head=head) for head in (None, "delay"))
+    items = {s.name: s.score for s in number.spots}
+    for name, score in items.items():
+        (one,) = explain(trainer, found.user, name, head="delay").candidates[-1:]
+        assert score == pytest.approx(one.logit, rel=1e-5)
+    assert [s.score for s in first.spots] != list(items.values())
+    assert all(0 < s.score < 1 for s in first.spots)

@@ -33,9 +33,10 @@ from finerank.layers.activation import Dice
 from finerank.models import registry
 from finerank.models.composition import Model, Needs
 from finerank.models.whole_chain import WholeChain
+from finerank.runtime.link import predicted
 from finerank.runtime.manifest import MANIFEST, file_facts
 from finerank.runtime.profiles import Past, Profiles
-from finerank.runtime.scorer import Query, Scorer, Scores, predicted
+from finerank.runtime.scorer import Query, Scorer, Scores
 from finerank.schema import OOV, Categorical, Cross, Growing, Hashed, History, MultiValued, Numeric, Schema, Task
 from finerank.training.evaluate import predict
 from finerank.training.loop import Trainer

@@ -13,6 +13,7 @@ from finerank.metrics.influence import auc_influence, pr_auc_influence, ratio_in
 from finerank.metrics.precision import pr_auc
 from finerank.metrics.ranking import auc
 from finerank.metrics.runs import runs
+from finerank.runtime.link import Link
 
 
 def world(seed: int, users: int = 60, rows: int = 12, clustered: float = 1.5) -> HeadRows:
@@ -65,7 +66,7 @@ def test_every_metric_agrees_with_leaving_users_out() -> None:
 
 
 @pytest.mark.parametrize("link", ["exp", "odds"])
-def test_numbers_agree_with_leaving_users_out(link: str) -> None:
+def test_numbers_agree_with_leaving_users_out(link: Link) -> None:
     r = np.random.default_rng(4)
     user = r.integers(0, 120, 1_500)
     p = r.normal(size=1_500) + r.normal(size=120)[user]

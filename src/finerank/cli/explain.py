@@ -73,7 +73,9 @@ def explain(
             for one in found.between:
                 table.add_row(one.what, strongest_fields(one, range(len(found.candidates)), 8))
             screen.console.print(table)
-        planes = [embedding_map(trainer, plane, latest_request(trainer.dataset, user, split))] if plane else []
+        planes = (
+            [embedding_map(trainer, plane, latest_request(trainer.dataset, user, split), head=head)] if plane else []
+        )
         page = explain_report.request_page(found, model, planes) if out else ""
     else:
         importance = [] if lifts else permutation_importance(trainer, split, rows, advance=_measuring)

@@ -23,10 +23,11 @@ from finerank.metrics.influence import (
     ratio_influence,
     through,
 )
-from finerank.metrics.probability import equal_mass_bins, sigmoid
+from finerank.metrics.probability import equal_mass_bins
 from finerank.metrics.ranking import Weighting, group_weights, of_rankings
 from finerank.metrics.regression import odds_losses, pair_parts, watched_rankings
 from finerank.metrics.runs import Rankings, Runs, rankings, runs, sums
+from finerank.runtime.link import Link, predicted
 
 K = 10
 SAMPLED = 9
@@ -55,7 +56,7 @@ class HeadRows:
     owner     int64 [L]: the cluster of each list
     """
 
-    link: str
+    link: Link
     labels: NDArray[np.float64]
     logits: NDArray[np.float64]
     weights: NDArray[np.float64] | None
@@ -65,7 +66,7 @@ class HeadRows:
 
     @staticmethod
     def of(
-        link: str,
+        link: Link,
         labels: NDArray[np.floating],
         logits: NDArray[np.floating],
         weights: NDArray[np.floating],
@@ -130,9 +131,7 @@ class HeadRows:
     @cached_property
     def predictions(self) -> NDArray[np.float64]:
         """[n] the link applied."""
-        if self.link == "sigmoid":
-            return sigmoid(self.logits)
-        return self.logits if self.link == "identity" else np.exp(self.logits)
+        return predicted(self.link, self.logits)
 
 
 def dense(codes: NDArray[np.int64]) -> NDArray[np.int64]:

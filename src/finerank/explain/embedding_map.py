@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from finerank.errors import UserError, nearest
-from finerank.explain.past import batch_of
+from finerank.explain.past import batch_of, head_of
 from finerank.models.composition import Model
+from finerank.runtime.link import predicted
 from finerank.schema import FIRST
 from finerank.training.loop import Trainer
 
@@ -39,12 +40,16 @@ class EmbeddingMap:
     spots: tuple[Spot, ...]
 
 
-def embedding_map(trainer: Trainer, field: str, request: int, group: str | None = None, top: int = 300) -> EmbeddingMap:
+def embedding_map(
+    trainer: Trainer, field: str, request: int, group: str | None = None, top: int = 300, head: str | None = None
+) -> EmbeddingMap:
     """The plane of a candidate id field's table, its values scored for one request as they were last offered.
 
     group  a second candidate id field whose value labels each spot (a category); default none
+    head   which of the model's heads scores them; default the first
     """
     data = trainer.dataset
+    _, h = head_of(trainer.model, head)
     names = [name for name, _ in data.fitted.candidate.ids]
     for given in (field, group):
         if given is not None and given not in names:
@@ -63,7 +68,8 @@ def embedding_map(trainer: Trainer, field: str, request: int, group: str | None 
     batch = batch_of(trainer.builder, request, last[frequent])
     trainer.model.eval()
     with torch.inference_mode():
-        scores = torch.sigmoid(trainer.model(batch.to(trainer.device)).logits[:, 0]).cpu().numpy()
+        logits = trainer.model(batch.to(trainer.device)).logits[:, h].cpu().numpy()
+    scores = predicted(trainer.model.heads[h].link, logits)
     vectors = table_vectors(trainer.model, table)
     rows = frequent
     if table in trainer.row_maps:

@@ -23,8 +23,9 @@ from finerank.data.dataset import Dataset
 from finerank.errors import UserError, nearest
 from finerank.explain.between import Between, between_fields
 from finerank.explain.readable import names_of
-from finerank.models.composition import Link, Model
+from finerank.models.composition import Model
 from finerank.runtime.blocks import Block
+from finerank.runtime.link import predicted
 from finerank.runtime.values import canonical
 from finerank.training.loop import Trainer
 
@@ -82,7 +83,7 @@ def explain(
     """
     data = trainer.dataset
     request = latest_request(data, user, split)
-    head, h = _head(trainer.model, head)
+    head, h = head_of(trainer.model, head)
     rows = data.rows_of(np.array([request]))
     if item is not None:
         rows = _rows_of_item(data, rows, item)
@@ -109,7 +110,7 @@ def explain(
             for t in range(events):
                 weight = None if weights is None else float(weights[c, t])
                 seen[c].append(Seen(name, what[t], ages[t], weight, float(logits[c] - left_out[t, c])))
-    scores = _scores(logits.double(), trainer.model.heads[h].link)
+    scores = predicted(trainer.model.heads[h].link, logits.double().numpy())
     task = [t.name for t in data.fitted.schema.tasks].index(trainer.model.heads[h].task)
     explained = tuple(
         Explained(candidates[c], float(data.labels[rows[c], task]), float(logits[c]), float(scores[c]), tuple(seen[c]))
@@ -153,17 +154,8 @@ def batch_of(builder: BatchBuilder, request: int, rows: np.ndarray) -> Batch:
     )
 
 
-def _scores(logits: Tensor, link: Link) -> Tensor:
-    match link:
-        case "sigmoid":
-            return torch.sigmoid(logits)
-        case "exp" | "odds":
-            return torch.exp(logits)
-        case "identity":
-            return logits
-
-
-def _head(model: Model, name: str | None) -> tuple[str, int]:
+def head_of(model: Model, name: str | None) -> tuple[str, int]:
+    """(name, number) of a head; None: the first."""
     names = [head.name for head in model.heads]
     if name is not None and name not in names:
         raise UserError(f"no head {name!r}; {nearest(name, names)}")

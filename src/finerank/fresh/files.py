@@ -13,7 +13,7 @@ from finerank.data.source import WRITTEN, can_write, sink
 from finerank.errors import UserError
 from finerank.fresh.score import ROWS, FreshScorer
 from finerank.run import Run
-from finerank.runtime.scorer import predicted
+from finerank.runtime.link import predicted
 
 
 def predict_file(

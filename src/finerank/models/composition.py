@@ -27,6 +27,7 @@ from finerank.errors import UserError
 from finerank.layers.embedding import Embedding, Tables
 from finerank.layers.segments import spread
 from finerank.models.narrow import Narrowing
+from finerank.runtime.link import Link
 from finerank.runtime.noise import Noise
 from finerank.schema import FittedSchema, Task
 
@@ -204,9 +205,6 @@ class Interaction(Part):
         """Attention between fields, or strengths of their pairs, by what they are; {} where it has none. For people: it is not
         in the served graph, as the attention of a representation to past events is (`Features.attention`)."""
         return {}
-
-
-Link = Literal["sigmoid", "identity", "exp", "odds"]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import xxhash
 
 from finerank.errors import UserError
 from finerank.runtime.inputs import Input
+from finerank.runtime.link import Link
 from finerank.runtime.noise import Noise
 from finerank.runtime.symbols import read_json
 from finerank.schema import Schema
@@ -33,7 +34,7 @@ class HeadFacts:
 
     name: str
     task: str
-    link: Literal["sigmoid", "identity", "exp", "odds"]
+    link: Link
     space: Literal["own", "entire"]
     trained: bool
 

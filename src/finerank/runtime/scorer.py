@@ -20,6 +20,7 @@ from finerank.runtime.encoder import Encoder, age_ids, list_items
 from finerank.runtime.fields import age_table, fields_of
 from finerank.runtime.history import concat_blocks, take_block
 from finerank.runtime.inputs import history_inputs, history_of, inputs_of, named_arrays
+from finerank.runtime.link import predicted
 from finerank.runtime.manifest import ENCODER, MODEL, Manifest, rows_file, schema_hash, verified
 from finerank.runtime.noise import SIDES, draws, request_key
 from finerank.runtime.profiles import Past
@@ -259,18 +260,6 @@ def to_rows(columns: Columns, block: Block[Array], row_maps: Mapping[str, RowMap
             entries[:, 0] = row_maps[c.table].rows_of(entries[:, 0])
             lists[c.name] = Lists(old.index, entries, old.weights, old.segments, old.lengths)
     return Block(ids, block.numbers, lists)
-
-
-def predicted(link: str, logits: Array) -> Array:
-    """The link applied: a probability, a number, a positive number."""
-    match link:
-        case "sigmoid":
-            out: Array = np.exp(-np.logaddexp(0.0, -logits))
-            return out
-        case "exp" | "odds":
-            return np.exp(logits)
-        case _:
-            return logits
 
 
 def _columns(encoder: Encoder) -> dict[str, Columns]:

@@ -17,6 +17,7 @@ from finerank.metrics.probability import logloss
 from finerank.metrics.ranking import auc, gauc
 from finerank.metrics.regression import odds_loss, rmse
 from finerank.models.composition import Head, Model, head_target
+from finerank.runtime.link import predicted
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,7 @@ def metrics(predictions: Predictions) -> dict[str, dict[str, float]]:
                 "rows": float(len(labels)),
             }
         else:
-            predicted = logits if head.link == "identity" else np.exp(logits)
-            out[head.name] = {"rmse": rmse(labels, predicted, weights), "rows": float(len(labels))}
+            out[head.name] = {"rmse": rmse(labels, predicted(head.link, logits), weights), "rows": float(len(labels))}
             if head.link == "odds":
                 out[head.name]["odds_loss"] = odds_loss(labels, logits, weights)
     return out
