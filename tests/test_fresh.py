@@ -172,6 +172,17 @@ def test_bad_input_is_one_sentence(shop: Path, tmp_path: Path) -> None:
     assert (tmp_path / "there.csv").read_text() == "mine"
 
 
+def test_only_what_cannot_be_read_is_said_not_to_be_readable(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure of scoring is ours, not the file's: it keeps its own name and where it happened."""
+
+    def failing(*_: object) -> None:
+        raise pl.exceptions.ComputeError("while scoring")
+
+    monkeypatch.setattr(FreshScorer, "score", failing)
+    with pytest.raises(pl.exceptions.ComputeError, match="while scoring"):
+        scored(Run.open(shop / "run"), pl.read_parquet(shop / "samples.parquet"))
+
+
 def test_evaluating_the_files_of_the_test_rows_is_evaluating_the_split(shop: Path, tmp_path: Path) -> None:
     opened = Run.open(shop / "run")
     samples = pl.read_parquet(shop / "samples.parquet")

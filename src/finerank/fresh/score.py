@@ -84,15 +84,10 @@ class FreshScorer:
                 raise UserError(f"samples: no column {column!r}, which {by} needs; {nearest(column, names)}")
         standing = self._standing(samples)
         done = 0
-        try:
-            for frame in samples.collect_batches(chunk_size=rows, maintain_order=True):
-                if frame.height:
-                    yield self.score(frame, done, standing)
-                    done += frame.height
-                    advance(frame.height)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            first = str(error).strip().splitlines()
-            raise UserError(f"samples: not readable after row {done:,}: {first[0] if first else error}") from error
+        for frame in _frames(samples, rows):
+            yield self.score(frame, done, standing)
+            done += frame.height
+            advance(frame.height)
         if not done:
             raise UserError("samples: no rows; is this the right file?")
 
@@ -182,3 +177,16 @@ class FreshScorer:
         frame = collect(samples, [self.keys.request, self.keys.sequence], "samples")
         whole(frame, self.keys.sequence, "samples")
         return frame.group_by(self.keys.request).agg(pl.col(self.keys.sequence).min().cast(pl.Int64).alias("·standing"))
+
+
+def _frames(samples: pl.LazyFrame, rows: int) -> Iterator[pl.DataFrame]:
+    """The samples in batches, in their order. Only reading is judged here: what becomes of a batch is another's to tell."""
+    done = 0
+    try:
+        for frame in samples.collect_batches(chunk_size=rows, maintain_order=True):
+            if frame.height:
+                done += frame.height
+                yield frame
+    except (pl.exceptions.PolarsError, OSError) as error:
+        first = str(error).strip().splitlines()
+        raise UserError(f"samples: not readable after row {done:,}: {first[0] if first else error}") from error
