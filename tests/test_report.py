@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,6 +16,7 @@ import test_run
 
 from finerank.cli.app import verbs
 from finerank.errors import UserError
+from finerank.evaluation.compare import compare
 from finerank.evaluation.document import Evaluation, evaluation_path
 from finerank.explain.between import Between
 from finerank.explain.past import Explained, Explanation, Seen
@@ -21,6 +24,7 @@ from finerank.metrics.estimate import Estimate
 from finerank.recipe import Recipe
 from finerank.report import charts, pictures
 from finerank.report.ablation_report import ablation_report
+from finerank.report.comparison_report import comparison_report
 from finerank.report.explain_report import request_page
 from finerank.report.page import number, percent
 from finerank.report.run_report import run_report
@@ -117,6 +121,18 @@ def test_several_runs_are_compared(shop: Path, capsys: pytest.CaptureFixture[str
     assert "RelaImpr" in html
     assert re.search(r"din is .* lr|din and lr", html)
     assert len(svgs(html)) >= 4
+
+
+def test_a_difference_that_has_no_p_has_an_empty_cell(shop: Path) -> None:
+    runs = [Run.open(shop / "lr"), Run.open(shop / "din")]
+    found = compare(runs)
+    none = dict.fromkeys(("low", "high", "p", "p_holm"), math.nan)
+    against = tuple(
+        replace(a, differences={m: replace(d, **none) for m, d in a.differences.items()}) for a in found.against
+    )
+    html = comparison_report(replace(found, against=against), runs, shop / "x.html")
+    for one in against:
+        assert f'{one.differences["auc"].value:+.4f}</td><td></td><td class="n"></td></tr>' in html
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from finerank.recipe import Recipe
 from finerank.report.pictures import gates
 from finerank.report.run_report import run_report
 from finerank.run import Run, run
-from finerank.search.transfer import transfer
+from finerank.search.transfer import Transfer, line, markdown, transfer
 from finerank.typed import to_toml
 
 
@@ -70,6 +71,23 @@ def test_of_two_directions_through_one_neuron_one_is_lost(quarrel: Path) -> None
     text = (quarrel / "out" / "transfer.md").read_text()
     assert "| left | auc |" in text
     assert text.count("| negative |") == text.count("| not shown |") == 1
+
+
+@pytest.mark.parametrize(
+    ("p", "ends", "shown"),
+    [
+        (2e-9, (0.01, 0.02), "| +0.0100 to +0.0200 | < .001 |"),
+        (0.25, (-0.01, 0.02), "| -0.0100 to +0.0200 | 0.250 |"),
+        (math.nan, (math.nan, math.nan), "|  |  |"),
+    ],
+)
+def test_no_p_is_nought_and_none_is_not_a_number(p: float, ends: tuple[float, float], shown: str) -> None:
+    task = Transfer(
+        head="left", metric="auc", seeds=2, alone=0.6, joint=0.61, difference=0.01, low=ends[0], high=ends[1], p=p,
+        verdict="not shown",
+    )  # fmt: skip
+    assert f"| left | auc | 0.6000 | 0.6100 | +0.0100 {shown} not shown |" in markdown("t", [task])
+    assert "nan" not in line(task)
 
 
 def test_a_twin_learns_one_task_and_has_the_same_rows_and_size(quarrel: Path) -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 from finerank.cli import screen
 from finerank.cli.app import app
 from finerank.cli.screen import Overrides
+from finerank.search.transfer import COLUMNS, cells
 from finerank.search.transfer import transfer as between
 
 
@@ -29,11 +30,10 @@ def transfer(
     What is finished in the folder is not trained again. The table is also written to transfer.md and transfer.json.
     """
     found = between(recipe, out, seeds, overrides or (), twin or (), screen.console.print)
-    table = Table("task", "metric", box=None)
-    for title in ("alone", "together", "gain", "95 %", "p", "transfer"):
+    table = Table(*COLUMNS[:2], box=None)
+    for title in COLUMNS[2:]:
         table.add_column(title, justify="right")
-    for t in found:
-        numbers = (f"{t.alone:.4f}", f"{t.joint:.4f}", f"{t.difference:+.4f}", f"{t.low:+.4f} to {t.high:+.4f}")
-        table.add_row(t.head, t.metric, *numbers, f"{t.p:.3f}", t.verdict)
+    for task in found:
+        table.add_row(*cells(task))
     screen.console.print(table)
     screen.console.print(f"written to {out / 'transfer.md'}")

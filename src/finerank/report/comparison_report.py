@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from finerank.evaluation.compare import Comparison, Side
+from finerank.evaluation.compare import Comparison, Side, p_value
 from finerank.evaluation.document import METRICS
 from finerank.report import pictures
 from finerank.report.page import number, render
@@ -62,6 +62,9 @@ def _head(
 def _row(found: Comparison, side: Side, head: str, metrics: Sequence[str], page: Path) -> dict[str, object]:
     against = next((a for a in found.against if a.side == side.name and a.head == head), None)
     difference = None if against is None else against.differences.get("auc")
+    interval = (
+        "" if difference is None or math.isnan(difference.low) else f"{difference.low:+.4f} to {difference.high:+.4f}"
+    )
     report = Path(side.runs[0]) / "report.html"
     spread = side.between_seeds[head]
 
@@ -77,6 +80,6 @@ def _row(found: Comparison, side: Side, head: str, metrics: Sequence[str], page:
         "metrics": [value(m) for m in metrics],
         "rela_impr": "" if against is None or not math.isfinite(against.rela_impr) else f"{against.rela_impr:+.2f} %",
         "difference": "" if difference is None else f"{difference.value:+.4f}",
-        "interval": "" if difference is None else f"{difference.low:+.4f} to {difference.high:+.4f}",
-        "p": "" if difference is None else ("< .001" if difference.p_holm < 0.001 else f"{difference.p_holm:.3f}"),
+        "interval": interval,
+        "p": "" if difference is None else p_value(difference.p_holm, none=""),
     }

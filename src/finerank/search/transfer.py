@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from finerank.errors import UserError
-from finerank.evaluation.compare import compare
+from finerank.evaluation.compare import compare, p_value
 from finerank.models.registry import build
 from finerank.recipe import Recipe
 from finerank.run import Run
@@ -130,19 +130,32 @@ def _transfer(head: str, alone: Sequence[Run], joint: Sequence[Run]) -> Transfer
 
 def line(found: Transfer) -> str:
     """One task in one line."""
-    return (
-        f"{found.head}: {found.metric} alone {found.alone:.4f}, together {found.joint:.4f}, gain {found.difference:+.4f} "
-        f"({found.low:+.4f} to {found.high:+.4f}): transfer {found.verdict}"
-    )
+    _, _, alone, joint, gain, interval, _, verdict = cells(found)
+    gain += f" ({interval})" if interval else ""
+    return f"{found.head}: {found.metric} alone {alone}, together {joint}, gain {gain}: transfer {verdict}"
+
+
+COLUMNS = ("task", "metric", "alone", "together", "gain", "95 %", "p", "transfer")
+
+
+def cells(found: Transfer) -> list[str]:
+    """A task as texts, in the order of COLUMNS."""
+    return [
+        found.head,
+        found.metric,
+        f"{found.alone:.4f}",
+        f"{found.joint:.4f}",
+        f"{found.difference:+.4f}",
+        "" if math.isnan(found.low) else f"{found.low:+.4f} to {found.high:+.4f}",
+        p_value(found.p, none=""),
+        found.verdict,
+    ]
 
 
 def markdown(title: str, found: Sequence[Transfer]) -> str:
     """The tasks as a table for people."""
-    lines = [f"# {title}", "", "| task | metric | alone | together | gain | 95 % | p | transfer |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
-    for t in found:
-        numbers = [f"{t.alone:.4f}", f"{t.joint:.4f}", f"{t.difference:+.4f}", f"{t.low:+.4f} to {t.high:+.4f}"]
-        lines.append("| " + " | ".join([t.head, t.metric, *numbers, f"{t.p:.3f}", t.verdict]) + " |")
+    lines = [f"# {title}", "", f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+    lines += [f"| {' | '.join(cells(t))} |" for t in found]
     seeds = max((t.seeds for t in found), default=0)
     lines += [
         "",
