@@ -18,7 +18,7 @@ from finerank.errors import UserError
 from finerank.recipe import Recipe
 from finerank.run import Run
 from finerank.search import ablation
-from finerank.search.ablation import BASE, RANK, ablate, variants
+from finerank.search.ablation import BASE, RANK, Outcome, _write, ablate, read, variants
 from finerank.search.runs import trained
 from finerank.typed import to_toml, with_values
 
@@ -67,6 +67,21 @@ def test_the_table_is_what_the_runs_gave(shop: Path) -> None:
             assert found[name]["low"] <= found[name]["difference"] <= found[name]["high"]
     text = (shop / "out" / "ablation.md").read_text()
     assert text.count("\n| ") == len([o for o in found.values() if not o["reason"]]) + 1
+
+
+def test_a_table_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the middle, the folder keeps the table it had: a report of half a table could not be drawn."""
+    first, second = Outcome(name=BASE, question=""), Outcome(name="softmax", question="?", reason="why")
+    _write(tmp_path, Path("r.toml"), [first])
+
+    def killed(self: Path, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _write(tmp_path, Path("r.toml"), [first, second])
+    assert [o.name for o in read(tmp_path)[1]] == [BASE]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ablation.json", "ablation.md"]
 
 
 def test_the_variants_are_what_they_say(shop: Path) -> None:

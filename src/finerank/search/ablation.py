@@ -15,13 +15,14 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from finerank.data.dataset import Dataset
 from finerank.errors import UserError, nearest
 from finerank.evaluation.compare import compare, p_value
+from finerank.evaluation.document import write_json, write_whole
 from finerank.models.narrow import names_of
 from finerank.models.registry import Composition, build
 from finerank.recipe import Recipe
@@ -274,11 +275,8 @@ def _four(x: float) -> str:
 
 
 def _write(folder: Path, recipe: Path, found: Sequence[Outcome]) -> None:
-    plain: list[Mapping[str, Any]] = [
-        {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(o).items()} for o in found
-    ]
-    (folder / KEPT).write_text(json.dumps({"recipe": recipe.name, "variants": plain}, indent=1), encoding="utf-8")
-    (folder / "ablation.md").write_text(markdown(f"Ablation of {recipe.name}", found), encoding="utf-8")
+    write_json({"recipe": recipe.name, "variants": list(found)}, folder / KEPT)
+    write_whole(folder / "ablation.md", markdown(f"Ablation of {recipe.name}", found))
 
 
 def read(folder: Path) -> tuple[str, list[Outcome]]:

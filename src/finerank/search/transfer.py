@@ -13,16 +13,16 @@ part; it is measured once per run.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finerank.errors import UserError
 from finerank.evaluation.compare import compare, p_value
+from finerank.evaluation.document import write_json, write_whole
 from finerank.models.registry import build
 from finerank.recipe import Recipe
 from finerank.run import Run
@@ -166,9 +166,5 @@ def markdown(title: str, found: Sequence[Transfer]) -> str:
 
 
 def _write(folder: Path, recipe: Path, found: Sequence[Transfer]) -> None:
-    plain = [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(t).items()} for t in found]
-    text = json.dumps({"recipe": recipe.name, "tasks": plain}, indent=1)
-    (folder / "transfer.json").write_text(text, encoding="utf-8")
-    (folder / "transfer.md").write_text(
-        markdown(f"Transfer between the tasks of {recipe.name}", found), encoding="utf-8"
-    )
+    write_json({"recipe": recipe.name, "tasks": list(found)}, folder / "transfer.json")
+    write_whole(folder / "transfer.md", markdown(f"Transfer between the tasks of {recipe.name}", found))

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from finerank.alone import alone
 from finerank.data.dataset import Dataset
 from finerank.errors import UserError
-from finerank.evaluation.document import write_whole
+from finerank.evaluation.document import write_json, write_whole
 from finerank.recipe import Recipe
 from finerank.run import prepared
 from finerank.search.runs import own
@@ -265,7 +265,7 @@ def _same_search(folder: Path, recipe: Recipe, space: Space) -> None:
     text = json.dumps({"recipe": recipe.resolved(), "space": _space(space)}, indent=1, sort_keys=True)
     stamp = folder / "search.json"
     if not stamp.exists():
-        stamp.write_text(text, encoding="utf-8")
+        write_whole(stamp, text)  # half of it would be another search
     elif stamp.read_text(encoding="utf-8") != text:
         raise UserError(
             f"{folder}: holds a search of another recipe or another space; name another folder, or remove it"
@@ -301,9 +301,7 @@ def _written(study: optuna.Study, recipe: Recipe, space: Space, folder: Path) ->
         trials=tuple(made),
         best=-1 if best is None else best.number,
     )
-    nan = {"best": found.best, "monitor": found.monitor, "space": found.space}
-    rows = [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in vars(t).items()} for t in made]
-    write_whole(folder / "tune.json", json.dumps(nan | {"trials": rows}, indent=1))
+    write_json(found, folder / "tune.json")
     write_whole(folder / "tune.md", markdown(found))
     if best is not None:
         write_whole(folder / "best.toml", changed(recipe, best.values).toml())
