@@ -91,6 +91,8 @@ def test_amending_options_keeps_the_others_and_another_kind_starts_anew() -> Non
     nested = registry.parse({"name": "din", "representation": {"unit": {"softmax": True}}})
     unit = registry.composition("din").representation.unit
     assert nested.representation.unit == replace(unit, softmax=True)
+    product = registry.parse({"name": "din", "representation": {"unit": {"kind": "dot"}}})  # an option, no other part
+    assert product.representation.unit == replace(unit, kind="dot")
     other = registry.parse({"name": "dien", "representation": "pooled"})
     assert other.representation == registry.part_class(Representation, other.representation).Options()
 

@@ -114,6 +114,9 @@ def test_stages_change_the_training_by_their_own_keys(data: Dataset) -> None:
     assert amended(QUICK, stage) == replace(QUICK, epochs=5, tables=Adam(lr=0.5))
     (stage,) = parse(FNN | {"stages": [{"kind": "fm", "training": {"tables": {"kind": "ftrl", "l1": 1.0}}}]}).stages
     assert amended(QUICK, stage) == replace(QUICK, tables=FTRL(l1=1.0))
+    before = replace(QUICK, tables=FTRL(l1=1.0))  # of another kind: nothing is left of this one
+    (stage,) = parse(FNN | {"stages": {"fm": {"training": {"tables": {"kind": "adam"}}}}}).stages
+    assert amended(before, stage) == replace(QUICK, tables=Adam())
     (stage,) = parse(FNN).stages
     assert amended(QUICK, stage) is QUICK
     trained = after_stages(parse(FNN | {"stages": {"fm": {"training": {"epochs": 1}}}}), data, QUICK)

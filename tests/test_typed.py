@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from finerank import schema
 from finerank.errors import UserError
-from finerank.typed import apply_overrides, build, differences, plain, read_toml, to_toml
+from finerank.layers.attention import UnitOptions
+from finerank.typed import amended, apply_overrides, build, differences, plain, read_toml, to_toml
 
 quick = settings(derandomize=True, max_examples=100, deadline=None)
 
@@ -64,6 +65,24 @@ class Run:
 
 
 # ------------------------------------------------------------------------------------------------ build
+
+
+def test_another_kind_of_a_union_begins_anew_and_a_field_called_kind_does_not() -> None:
+    run = Run(
+        name="a", seed=1, optimiser=Adam(lr=2.0), named={"u": Unit(softmax=True), "n": 3}, free={"kind": "x", "k": 1}
+    )
+    same = build(Run, amended(run, {"optimiser": {"betas": [0.1, 0.2]}, "named": {"u": {"hidden": [3]}, "m": 4}}))
+    assert same.optimiser == Adam(lr=2.0, betas=(0.1, 0.2))
+    assert same.named == {"u": Unit(hidden=(3,), softmax=True), "n": 3, "m": 4}
+    other = build(Run, amended(run, {"optimiser": {"kind": "ftrl", "alpha": 2.0}, "free": {"kind": "y"}}))
+    assert other.optimiser == Ftrl(alpha=2.0)  # lr is no key of this one
+    assert other.free == {"kind": "y"}
+    with pytest.raises(UserError, match=r"optimiser: missing alpha"):
+        build(Run, amended(run, {"optimiser": {"kind": "ftrl"}}))
+    unit = UnitOptions(kind="mlp", hidden=(3,), softmax=True)
+    assert build(UnitOptions, amended(unit, {"kind": "dot"})) == dataclasses.replace(unit, kind="dot")
+    assert amended(None, {"a": 1}) == amended(3, {"a": 1}) == {"a": 1}
+    assert amended(Adam(), 3) == 3
 
 
 def test_a_table_without_kind_means_the_kind_of_the_default() -> None:

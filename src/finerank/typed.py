@@ -243,6 +243,33 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no plain form")
 
 
+def amended(before: Any, given: Any) -> Any:
+    """The plain form of `before` with what is given changed, for `build` to judge. What is not given stays, in tables
+    within as well.
+
+    A table of another kind of a union begins anew: it has other keys than the one that stood there. A *field* called kind
+    is an option like any other (`_kind` tells them apart), so changing it keeps its neighbours. In what has no type
+    (a Mapping of anything) `kind` is taken to tell kinds apart.
+
+    before  a dataclass, or plain data; given: plain data
+
+    >>> from finerank.schema import Hashed, Vocabulary
+    >>> amended(Vocabulary(min_count=3), {"max_size": 9})
+    {'kind': 'vocabulary', 'min_count': 3, 'max_size': 9}
+    >>> amended(Vocabulary(min_count=3), {"kind": "hashed", "buckets": 9})
+    {'kind': 'hashed', 'buckets': 9}
+    """
+    cls: Any = type(before)
+    typed = _is_class(cls)
+    if not isinstance(given, Mapping) or not (typed or isinstance(before, Mapping)):
+        return given
+    kind, wanted = _kind(cls) if typed else before.get("kind"), given.get("kind")
+    if isinstance(wanted, str) and wanted != kind and (kind or not typed):
+        return given
+    inner = vars(before) if typed else before
+    return plain(before) | {key: amended(inner.get(key), value) for key, value in given.items()}
+
+
 # ------------------------------------------------------------------------------------------------ TOML
 
 

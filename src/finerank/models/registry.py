@@ -20,8 +20,8 @@ from finerank.models.composition import Heads, Interaction, Model, Part, Represe
 from finerank.models.narrow import Narrowing
 from finerank.models.stages import Stage
 from finerank.schema import FittedSchema
+from finerank.typed import amended, plain
 from finerank.typed import build as build_typed
-from finerank.typed import plain
 
 P = TypeVar("P", bound=type[Part])
 S = TypeVar("S", bound=type[Stage])
@@ -229,19 +229,8 @@ def _amend(before: Any, given: Any, accepted: tuple[Any, ...], where: str) -> An
         given = {"kind": given}
     if not isinstance(given, Mapping):
         raise UserError(f"{where}: got {given!r}; accepted: the kind of a part as a text, or a table of its options")
-    start: dict[str, Any] = {}
-    if before is not None and given.get("kind", before.kind) == before.kind:
-        start = plain(before)
     options: Any = Union[accepted]  # noqa: UP007 - built at run time
-    return build_typed(options, _merge(start, given), where)
-
-
-def _merge(start: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    out = dict(start)
-    for key, value in given.items():
-        old = out.get(key)
-        out[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return out
+    return build_typed(options, amended(before, given), where)
 
 
 def build(model: Composition, fitted: FittedSchema) -> Model:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from finerank import typed
 from finerank.data.dataset import Dataset
 from finerank.errors import UserError
 from finerank.models.composition import Interaction, Model
@@ -24,7 +25,6 @@ from finerank.training.curve import write_curve
 from finerank.training.loop import Epoch, Progress, Trainer
 from finerank.training.options import TrainingOptions
 from finerank.training.warm_start import OldRun
-from finerank.typed import build, plain
 
 FOLDER = "stages"
 
@@ -83,22 +83,7 @@ def amended(options: TrainingOptions, stage_options: Any) -> TrainingOptions:
     """The training of a stage: [training] with the keys that its own option `training` changes."""
     changes = getattr(stage_options, "training", {})
     where = f"model.stages.{stage_options.kind}.training"
-    return build(TrainingOptions, _merged(plain(options), changes), where) if changes else options
-
-
-def _merged(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A table with changes; a table within is amended too, unless it becomes another kind."""
-    out = dict(before)
-    for key, value in changes.items():
-        old = out.get(key)
-        if (
-            isinstance(old, Mapping)
-            and isinstance(value, Mapping)
-            and value.get("kind", old.get("kind")) == old.get("kind")
-        ):
-            value = _merged(old, value)
-        out[key] = value
-    return out
+    return typed.build(TrainingOptions, typed.amended(options, changes), where) if changes else options
 
 
 @dataclass
