@@ -221,7 +221,7 @@ SENTENCES = [
     ),
     (
         'name = "din"; representation.unit.hidden = []',
-        "model.representation.unit: hidden = []; accepted: one layer or more, each of at least 1 neuron",
+        "model.representation.unit: hidden = []; accepted: at least one layer, each of at least 1 neuron",
     ),
     (
         'name = "din"; representation.unit.inputs = ["key", "key"]',
@@ -229,7 +229,7 @@ SENTENCES = [
     ),
     (
         'name = "base"; interactions = [{kind = "tower", hidden = [8, 0]}]',
-        "model.interactions[0]: hidden = [8, 0]; accepted: layers of at least 1 neuron each",
+        "model.interactions[0]: hidden = [8, 0]; accepted: layers, or none, each of at least 1 neuron",
     ),
     (
         'name = "base"; interactions = [{kind = "tower", dropout = 1.0}]',

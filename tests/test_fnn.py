@@ -154,7 +154,7 @@ def test_without_its_stage_it_starts_from_random_values(data: Dataset, tmp_path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hidden": [0]}, r"hidden = \[0\]; accepted: layers of at least 1 neuron"),
+        ({"hidden": [0]}, r"hidden = \[0\]; accepted: layers, or none, each of at least 1 neuron"),
         ({"dropout": 1.0}, r"dropout = 1\.0; accepted: from 0 \(none\) to below 1"),
     ],
 )

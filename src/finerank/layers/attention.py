@@ -27,6 +27,7 @@ from finerank.kernels.unit import Layer, Spans, has_bf16
 from finerank.kernels.unit import attend as compiled_attend
 from finerank.kernels.unit import unit_weights as compiled_weights
 from finerank.layers.activation import Activation
+from finerank.layers.checks import check_layers
 from finerank.layers.cosine import unit_length
 from finerank.layers.mlp import Hidden, linear
 from finerank.layers.precision import lowered
@@ -66,8 +67,7 @@ class UnitOptions:
     def __post_init__(self) -> None:
         if not math.isfinite(self.start):
             raise UserError(f"start = {self.start}; accepted: a number, usually 0 or .3")
-        if not self.hidden or min(self.hidden) < 1:
-            raise UserError(f"hidden = {list(self.hidden)}; accepted: one layer or more, each of at least 1 neuron")
+        check_layers(hidden=self.hidden)
         if not self.inputs or len(set(self.inputs)) < len(self.inputs):
             raise UserError(f"inputs = {list(self.inputs)}; accepted: one block or more, each once")
 

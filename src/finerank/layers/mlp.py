@@ -8,21 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from finerank.errors import UserError
 from finerank.kernels.rows import fits
 from finerank.kernels.tower import tower
 from finerank.kernels.unit import Layer, has_bf16
 from finerank.layers.activation import Activation, PReLU, activation
 from finerank.layers.precision import leave, lowered, product
 from finerank.layers.segments import one_each, spread
-
-
-def check_layers(hidden: Sequence[int], dropout: float = 0.0) -> None:
-    """The widths of a network's layers and its dropout, as options give them."""
-    if min(hidden, default=1) < 1:
-        raise UserError(f"hidden = {list(hidden)}; accepted: layers of at least 1 neuron each")
-    if not 0 <= dropout < 1:
-        raise UserError(f"dropout = {dropout}; accepted: from 0 (none) to below 1")
 
 
 def initialise(weight: Tensor, normed: bool = False, after_norm: bool = False) -> None:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from finerank.data.batch import Pairs
 from finerank.errors import UserError
+from finerank.layers.checks import check_dropout
 from finerank.layers.mlp import linear
 from finerank.layers.segments import gather, segment_sum, spread
 
@@ -200,5 +201,4 @@ def check_sizes(dropout: float, **sizes: int) -> None:
     if min(sizes.values()) < 1:
         given = ", ".join(f"{name} = {size}" for name, size in sizes.items())
         raise UserError(f"{given}; accepted: whole numbers of at least 1")
-    if not 0 <= dropout < 1:
-        raise UserError(f"dropout = {dropout}; accepted: from 0 (none) to below 1")
+    check_dropout(dropout=dropout)

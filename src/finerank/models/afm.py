@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from finerank.errors import UserError
-from finerank.layers.mlp import check_layers, linear
+from finerank.layers.checks import check_dropout
+from finerank.layers.mlp import linear
 from finerank.layers.products import by_slices, products, spread_fields
 from finerank.layers.segments import spread
 from finerank.models.composition import Features, Interaction, Weighed, Widths
@@ -54,7 +55,7 @@ class AttentionalPairs(Interaction):
         std: float = 0.01
 
         def __post_init__(self) -> None:
-            check_layers((), self.dropout)
+            check_dropout(dropout=self.dropout)
             if self.factor < 1:
                 raise UserError(f"factor = {self.factor}; accepted: at least 1, usually 16")
             if not self.l2 >= 0:

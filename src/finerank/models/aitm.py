@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from finerank.errors import UserError
 from finerank.layers.activation import Activation
-from finerank.layers.experts import Experts, check_dropout, check_layers
+from finerank.layers.checks import check_dropout, check_layers
+from finerank.layers.experts import Experts
 from finerank.layers.mlp import MLP, linear
 from finerank.models.composition import Features, Interaction, Widths
 from finerank.models.esmm import chain_of

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from finerank.errors import UserError
-from finerank.layers.mlp import check_layers, linear
+from finerank.layers.checks import check_dropout
+from finerank.layers.mlp import linear
 from finerank.layers.products import by_slices
 from finerank.models.base import Tower
 from finerank.models.composition import Features, Interaction, Weighed, Widths
@@ -58,7 +59,7 @@ class AutoInt(Interaction):
         std: float = 0.01
 
         def __post_init__(self) -> None:
-            check_layers((), self.dropout)
+            check_dropout(dropout=self.dropout)
             if self.layers < 0:
                 raise UserError(f"layers = {self.layers}; accepted: 0 (a linear layer alone) or more, usually 3")
             if min(self.heads, self.width) < 1:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from finerank.data.batch import Batch, Jagged
 from finerank.layers.activation import Activation
 from finerank.layers.attention import check_decay, log_decay
+from finerank.layers.checks import check_dropout, check_layers
 from finerank.layers.embedding import BlockVectors
-from finerank.layers.mlp import SplitMLP, check_layers
+from finerank.layers.mlp import SplitMLP
 from finerank.layers.segments import segment_mean, segment_softmax, segment_sum, weighted_sum
 from finerank.models.composition import Features, Interaction, Representation, Widths
 from finerank.models.pairs import attributes, check_ages
@@ -105,7 +106,8 @@ class Tower(Interaction):
         batch_norm: bool = False
 
         def __post_init__(self) -> None:
-            check_layers(self.hidden, self.dropout)
+            check_layers(0, hidden=self.hidden)
+            check_dropout(dropout=self.dropout)
 
     def __init__(self, fitted: FittedSchema, widths: Widths, outputs: int, options: Options) -> None:
         super().__init__()

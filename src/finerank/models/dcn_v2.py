@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from finerank.errors import UserError
 from finerank.layers.activation import Activation, activation
-from finerank.layers.mlp import MLP, SplitLinear, check_layers, linear
+from finerank.layers.checks import check_dropout, check_layers
+from finerank.layers.mlp import MLP, SplitLinear, linear
 from finerank.layers.segments import spread
 from finerank.models.composition import Features, Interaction, Widths
 from finerank.models.plain import Plain, TaskHeads
@@ -62,7 +63,8 @@ class CrossV2(Interaction):
         batch_norm: bool = False
 
         def __post_init__(self) -> None:
-            check_layers(self.hidden, self.dropout)
+            check_layers(0, hidden=self.hidden)
+            check_dropout(dropout=self.dropout)
             if self.layers < 0:
                 raise UserError(f"layers = {self.layers}; accepted: 0 (no cross layer) or more, usually 2 to 4")
             if self.rank < 0:

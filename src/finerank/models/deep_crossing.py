@@ -19,7 +19,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from finerank.layers.mlp import SplitLinear, check_layers, linear
+from finerank.layers.checks import check_layers
+from finerank.layers.mlp import SplitLinear, linear
 from finerank.layers.segments import spread
 from finerank.models.composition import Features, Interaction, Widths
 from finerank.models.plain import EmbeddingOptions, Plain, TaskHeads
@@ -45,7 +46,7 @@ class DeepCrossing(Interaction):
         post_relu: bool = False
 
         def __post_init__(self) -> None:
-            check_layers(self.hidden)
+            check_layers(0, hidden=self.hidden)
 
     def __init__(self, fitted: FittedSchema, widths: Widths, outputs: int, options: Options) -> None:
         super().__init__()

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from finerank.data.batch import Batch, Jagged, TensorBlock
 from finerank.errors import UserError, nearest
+from finerank.layers.checks import check_count, check_layers
 from finerank.layers.embedding import BlockVectors
 from finerank.layers.mlp import MLP, linear
 from finerank.layers.segments import spread
@@ -72,11 +73,8 @@ class MatchedAndCorrelated(Pooled):
             for name in ("alpha", "beta"):
                 if not 0 <= getattr(self, name) < float("inf"):
                     raise UserError(f"{name} = {getattr(self, name)}; accepted: 0 (off) or more")
-            if min((*self.hidden, self.window, self.negatives)) < 1 or not self.hidden:
-                raise UserError(
-                    f"hidden = {list(self.hidden)}, window = {self.window}, negatives = {self.negatives}; "
-                    "accepted: layers of at least 1 neuron, windows and numbers of at least 1"
-                )
+            check_layers(hidden=self.hidden)
+            check_count(window=self.window, negatives=self.negatives)
 
     options: Options
 

@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from finerank.data.drawing import Drawing
 from finerank.errors import UserError
 from finerank.layers.activation import Activation
+from finerank.layers.checks import check_dropout, check_layers
 from finerank.layers.cosine import unit_length
-from finerank.layers.mlp import MLP, check_layers
+from finerank.layers.mlp import MLP
 from finerank.layers.segments import spread
 from finerank.models.base import Pooled
 from finerank.models.catalogue import CatalogueHeads, in_batch_softmax, item_of
@@ -66,7 +67,8 @@ class LateCrossing(Interaction):
         correct: bool = True
 
         def __post_init__(self) -> None:
-            check_layers(self.hidden, self.dropout)
+            check_layers(0, hidden=self.hidden)
+            check_dropout(dropout=self.dropout)
             if not self.hidden:
                 raise UserError("hidden = []; accepted: at least one layer, the last as wide as either side's vector")
             if not self.temperature > 0:

@@ -25,7 +25,8 @@ from torch.autograd import Function
 
 from finerank.errors import UserError
 from finerank.layers.activation import Activation
-from finerank.layers.mlp import SplitLinear, SplitMLP, check_layers, linear
+from finerank.layers.checks import check_dropout, check_layers
+from finerank.layers.mlp import SplitLinear, SplitMLP, linear
 from finerank.layers.products import split_products, spread_fields, whole_rows
 from finerank.models.composition import Features, Interaction, Weighed, Widths
 from finerank.models.lr import Linear
@@ -68,7 +69,8 @@ class FiBiNET(Interaction):
         std: float = 0.01
 
         def __post_init__(self) -> None:
-            check_layers(self.hidden, self.dropout)
+            check_layers(0, hidden=self.hidden)
+            check_dropout(dropout=self.dropout)
             if self.reduction < 1:
                 raise UserError(f"reduction = {self.reduction}; accepted: at least 1, usually 3")
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from finerank.errors import UserError
 from finerank.layers.activation import Activation
+from finerank.layers.checks import check_dropout, check_layers
 from finerank.layers.embedding import BlockVectors
 from finerank.layers.mlp import MLP, Hidden, SplitLinear
 from finerank.models.composition import Features, FirstOrder, Interaction, Model, Widths
@@ -55,10 +56,8 @@ class FactorisedTower(Interaction):
         std: float = 0.01
 
         def __post_init__(self) -> None:
-            if min(self.hidden, default=1) < 1:
-                raise UserError(f"hidden = {list(self.hidden)}; accepted: layers of at least 1 neuron each")
-            if not 0 <= self.dropout < 1:
-                raise UserError(f"dropout = {self.dropout}; accepted: from 0 (none) to below 1")
+            check_layers(0, hidden=self.hidden)
+            check_dropout(dropout=self.dropout)
 
     def __init__(self, fitted: FittedSchema, widths: Widths, outputs: int, options: Options) -> None:
         super().__init__()

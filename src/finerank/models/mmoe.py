@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from finerank.layers.activation import Activation
-from finerank.layers.experts import Experts, GroupedMLP, SplitGroups, apart, check_count, check_dropout, check_layers
+from finerank.layers.checks import check_count, check_dropout, check_layers
+from finerank.layers.experts import Experts, GroupedMLP, SplitGroups, apart
 from finerank.models.composition import Features, Interaction, Widths
 from finerank.models.plain import Plain, TaskHeads
 from finerank.models.registry import Composition, named, part

@@ -18,7 +18,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from finerank.layers.activation import Activation
-from finerank.layers.mlp import MLP, BatchNorm, check_layers
+from finerank.layers.checks import check_dropout, check_layers
+from finerank.layers.mlp import MLP, BatchNorm
 from finerank.layers.segments import spread
 from finerank.models.composition import Features, Interaction, Widths
 from finerank.models.lr import Linear
@@ -51,7 +52,8 @@ class BiInteraction(Interaction):
         std: float = 0.01
 
         def __post_init__(self) -> None:
-            check_layers(self.hidden, self.dropout)
+            check_layers(0, hidden=self.hidden)
+            check_dropout(dropout=self.dropout)
 
     def __init__(self, fitted: FittedSchema, widths: Widths, outputs: int, options: Options) -> None:
         super().__init__()

@@ -21,16 +21,8 @@ from torch import Tensor, nn
 
 from finerank.errors import UserError
 from finerank.layers.activation import Activation
-from finerank.layers.experts import (
-    Experts,
-    GroupedLinear,
-    GroupedMLP,
-    SplitGroups,
-    apart,
-    check_count,
-    check_dropout,
-    check_layers,
-)
+from finerank.layers.checks import check_count, check_dropout, check_layers
+from finerank.layers.experts import Experts, GroupedLinear, GroupedMLP, SplitGroups, apart
 from finerank.models.composition import Features, Interaction, Widths
 from finerank.models.mmoe import gate_names, gate_use
 from finerank.models.plain import Plain, TaskHeads

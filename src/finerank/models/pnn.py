@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from finerank.layers.activation import Activation
-from finerank.layers.mlp import MLP, Hidden, SplitLinear, check_layers
+from finerank.layers.checks import check_dropout, check_layers
+from finerank.layers.mlp import MLP, Hidden, SplitLinear
 from finerank.layers.products import pairs, split_inner_products, split_pairs, spread_fields, whole_rows
 from finerank.layers.segments import spread
 from finerank.models.composition import Features, Interaction, Widths
@@ -55,7 +56,8 @@ class ProductOptions:
     std: float = 0.01
 
     def __post_init__(self) -> None:
-        check_layers(self.hidden, self.dropout)
+        check_layers(0, hidden=self.hidden)
+        check_dropout(dropout=self.dropout)
 
 
 class ProductNetwork(nn.Module):

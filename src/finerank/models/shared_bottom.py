@@ -15,7 +15,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from finerank.layers.activation import Activation
-from finerank.layers.experts import Experts, GroupedMLP, check_dropout, check_layers
+from finerank.layers.checks import check_dropout, check_layers
+from finerank.layers.experts import Experts, GroupedMLP
 from finerank.models.composition import Features, Interaction, Widths
 from finerank.models.plain import Plain, TaskHeads
 from finerank.models.registry import Composition, named, part

@@ -32,16 +32,8 @@ from torch import Tensor, nn
 
 from finerank.errors import UserError
 from finerank.layers.activation import Activation
-from finerank.layers.experts import (
-    Experts,
-    GroupedLinear,
-    GroupedMLP,
-    apart,
-    check_count,
-    check_dropout,
-    check_layers,
-    select_groups,
-)
+from finerank.layers.checks import check_count, check_dropout, check_layers
+from finerank.layers.experts import Experts, GroupedLinear, GroupedMLP, apart, select_groups
 from finerank.layers.mlp import linear
 from finerank.layers.noise import Noise
 from finerank.models.composition import Features, Interaction, Widths

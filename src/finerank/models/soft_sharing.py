@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from finerank.errors import UserError
 from finerank.layers.activation import Activation
-from finerank.layers.experts import Experts, GroupedLinear, SplitGroups, apart, check_dropout, check_layers
+from finerank.layers.checks import check_dropout, check_layers
+from finerank.layers.experts import Experts, GroupedLinear, SplitGroups, apart
 from finerank.layers.mlp import Hidden, SplitLinear, linear
 from finerank.models.composition import Features, Interaction, Widths
 from finerank.models.plain import Plain, TaskHeads

@@ -33,6 +33,7 @@ from finerank.data.batch import Batch
 from finerank.data.drawing import Drawing
 from finerank.errors import UserError
 from finerank.layers.activation import Activation
+from finerank.layers.checks import check_count, check_layers
 from finerank.layers.mlp import MLP
 from finerank.layers.segments import segment_mean
 from finerank.models.base import Pooled, Tower
@@ -83,11 +84,8 @@ class UserTower(Representation):
         example_age: bool = True
 
         def __post_init__(self) -> None:
-            if not self.hidden or min(self.hidden) < 1 or self.drawn < 1:
-                raise UserError(
-                    f"hidden = {list(self.hidden)}, drawn = {self.drawn}; accepted: one layer or more of at least 1 neuron, "
-                    "and at least 1 draw"
-                )
+            check_layers(hidden=self.hidden)
+            check_count(drawn=self.drawn)
 
     def __init__(self, fitted: FittedSchema, options: Options) -> None:
         super().__init__()
