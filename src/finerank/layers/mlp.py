@@ -148,6 +148,19 @@ class SplitLinear(nn.Module):
         return out if inside else leave(out)
 
 
+def after_first(
+    hidden: Sequence[int], outputs: int, act: Activation = "relu", dropout: float = 0.0, batch_norm: bool = False
+) -> nn.Module:
+    """What follows a first layer of hidden[0] neurons: [n, hidden[0]] -> [n, outputs], the last layer without bias.
+
+    Without hidden layers the first makes the outputs itself, and nothing follows.
+    """
+    if not hidden:
+        return nn.Identity()
+    after = Hidden(hidden[0], act, dropout, batch_norm)
+    return nn.Sequential(after, MLP(hidden[0], hidden[1:], outputs, act, dropout, batch_norm, bias=False))
+
+
 class SplitMLP(nn.Module):
     """An MLP over [x_R, x_N] with a last linear layer without bias; the request's part of its first layer once per request."""
 
@@ -164,10 +177,7 @@ class SplitMLP(nn.Module):
         super().__init__()
         first = hidden[0] if hidden else outputs
         self.first = SplitLinear(request, candidate, first, bool(hidden), normed=batch_norm and bool(hidden))
-        self.rest: nn.Module = nn.Identity()
-        if hidden:
-            after = Hidden(first, act, dropout, batch_norm)
-            self.rest = nn.Sequential(after, MLP(first, hidden[1:], outputs, act, dropout, batch_norm, bias=False))
+        self.rest = after_first(hidden, outputs, act, dropout, batch_norm)
 
     def forward(self, x_R: Tensor, x_N: Tensor, request_of_N: Tensor) -> Tensor:
         """[R, request], [N, candidate], [N] -> [N, outputs]."""

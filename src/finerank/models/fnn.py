@@ -21,7 +21,7 @@ from finerank.errors import UserError
 from finerank.layers.activation import Activation
 from finerank.layers.checks import check_dropout, check_layers
 from finerank.layers.embedding import BlockVectors
-from finerank.layers.mlp import MLP, Hidden, SplitLinear
+from finerank.layers.mlp import SplitMLP
 from finerank.models.composition import Features, FirstOrder, Interaction, Model, Widths
 from finerank.models.fm import FM
 from finerank.models.lr import Linear
@@ -70,7 +70,10 @@ class FactorisedTower(Interaction):
         of_candidate = len(self.weights.order["candidate"]) + widths.candidate_numbers
         request = 1 + of_request + self.vectors.request * widths.dim
         candidate = of_candidate + self.vectors.candidate * widths.dim
-        self.towers = nn.ModuleList(_Tower(request, candidate, options) for _ in range(outputs))
+        o = options
+        self.towers = nn.ModuleList(
+            SplitMLP(request, candidate, o.hidden, 1, o.activation, o.dropout) for _ in range(outputs)
+        )
 
     def forward(self, features: Features) -> Tensor:
         """[N, K]."""
@@ -91,21 +94,6 @@ def _weights(found: BlockVectors, numbers: Tensor, of_numbers: Tensor) -> Tensor
     """[n, fields + numbers, K]: w_i of every field, x·w of every number."""
     assert isinstance(found.vectors, Tensor)  # first-order tables are all of one width
     return torch.cat([found.vectors, numbers.unsqueeze(2) * of_numbers], dim=1)
-
-
-class _Tower(nn.Module):
-    def __init__(self, request: int, candidate: int, options: FactorisedTower.Options) -> None:
-        super().__init__()
-        o, first = options, options.hidden[0] if options.hidden else 1
-        self.first = SplitLinear(request, candidate, first, bias=bool(o.hidden))
-        self.rest: nn.Module = nn.Identity()
-        if o.hidden:
-            after = Hidden(first, o.activation, o.dropout, batch_norm=False)
-            self.rest = nn.Sequential(after, MLP(first, o.hidden[1:], 1, o.activation, o.dropout, bias=False))
-
-    def forward(self, z_RZ: Tensor, z_NZ: Tensor, of: Tensor) -> Tensor:
-        out: Tensor = self.rest(self.first(z_RZ, z_NZ, of))
-        return out
 
 
 @stage

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from finerank.layers.activation import Activation
 from finerank.layers.checks import check_dropout, check_layers
-from finerank.layers.mlp import MLP, Hidden, SplitLinear
+from finerank.layers.mlp import SplitLinear, after_first
 from finerank.layers.products import pairs, split_inner_products, split_pairs, spread_fields, whole_rows
 from finerank.layers.segments import spread
 from finerank.models.composition import Features, Interaction, Widths
@@ -86,11 +86,7 @@ class ProductNetwork(nn.Module):
             self.superposed = nn.Linear(dim * (dim + 1) // 2, first, bias=False)
             nn.init.xavier_normal_(self.superposed.weight)
             self.register_buffer("upper", torch.triu_indices(dim, dim), persistent=False)
-        self.rest: nn.Module = nn.Identity()
-        if o.hidden:
-            after = Hidden(first, o.activation, o.dropout, o.batch_norm)
-            more = MLP(first, o.hidden[1:], outputs, o.activation, o.dropout, o.batch_norm, bias=False)
-            self.rest = nn.Sequential(after, more)
+        self.rest = after_first(o.hidden, outputs, o.activation, o.dropout, o.batch_norm)
 
     upper: Tensor
 
