@@ -42,7 +42,7 @@ def someone(data: Dataset, split: str = "test") -> str:
     requests = data.requests_of(split)
     slices = data.slices["clicks"]
     longest = requests[np.argmax(slices.end[requests] - slices.start[requests])]
-    return str(pl.read_parquet(data.folder / "users.parquet").to_series(0)[int(data.user[longest])])
+    return str(data.users[int(data.user[longest])])
 
 
 def test_weights_and_scores_are_those_of_the_model(din: Trainer, data: Dataset) -> None:
@@ -94,6 +94,13 @@ def test_an_item_of_the_request_and_one_from_before(din: Trainer, data: Dataset)
     other = next(n["item"] for n in names if n["item"] not in here and not n["item"].startswith("<"))
     (found,) = explain(din, user, other).candidates
     assert found.what["item"] == other
+
+
+def test_users_whose_names_are_gone_are_an_error_of_the_data(tmp_path: Path) -> None:
+    data = tiny.dataset(tmp_path / "data")
+    (tmp_path / "data" / "users.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"users\.parquet: not readable \(\w+\); prepare again"):
+        latest_request(data, "3", "test")
 
 
 def test_whom_and_what_it_does_not_know_it_says(din: Trainer, data: Dataset) -> None:

@@ -191,7 +191,7 @@ def list_names(data: Dataset, lists: Any, rows: Any) -> list[list[str]]:
 def compare(data: Dataset, samples: list[Row], events: list[Row], keys: Keys, split: Split) -> None:
     made = plain_requests(samples, keys, split)
     order = [i for r in made for i in r.rows]
-    users = pl.read_parquet(data.folder / "users.parquet")["user"].to_list()
+    users = data.users.to_list()
     assert users == sorted({x["user"] for x in (*samples, *events) if x["user"] is not None})
     assert [None if u < 0 else users[u] for u in data.user.tolist()] == [r.user for r in made]
     assert data.time.tolist() == [r.time for r in made]

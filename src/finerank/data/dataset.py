@@ -17,10 +17,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import xxhash
 
 from finerank.data.columns import block_of, read_columns, verify
@@ -32,6 +34,7 @@ from finerank.runtime.encoder import Encoder
 from finerank.schema import FittedSchema
 
 FORMAT = "finerank data set 2"
+USERS = "users.parquet"
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,14 @@ class Dataset:
     def rows(self) -> int:
         """N."""
         return len(self.labels)
+
+    @cached_property
+    def users(self) -> pl.Series:
+        """The users' names by code, as canonical text. Raises UserError where their file is gone or damaged."""
+        try:
+            return pl.read_parquet(self.folder / USERS)["user"]
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise UserError(f"{self.folder / USERS}: not readable ({type(error).__name__}); prepare again") from error
 
     def requests_of(self, split: str) -> np.ndarray:
         """int64: the requests of "train", "validation" or "test", in time order."""

@@ -25,7 +25,7 @@ import numpy as np
 import polars as pl
 
 from finerank.data.columns import ColumnWriter
-from finerank.data.dataset import FORMAT, Dataset, content_hash
+from finerank.data.dataset import FORMAT, USERS, Dataset, content_hash
 from finerank.data.encode import BlockEncoder
 from finerank.data.fit import Fitter
 from finerank.data.histories import Past, PastOfLists, PastOfLog
@@ -202,7 +202,7 @@ def _prepared(
     with ColumnWriter(folder / "counts") as out:
         out.append(dict(fitter.counts))
     encoder.save(folder / "encoder")
-    requests.users.rename("user").to_frame().write_parquet(folder / "users.parquet")
+    requests.users.rename("user").to_frame().write_parquet(folder / USERS)
     return {
         "format": FORMAT,
         "requests": len(requests),

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import polars as pl
 import torch
 from torch import Tensor
 
@@ -122,7 +121,7 @@ def explain(
 
 def latest_request(data: Dataset, user: str, split: str) -> int:
     """The user's last request of a split. Raises UserError for a user who is unknown or has none there."""
-    names = pl.read_parquet(data.folder / "users.parquet").to_series(0).to_list()
+    names = data.users.to_list()
     wanted = canonical(user)
     if wanted not in names:
         raise UserError(f"user {user!r} is not in the data; {nearest(user, names[:100_000])}")

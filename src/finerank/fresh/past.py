@@ -33,9 +33,8 @@ class Log:
     @staticmethod
     def stored(data: Dataset) -> Log:
         """The events that the run was prepared from."""
-        users = pl.read_parquet(data.folder / "users.parquet")
         tables = {name: table for name, table in data.events.items() if isinstance(table, EventTable)}
-        return Log(tables, _coded(users["user"]))
+        return Log(tables, coded(data.users))
 
     @staticmethod
     def read(encoder: Encoder, keys: Keys, events: pl.LazyFrame) -> Log:
@@ -52,7 +51,7 @@ class Log:
                 "events: no rows; is this the right file? (left out, it is the log the run was prepared from)"
             )
         names = canonical_series(frame[keys.user])
-        users = _coded(names.drop_nulls().unique().sort())
+        users = coded(names.drop_nulls().unique().sort())
         code = codes(names, users)
         return Log({h.name: _table(encoder, h, keys, frame, code, len(users)) for h in histories}, users)
 
@@ -78,7 +77,8 @@ def _table(
     return EventTable.build(None, code[kept], time, known_at, sequence[kept], block, users=users)
 
 
-def _coded(users: pl.Series) -> pl.DataFrame:
+def coded(users: pl.Series) -> pl.DataFrame:
+    """user (text), code (int64): as `codes` looks them up."""
     return pl.DataFrame({"user": users, "code": pl.Series(range(len(users)), dtype=pl.Int64)})
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from markupsafe import Markup
 
 from finerank.data.dataset import Dataset
@@ -153,7 +152,7 @@ def _example(trainer: Trainer, split: str) -> dict[str, object] | None:
     if not events.any():
         return None
     user = int(data.user[last[int(np.argmax(events))]])
-    name = str(pl.read_parquet(data.folder / "users.parquet").to_series(0)[user])
+    name = str(data.users[user])
     try:
         found = explain(trainer, name, split=split)
     except UserError:  # a user whose name is no text of ours cannot be asked for again
