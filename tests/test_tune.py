@@ -8,6 +8,7 @@ import re
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ from finerank.models import registry
 from finerank.recipe import Recipe
 from finerank.run import prepared
 from finerank.search.space import Choices, Range, changed, check, default_space, parse_space, read_space
-from finerank.search.tune import Tuned, _as_it_is, tune
-from finerank.training.loop import Epoch, Progress, Trainer
+from finerank.search.tune import Tuned, _as_it_is, _Judge, tune
+from finerank.training.loop import Epoch, Trainer
 from finerank.typed import read_toml, to_toml
 
 ROOT = Path(__file__).parents[1]
@@ -135,27 +136,33 @@ def test_the_test_part_is_never_asked_for(shop: Path, tmp_path: Path, monkeypatc
     assert set(asked) == {"train", "validation"}
 
 
+def test_what_a_stage_notes_is_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    _Judge(SimpleNamespace(number=3), tmp_path / "curve.csv", told.append).note("stage fm: stopped early")  # type: ignore[arg-type]
+    assert told == ["trial 3: stage fm: stopped early"]
+
+
 class Killed(BaseException):
     pass
 
 
-class Kill(Progress):
-    """Kills the process, as it were, after an epoch of one trial."""
-
-    def __init__(self, now: bool) -> None:
-        self.now = now
-
-    def validated(self, epoch: Epoch) -> None:
-        if self.now:
-            raise Killed
-
-
-def test_a_search_that_was_killed_goes_on_as_if_it_had_not_been(shop: Path, tmp_path: Path) -> None:
+def test_a_search_that_was_killed_goes_on_as_if_it_had_not_been(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed within trials 1 and 3: the same settings, scores and states as of the search that ran through."""
     out = tmp_path / "out"
+    judge = _Judge.validated
     for kill in (1, 4):  # numbers of attempts: the killed trial takes one
-        with pytest.raises(Killed):
-            tune(shop / "r.toml", out, trials=6, progress=lambda number, kill=kill: Kill(number == kill))  # type: ignore[misc]
+
+        def validated(self: _Judge, epoch: Epoch, kill: int = kill) -> None:
+            if self.trial.number == kill:
+                raise Killed
+            judge(self, epoch)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(_Judge, "validated", validated)
+            with pytest.raises(Killed):
+                tune(shop / "r.toml", out, trials=6)
     found = tune(shop / "r.toml", out, trials=6)
     whole = json.loads((shop / "out" / "tune.json").read_text(encoding="utf-8"))["trials"][:6]
     assert settings(found) == [(t["state"], t["values"], t["score"]) for t in whole]

@@ -76,14 +76,12 @@ def tune(
     overrides: Iterable[str] = (),
     prune: bool = True,
     tell: Callable[[str], None] = lambda line: None,
-    progress: Callable[[int], Progress] = lambda number: Progress(),
 ) -> Tuned:
     """Search, or go on searching.
 
     trials    how many there shall be in the folder, earlier ones included; minutes: begin no trial after so many. Whichever
               comes first; neither: 20 trials
     space     a TOML file of what to search; None: the recipe's [tune], or what is usual (`search.space.default_space`)
-    progress  number of the trial -> what listens to its training
     Raises UserError for a space that is none (see `search.space`), for a folder of another search, and while another
     process searches there.
     """
@@ -100,7 +98,7 @@ def tune(
     own(folder, "tune")
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder):
-        return _search(recipe, searched, folder, trials, minutes, prune, tell, progress)
+        return _search(recipe, searched, folder, trials, minutes, prune, tell)
 
 
 def _search(
@@ -111,7 +109,6 @@ def _search(
     minutes: float | None,
     prune: bool,
     tell: Callable[[str], None],
-    progress: Callable[[int], Progress],
 ) -> Tuned:
     optuna = _optuna()
     _same_search(folder, recipe, searched)
@@ -133,7 +130,7 @@ def _search(
             n_startup_trials=STARTUP,
         )
         trial = study.ask()
-        _one(study, trial, recipe, searched, data, folder / "trials" / f"{trial.number:04d}", progress)
+        _one(study, trial, recipe, searched, data, folder / "trials" / f"{trial.number:04d}", tell)
         found = _written(study, recipe, searched, folder)
         tell(line(found.trials[-1], found))
     return _written(study, recipe, searched, folder)
@@ -146,7 +143,7 @@ def _one(
     space: Space,
     data: Dataset,
     at: Path,
-    progress: Callable[[int], Progress],
+    tell: Callable[[str], None],
 ) -> None:
     """Train with the settings that the trial asks for, and tell the study what came of it."""
     optuna = _optuna()
@@ -157,7 +154,7 @@ def _one(
         mine = changed(recipe, values)
         at.mkdir(parents=True, exist_ok=True)
         (at / "recipe.toml").write_text(mine.toml(), encoding="utf-8")
-        judge = _Judge(trial, at / "curve.csv", progress(trial.number))
+        judge = _Judge(trial, at / "curve.csv", tell)
         history = after_stages(mine.model, data, mine.training, progress=judge).fit()
     except optuna.TrialPruned:
         trial.set_user_attr("seconds", time.perf_counter() - started)
@@ -171,29 +168,23 @@ def _one(
 
 
 class _Judge(Progress):
-    """Reports every epoch to the study, which may end the trial, and to whoever listens; keeps the curve."""
+    """Reports every epoch to the study, which may end the trial; keeps the curve, and tells what stages note."""
 
-    def __init__(self, trial: optuna.Trial, curve: Path, listener: Progress) -> None:
-        self.trial, self.curve, self.listener = trial, curve, listener
+    def __init__(self, trial: optuna.Trial, curve: Path, tell: Callable[[str], None]) -> None:
+        self.trial, self.curve, self.tell = trial, curve, tell
         self.best, self.within = -math.inf, ""
 
     def stage(self, name: str) -> None:
         """See `Progress`."""
         self.within = name
-        self.listener.stage(name)
 
-    def epoch(self, epoch: int, rows: int) -> None:
+    def note(self, text: str) -> None:
         """See `Progress`."""
-        self.listener.epoch(epoch, rows)
-
-    def advance(self, rows: int, loss: float) -> None:
-        """See `Progress`."""
-        self.listener.advance(rows, loss)
+        self.tell(f"trial {self.trial.number}: {text}")
 
     def validated(self, epoch: Epoch) -> None:
         """Raises TrialPruned for what is not worth going on with. Stages before the model's own training are not judged."""
         if self.within:
-            self.listener.validated(epoch)
             return
         with self.curve.open("a" if epoch.epoch else "w", newline="", encoding="utf-8") as file:
             lines = csv.writer(file)
@@ -203,7 +194,6 @@ class _Judge(Progress):
                 )
             measured = [x for of in epoch.validation.values() for x in of.values()]
             lines.writerow([epoch.epoch + 1, epoch.loss, epoch.score, *measured])
-        self.listener.validated(epoch)
         self.best = max(self.best, epoch.score)  # early stopping keeps the best epoch, so that is what a trial is worth
         self.trial.report(self.best, epoch.epoch)
         self.trial.set_user_attr("epochs", epoch.epoch + 1)
