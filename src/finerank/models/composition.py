@@ -180,6 +180,10 @@ class Representation(Part):
     def forward(self, batch: Batch) -> Features:
         """The features of a batch."""
 
+    def served(self) -> Representation:
+        """See `Part.served`."""
+        return self
+
 
 class Interaction(Part):
     """Features -> logits [N, outputs], without a bias: that is the heads'. Built with (fitted, widths, outputs, options).
@@ -192,6 +196,10 @@ class Interaction(Part):
     @abstractmethod
     def forward(self, features: Features) -> Tensor:
         """[N, outputs]."""
+
+    def served(self) -> Interaction:
+        """See `Part.served`."""
+        return self
 
     def shared(self) -> Sequence[Tensor]:
         """The last layer that all outputs share, by which tasks are balanced (`training.balance`); () where there is none."""

@@ -60,9 +60,10 @@ class SeparateRepresentations(Representation):
         """Those of every output."""
         return _named(self.names, [part.penalties(f) for part, f in zip(_parts(self.of), _of(features), strict=True)])
 
-    def served(self) -> Part:
+    def served(self) -> Representation:
         """Every output's as it is served."""
-        return SeparateRepresentations(self.names, [part.served() for part in _parts(self.of)])  # type: ignore[misc]
+        parts = [part.served() for part in self.of if isinstance(part, Representation)]
+        return SeparateRepresentations(self.names, parts)
 
 
 class SeparateInteractions(Interaction):
@@ -93,9 +94,10 @@ class SeparateInteractions(Interaction):
         parts = [part for part in self.of if isinstance(part, Interaction)]
         return _named(self.names, [part.between_fields(f) for part, f in zip(parts, _of(features), strict=True)])
 
-    def served(self) -> Part:
+    def served(self) -> Interaction:
         """Every output's as it is served."""
-        return SeparateInteractions(self.names, [part.served() for part in _parts(self.of)])  # type: ignore[misc]
+        parts = [part.served() for part in self.of if isinstance(part, Interaction)]
+        return SeparateInteractions(self.names, parts)
 
 
 def _of(features: Features) -> tuple[Features, ...]:
