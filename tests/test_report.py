@@ -194,6 +194,15 @@ def test_a_folder_without_an_ablation_says_so(tmp_path: Path) -> None:
             ablation_report(tmp_path)
 
 
+def test_lifts_are_counted_without_the_model(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loading(self: Run) -> None:
+        raise AssertionError("the weights are not needed")
+
+    monkeypatch.setattr(Run, "trainer", loading)
+    finerank("explain", shop / "din", "--lift", "item", "-o", tmp_path / "lift.html")
+    assert f"training rows of {shop / 'din'}" in (tmp_path / "lift.html").read_text(encoding="utf-8")
+
+
 def test_names_from_the_data_are_escaped() -> None:
     seen = Seen("clicks", {"item": "<b>"}, 60.0, 0.5, 0.1)
     other = Seen("clicks", {"item": "<b>"}, 60.0, -0.5, 0.2)

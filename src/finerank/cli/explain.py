@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -44,7 +46,7 @@ def explain(
 ) -> None:
     """Why the model scores as it does.  Example: finerank explain runs/demo/din --user 12748 -o user.html
 
-    Without --user: the importance of every field, and the lift of the fields named with --lift.
+    Without --user: the importance of every field, or the lift of the values of the fields named with --lift.
     """
     if user is None and (item is not None or plane is not None):
         raise UserError("--item and --map are of one user's request; name the user with --user")
@@ -56,58 +58,77 @@ def explain(
         raise UserError("--lift counts training rows; leave --split out")
     split = split or "test"
     opened = Run.open(run)
-    trainer = opened.trainer()
-    model = opened.recipe.model.name
     if user is not None:
-        found = explain_user(trainer, user, item, split, head)
-        table = Table("candidate", box=None)
-        table.add_column(found.head, justify="right")
-        table.add_column("label", justify="right")
-        table.add_column("strongest past events (attention, effect on the logit)")
-        for candidate in ranked(found):
-            what = " ".join(candidate.what.values())
-            table.add_row(what, f"{candidate.score:.4f}", f"{candidate.label:g}", strongest_text(candidate, 3))
-        screen.console.print(table)
-        if found.between:
-            table = Table("between fields", "strongest, mean over the candidates", box=None)
-            for one in found.between:
-                table.add_row(one.what, strongest_fields(one, range(len(found.candidates)), 8))
-            screen.console.print(table)
-        planes = (
-            [embedding_map(trainer, plane, latest_request(trainer.dataset, user, split), head=head)] if plane else []
-        )
-        page = explain_report.request_page(found, model, planes) if out else ""
+        page = _request(opened, user, item, split, head, plane)
+    elif lifts:
+        page = _lifts(opened, run, lifts)
     else:
-        importance = [] if lifts else permutation_importance(trainer, split, rows, advance=_measuring)
-        if importance:
-            table = Table("field", box=None)
-            for title in ("AUC lost", "least", "most"):
-                table.add_column(title, justify="right")
-            for field in importance:
-                table.add_row(pictures.title(field), *(number(x) for x in (field.loss, field.low, field.high)))
-            screen.console.print(table)
-        listed = []
-        for name in lifts or ():
-            values = lift(opened.dataset, name)
-            overall = values[0].rate / values[0].lift if values and values[0].lift else float("nan")
-            listed.append((name, overall, values))
-            table = Table(name, box=None)
-            for title in ("rows", "positives", "rate", "95 % from", "to", "lift"):
-                table.add_column(title, justify="right")
-            for v in values:
-                table.add_row(
-                    v.value,
-                    f"{v.rows:,}",
-                    f"{v.positives:,}",
-                    *(number(x) for x in (v.rate, v.low, v.high)),
-                    number(v.lift, 2),
-                )
-            screen.console.print(table)
-        where = f"{'training' if lifts else split} rows of {run}"
-        page = explain_report.fields_page(model, where, importance, listed) if out else ""
+        page = _importance(opened, run, split, rows)
     if out:
-        write_whole(out, page)
+        write_whole(out, page())
         screen.console.print(f"written to {out}")
+
+
+def _request(
+    run: Run, user: str, item: str | None, split: str, head: str | None, plane: str | None
+) -> Callable[[], str]:
+    """Print a user's latest request; what makes its page, which draws and so is called for where one is wanted alone."""
+    trainer = run.trainer()
+    found = explain_user(trainer, user, item, split, head)
+    table = Table("candidate", box=None)
+    table.add_column(found.head, justify="right")
+    table.add_column("label", justify="right")
+    table.add_column("strongest past events (attention, effect on the logit)")
+    for candidate in ranked(found):
+        what = " ".join(candidate.what.values())
+        table.add_row(what, f"{candidate.score:.4f}", f"{candidate.label:g}", strongest_text(candidate, 3))
+    screen.console.print(table)
+    if found.between:
+        table = Table("between fields", "strongest, mean over the candidates", box=None)
+        for one in found.between:
+            table.add_row(one.what, strongest_fields(one, range(len(found.candidates)), 8))
+        screen.console.print(table)
+    planes = []
+    if plane:
+        planes = [embedding_map(trainer, plane, latest_request(trainer.dataset, user, split), head=head)]
+    return partial(explain_report.request_page, found, run.recipe.model.name, planes)
+
+
+def _importance(run: Run, folder: Path, split: str, rows: int) -> Callable[[], str]:
+    """Print what every field is worth; what makes its page."""
+    importance = permutation_importance(run.trainer(), split, rows, advance=_measuring)
+    if importance:
+        table = Table("field", box=None)
+        for title in ("AUC lost", "least", "most"):
+            table.add_column(title, justify="right")
+        for field in importance:
+            table.add_row(pictures.title(field), *(number(x) for x in (field.loss, field.low, field.high)))
+        screen.console.print(table)
+    where = f"{split} rows of {folder}"
+    return partial(explain_report.fields_page, run.recipe.model.name, where, importance, [])
+
+
+def _lifts(run: Run, folder: Path, fields: Sequence[str]) -> Callable[[], str]:
+    """Print the lift of the values of these fields; what makes its page. Training rows are counted: no model is asked."""
+    listed = []
+    for name in fields:
+        values = lift(run.dataset, name)
+        overall = values[0].rate / values[0].lift if values and values[0].lift else float("nan")
+        listed.append((name, overall, values))
+        table = Table(name, box=None)
+        for title in ("rows", "positives", "rate", "95 % from", "to", "lift"):
+            table.add_column(title, justify="right")
+        for v in values:
+            table.add_row(
+                v.value,
+                f"{v.rows:,}",
+                f"{v.positives:,}",
+                *(number(x) for x in (v.rate, v.low, v.high)),
+                number(v.lift, 2),
+            )
+        screen.console.print(table)
+    where = f"training rows of {folder}"
+    return partial(explain_report.fields_page, run.recipe.model.name, where, [], listed)
 
 
 def _measuring(field: str) -> None:
