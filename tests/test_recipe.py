@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from finerank.data.order import Budget
 from finerank.data.outcomes import Amount, Conversion, Dwell, Retention
 from finerank.data.positives import Negatives
 from finerank.data.prepare import Keys
+from finerank.data.source import scan
 from finerank.data.split import Split
 from finerank.errors import UserError
 from finerank.models import registry
@@ -398,6 +400,19 @@ def test_files_are_those_of_the_patterns(tmp_path: Path) -> None:
         (tmp_path / "logs" / name).touch()
     found = Recipe.parse(full(), tmp_path).files()
     assert [p.name for p in found] == ["rows-1.parquet", "rows-2.parquet", "events.parquet"]
+
+
+@pytest.mark.parametrize("samples", ["clicks.parquet", "**/*.parquet"])
+def test_files_are_those_that_are_read_however_deep_they_lie(tmp_path: Path, samples: str) -> None:
+    """A data set knows by its files whether they have changed: a folder's own time does not move with what is in it."""
+    (tmp_path / "clicks.parquet" / "may").mkdir(parents=True)
+    pl.DataFrame({"a": [1]}).write_parquet(tmp_path / "clicks.parquet" / "may" / "1.parquet")
+    assert scan(tmp_path / samples).collect().height == 1
+    table = full()
+    table["data"]["samples"] = samples
+    del table["data"]["events"]
+    found = Recipe.parse(table, tmp_path).files()
+    assert found == [tmp_path / "clicks.parquet" / "may" / "1.parquet"]
 
 
 # ------------------------------------------------------------------------------------------------ mistakes

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import InitVar, dataclass, field, fields, replace
@@ -28,7 +27,7 @@ from finerank.data.asof import AsOf, add_as_of
 from finerank.data.outcomes import Amount, Conversion, Dwell, Label, add_labels, only, user_days
 from finerank.data.positives import Negatives, Roles, with_negatives
 from finerank.data.prepare import Keys
-from finerank.data.source import LOOKED_AT, blocks, scan
+from finerank.data.source import LOOKED_AT, blocks, files_of, scan
 from finerank.data.split import Split
 from finerank.errors import UserError, nearest
 from finerank.models.registry import Composition, parse
@@ -231,11 +230,10 @@ class Recipe:
         return to_toml(self.resolved())
 
     def files(self) -> list[Path]:
-        """The files of samples, events and tables as they are there now, patterns expanded."""
+        """The files of samples, events and tables as they are there now, folders and patterns expanded."""
         data = self.data
         given = (data.samples, data.validation, data.test, data.events, *(t.file for t in (*data.tables, *data.label)))
-        found = [glob.glob(name) or [name] for name in given if name is not None]
-        return [Path(name) for names in found for name in sorted(names)]
+        return [file for name in given if name is not None for file in files_of(Path(name)) or [Path(name)]]
 
     def sources(self, tell: Callable[[str], None] = lambda note: None) -> tuple[pl.LazyFrame, pl.LazyFrame | None]:
         """(samples, events), lazily. tell: told what a reader of results should know, such as a law that knows the future."""

@@ -67,7 +67,7 @@ def scan(path: Path | str, text: Collection[str] = ()) -> pl.LazyFrame:
             frame = pl.scan_parquet(path)
         elif suffix in _SEPARATORS:
             separator = _SEPARATORS[suffix]
-            files = _files(path)
+            files = files_of(path)
             names = pl.scan_csv(path, separator=separator, infer_schema=False).collect_schema().names()
             refuse_header(path, names, files, separator)
             plain = csv.numbered(path, separator, names, text, LOOKED_AT) if path.is_file() else None
@@ -79,7 +79,7 @@ def scan(path: Path | str, text: Collection[str] = ()) -> pl.LazyFrame:
                 frame = pl.scan_csv(path, separator=separator, schema=schema)
             frame = csv.quick(frame, files, separator)
         elif suffix in _JSON:
-            frame = jsonl.read(path, _files(path), text, LOOKED_AT)
+            frame = jsonl.read(path, files_of(path), text, LOOKED_AT)
         else:
             frame = pl.scan_ipc(path)
         frame.collect_schema()
@@ -99,11 +99,12 @@ def can_write(path: Path) -> bool:
     return _kind(path) in (".parquet", *_TEXT)
 
 
-def _files(path: Path) -> list[Path]:
-    """The files that a name, a folder or a pattern stands for."""
+def files_of(path: Path) -> list[Path]:
+    """The files that a name, a folder or a pattern stands for; none where nothing is there."""
     found = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
     inside = [sorted(one.rglob("*")) if one.is_dir() else [one] for one in found]
-    return [file for files in inside for file in files if file.is_file()]
+    # a pattern may match a folder and what lies in it
+    return list(dict.fromkeys(file for files in inside for file in files if file.is_file()))
 
 
 def collect(frame: pl.LazyFrame, columns: Iterable[str], where: str) -> pl.DataFrame:
