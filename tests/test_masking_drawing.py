@@ -121,6 +121,21 @@ def test_what_is_drawn_follows_the_shares_and_never_the_future() -> None:
     assert np.allclose(np.exp(whole.log_share(np.array([3, 6, 6]), np.array([5, 5, 10]))), [0.6, 0.2, 0.5])
 
 
+def test_a_batch_does_not_look_at_all_requests_for_its_age(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, whole = [], Dataset.requests_of
+
+    def requests_of(dataset: Dataset, split: str) -> np.ndarray:
+        asked.append(split)
+        return whole(dataset, split)
+
+    monkeypatch.setattr(Dataset, "requests_of", requests_of)
+    builder = BatchBuilder(data, needs())
+    one, other = builder.batch(np.array([0])), builder.batch(np.array([1]))
+    assert one.example_age is not None
+    assert other.example_age is not None
+    assert asked == ["train"]
+
+
 def test_example_age_counts_days_to_the_newest_training_request(data: Dataset) -> None:
     batch = BatchBuilder(data, needs()).batch(np.arange(data.requests))
     assert batch.example_age is not None

@@ -6,6 +6,7 @@ R requests · N candidates · T events · P pairs · K tasks
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -245,11 +246,14 @@ class BatchBuilder:
             ids = self.row_maps[item_table].rows_of(ids)
         return Drawn(_tensor(ids), _tensor(log_q), _tensor(true))
 
+    @cached_property
+    def _newest(self) -> int:
+        """The time of the newest training request, for which all of them are looked at."""
+        return int(self.dataset.time[self.dataset.requests_of("train")].max())
+
     def _example_age(self, requests: np.ndarray) -> Tensor:
         """float32 [R]: days from each request to the newest training request; 0 for what is newer."""
-        data = self.dataset
-        newest = int(data.time[data.requests_of("train")].max())
-        microseconds = np.maximum(newest - data.time[requests], 0)
+        microseconds = np.maximum(self._newest - self.dataset.time[requests], 0)
         return _tensor((microseconds / (DAY * 1_000_000)).astype(np.float32))
 
     def _negatives(
