@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from finerank.data.samples import Keys
 from finerank.data.scratch import Pile, Scratch, total
 from finerank.data.split import Split
 from finerank.data.staged import Entries, Ids
+from finerank.data.tally import CutsTally
 from finerank.errors import UserError
 from finerank.runtime.values import canonical
 from finerank.schema import (
@@ -208,6 +210,20 @@ def test_runs_and_their_values_reach_over_blocks() -> None:
         starts = scratch.runs(np.array([5, 5, 5, 7, 5, 5]), np.array([0, 0, 1, 1, 1, 1]))
         assert starts.tolist() == [0, 2, 3, 4, 6]
         assert scratch.spread(starts, np.array([10, 20, 30, 40])).tolist() == [10, 10, 20, 30, 40, 40]
+
+
+def test_memory_of_bucketed_numbers_follows_the_distinct_ones() -> None:
+    """Of three hundred blocks of the same numbers a tally keeps about one, and still counts each."""
+    tally, block = CutsTally(), np.arange(1_000.0)
+    tracemalloc.start()
+    for i in range(300):
+        tally.add(block if i % 2 else block[::-1], np.full(1_000, i))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 20 * block.nbytes
+    values, counts = tally.distinct()
+    assert values.tolist() == block.tolist()
+    assert set(counts.tolist()) == {sum(range(300))}
 
 
 def test_a_sum_in_leaves_is_the_sum_of_the_whole() -> None:

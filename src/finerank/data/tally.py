@@ -91,7 +91,7 @@ def hashed(table: HashedTable, texts: pl.Series) -> Int64s:
 
 
 class NumberTally:
-    """Occurrences of each number."""
+    """Occurrences of each number. Memory follows the distinct ones, not how many pieces they come in."""
 
     def __init__(self) -> None:
         self._values: list[Floats] = []
@@ -105,11 +105,18 @@ class NumberTally:
         self._values.append(distinct)
         self._counts.append(sums)
         self.missing += int(counts[~known].sum())
+        if sum(map(len, self._values[1:])) > len(self._values[0]):  # so it costs no more than twice what came since
+            self._merge()
 
     def distinct(self) -> tuple[Floats, Int64s]:
         """The distinct numbers, ascending, and how often each occurs."""
+        self._merge()
+        return self._values[0], self._counts[0]
+
+    def _merge(self) -> None:
         values = np.concatenate([np.zeros(0), *self._values])
-        return _summed(values, np.concatenate([np.zeros(0, dtype=np.int64), *self._counts]))
+        values, counts = _summed(values, np.concatenate([np.zeros(0, dtype=np.int64), *self._counts]))
+        self._values, self._counts = [values], [counts]
 
 
 class CutsTally(NumberTally):
