@@ -15,6 +15,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finerank.data import histories
 from finerank.data import scratch as scratch_module
 from finerank.data.dataset import Dataset
 from finerank.data.prepare import prepare
@@ -210,6 +211,29 @@ def test_runs_and_their_values_reach_over_blocks() -> None:
         starts = scratch.runs(np.array([5, 5, 5, 7, 5, 5]), np.array([0, 0, 1, 1, 1, 1]))
         assert starts.tolist() == [0, 2, 3, 4, 6]
         assert scratch.spread(starts, np.array([10, 20, 30, 40])).tolist() == [10, 10, 20, 30, 40, 40]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_ages_are_counted_a_block_of_events_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    """Not so many requests at a time, of each of which there may be thousands of events."""
+    most, flatten = [0], histories.flatten
+
+    def noted(starts: Any, ends: Any) -> Any:
+        most.append(int((ends - starts).sum()))
+        return flatten(starts, ends)
+
+    monkeypatch.setattr(histories, "flatten", noted)
+    schema, samples, events = tiny.schema(), *(frame.lazy() for frame in tiny.frames())
+    data = prepare(tmp_path / "data", schema, samples, events, tiny.KEYS, block=block)
+    assert 0 < max(most) <= max(block, max(h.max_length for h in schema.histories))
+    assert sum(most) > 7
+    for history in schema.histories:
+        of_training = data.rows_of(data.requests_of("train"))
+        slices = data.slices[history.name]
+        seen = data.spread(data.requests_of("train"), (slices.end - slices.start)[data.requests_of("train")])
+        assert data.fitted.tables[f"{history.name}.age"].counts.sum() == seen.sum() > len(of_training) / 2
 
 
 def test_memory_of_bucketed_numbers_follows_the_distinct_ones() -> None:

@@ -27,9 +27,6 @@ from finerank.runtime.encoder import Encoder, age_ids
 from finerank.runtime.history import check_known, flatten
 from finerank.schema import History
 
-REQUESTS = 100_000
-"""Requests whose events are written out at a time."""
-
 
 class Past(ABC):
     """A history before it is encoded.
@@ -119,10 +116,14 @@ class PastOfLog(Past):
                 index[name][at] = rows
         replace(self.table, block=Block(ids, numbers, made.lists(index))).save(folder, self.order)
 
-    def count_ages(self, counts: Int64s, encoder: Encoder, requests: Requests, weight: Array) -> None:
-        """Add how often each bucket of age occurs in the training rows: the id that a row and an event have together."""
-        for start in range(0, len(requests), REQUESTS):
-            chunk = start + np.flatnonzero(weight[start : start + REQUESTS])
+    def count_ages(self, counts: Int64s, encoder: Encoder, requests: Requests, weight: Array, block: int) -> None:
+        """Add how often each bucket of age occurs in the training rows: the id that a row and an event have together.
+
+        block  events that are written out at a time, about
+        """
+        step = max(1, block // self.history.max_length)
+        for start in range(0, len(requests), step):
+            chunk = start + np.flatnonzero(weight[start : start + step])
             index, segments, _ = flatten(self.slices.start[chunk], self.slices.end[chunk])
             ages = age_ids(encoder, self.history.name, requests.time[chunk][segments] - self.table.time[index])
             counts += np.bincount(ages, weight[chunk][segments], len(counts)).astype(np.int64)

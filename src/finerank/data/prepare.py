@@ -196,7 +196,7 @@ def _prepared(
             made = past.encoder(encoder, fitter.known, scratch)
             work.append(pool.submit(past.write, folder / "histories" / name, made, scratch))
             if isinstance(past, PastOfLog) and f"{name}.age" in fitter.counts:
-                past.count_ages(fitter.counts[f"{name}.age"], encoder, requests, weight)
+                past.count_ages(fitter.counts[f"{name}.age"], encoder, requests, weight, scratch.block)
         for done in work:
             done.result()
     with ColumnWriter(folder / "counts") as out:
