@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import polars as pl
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
 
 from finerank.data.positives import Negatives, Roles, with_negatives
 from finerank.data.prepare import Keys
@@ -138,6 +140,17 @@ def test_rows_of_a_request_are_positives_of_one_and_none_is_drawn_twice() -> Non
     assert (found["request"].rle_id().max() + 1) == found["request"].n_unique()  # type: ignore[operator]
     assert found["time"].is_sorted()
     assert 0.1 < found.group_by("request", maintain_order=True).first()["label"].mean() < 0.5  # type: ignore[operator]
+
+
+def test_rows_of_nobody_are_left_out_however_they_say_so() -> None:
+    """An empty text and NaN are no user, as everywhere: a common user of their own would bar each other's items."""
+    frame = log().with_columns(pl.col("user").cast(pl.String))
+    expected = made(frame.filter(pl.col("user") != "0"))
+    for nobody in ("", None):
+        found = made(frame.with_columns(user=pl.col("user").replace("0", nobody)))
+        assert_frame_equal(found, expected)
+    numbers = frame.with_columns(user=pl.col("user").cast(pl.Float64).replace(0.0, math.nan))
+    assert made(numbers)["item"].to_list() == expected["item"].to_list()
 
 
 def test_seeds_differ_and_file_order_within_a_moment_is_all_that_counts() -> None:

@@ -103,7 +103,7 @@ def with_negatives(
     wanted = {options.item, keys.user, keys.time, *({keys.request} - ({keys.request} if made_request else set()))}
     wanted |= {c for part in (roles.candidate, roles.positive, roles.weight, roles.request) for c in part if c in names}
     frame = collect(log, sorted(wanted), "samples")
-    frame = frame.filter(canonical_series(frame[options.item]).is_not_null() & frame[keys.user].is_not_null())
+    frame = frame.filter(*(canonical_series(frame[column]).is_not_null() for column in (options.item, keys.user)))
     if not frame.height:
         raise UserError(f"samples: no row has both a user ({keys.user!r}) and an item ({options.item!r})")
     time = microseconds(frame[keys.time], keys.time_unit, "samples")
