@@ -53,6 +53,13 @@ def test_later_versions_change_nothing(rows: list[tuple[int, int]], versions: li
     assert all_.equals(early)
 
 
+def test_when_a_version_was_known_may_be_a_column_too() -> None:
+    samples, prices = tables([(0, 5)], [(0, 1), (0, 3)])
+    spec = AsOf(file="prices.parquet", key="item", known_at="changed", columns=("price", "changed"))
+    found = add_as_of(samples, prices, spec, "time").collect()
+    assert found.rows() == [(0, 5, 1.0, 3)]
+
+
 def test_a_recipe_adds_the_columns_of_its_tables(tmp_path: Path) -> None:
     samples, prices = tables([(0, 5), (1, 2), (0, 1)], [(0, 1), (0, 4), (1, 3)])
     samples.with_columns(label=pl.Series([1, 0, 1])).collect().write_parquet(tmp_path / "samples.parquet")

@@ -61,7 +61,7 @@ def add_as_of(
             "·time": microseconds(keys[time], time_unit, "samples"),
         }
     )
-    right = versions.drop(spec.known_at).with_columns(
+    right = versions.select(spec.columns).with_columns(
         canonical_series(versions[spec.key]).alias(spec.key),
         pl.Series("·time", microseconds(versions[spec.known_at], time_unit, f"table {spec.file}")),
     )
