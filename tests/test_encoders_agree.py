@@ -615,6 +615,19 @@ def test_a_bad_column_is_named_with_its_row(name: str, series: pl.Series, words:
         encode_block(encoder, "candidate", TRAIN.drop(name))
 
 
+@pytest.mark.parametrize(("weight", "words"), [(math.inf, "got inf"), ("x", "got 'x'")])
+def test_a_bad_weight_is_named_with_its_row_and_not_its_entry(weight: object, words: str) -> None:
+    encoder, _ = fit(SCHEMA, TRAIN)
+    tags = pl.Series("tags", [["a", "b", "b"], ["a"], ["b"]])
+    weights = pl.Series("w", [[type(weight)(i) for i in range(3)], [], [weight]])
+    frame = pl.concat([TRAIN] * 3).with_columns(tags, weights)
+    with pytest.raises(UserError, match="feature 'weighted', row 1: got 1 values but 0 weights"):
+        encode_block(encoder, "candidate", frame)
+    whole = frame.with_columns(pl.Series("tags", [["a", "b", "b"], [], ["b"]]))
+    with pytest.raises(UserError, match=f"feature 'weighted', row 2: {words}"):
+        encode_block(encoder, "candidate", whole)
+
+
 def test_training_numbers_too_large_for_their_transform_and_table_names_that_clash_are_refused() -> None:
     for transform in ("standard", "minmax"):
         with pytest.raises(UserError, match=r"feature 'x': training values .*log1p"):

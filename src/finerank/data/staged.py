@@ -154,7 +154,8 @@ class Numbers:
 
     def add(self, columns: Sequence[pl.Series]) -> None:
         """The next rows."""
-        self._pile.append(floats(columns[0], self.place, self._pile.rows))
+        start = self._pile.rows
+        self._pile.append(floats(columns[0], self.place, range(start, start + len(columns[0]))))
 
     def close(self) -> None:
         """After the last `add`."""
@@ -195,7 +196,7 @@ class Entries:
                 f"{self.place}, row {start + i}: got {lengths[i]} values but {given_lengths[i]} weights; "
                 "give one weight per value"
             )
-        self._weights.append(floats(given, self.place, 0))
+        self._weights.append(floats(given, self.place, np.repeat(np.arange(start, start + len(lengths)), lengths)))
 
     def _add(self, column: pl.Series) -> Int64s:
         separator = self.feature.separator if column.dtype == pl.String else None
@@ -301,8 +302,8 @@ def simple(series: pl.Series, place: str) -> pl.Series:
     )
 
 
-def floats(series: pl.Series, place: str, start: int) -> Floats:
-    """Numbers as float64 [n], NaN where missing; the values that `number` takes. start: the number of the first row."""
+def floats(series: pl.Series, place: str, rows: range | Int64s) -> Floats:
+    """Numbers as float64 [n], NaN where missing; the values that `number` takes. rows: [n], where each is, for errors."""
     series = simple(series, place)
     if series.dtype == pl.String:
         values, first, inverse = distinct([series])
@@ -311,7 +312,7 @@ def floats(series: pl.Series, place: str, start: int) -> Floats:
             try:
                 found.append(number(value))
             except UserError as error:
-                raise UserError(f"{place}, row {start + row}: {error}") from None
+                raise UserError(f"{place}, row {rows[row]}: {error}") from None
         return np.array([np.nan if x is None else x for x in found], dtype=np.float64)[inverse]
     out: Floats = series.cast(pl.Float64).to_numpy()  # NaN where null
     if series.dtype.is_integer():
@@ -319,7 +320,7 @@ def floats(series: pl.Series, place: str, start: int) -> Floats:
     infinite = np.flatnonzero(np.isinf(out))
     if len(infinite):
         i = int(infinite[0])
-        raise UserError(f"{place}, row {start + i}: got {out[i]}; accepted: finite numbers or null")
+        raise UserError(f"{place}, row {rows[i]}: got {out[i]}; accepted: finite numbers or null")
     return out
 
 
