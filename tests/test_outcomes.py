@@ -196,6 +196,13 @@ def test_retention_needs_the_kind_of_event_that_counts() -> None:
     ].to_list() == [0]
 
 
+def test_of_no_rows_and_no_events_there_are_no_labels() -> None:
+    """That a file is empty is for `prepare` to say."""
+    none = pl.DataFrame(schema={"user": pl.String, "time": pl.Int64})
+    found = labelled(none, none, Conversion(name="buy", window=60), Retention(name="back"))
+    assert found.shape == (0, 4)
+
+
 # ------------------------------------------------------------------------------------------------ errors and recipes
 
 

@@ -277,7 +277,7 @@ class _Source:
             self.snapshot = _moment(snapshot, keys)
         else:
             ends = [self._times(samples, "samples"), self._times(log, "log")]
-            self.snapshot = int(max(times.max() for times in ends if len(times)))
+            self.snapshot = max((int(times.max()) for times in ends if len(times)), default=0)
 
     def rows(self, on: Sequence[str] = ()) -> pl.DataFrame:
         """[N]: row, time, and a text per key."""
