@@ -12,14 +12,13 @@ n rows · m rows of tops · L lists · I items · F attributes · D width
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from finerank.errors import UserError
 from finerank.metrics.estimate import Influence
-from finerank.metrics.runs import Floats, Ints, sums
+from finerank.metrics.runs import Floats, Ints, moves_on, over, sums
 
 
 def top(scores: ArrayLike, lists: Ints, k: int = 10) -> Ints:
@@ -35,8 +34,7 @@ def top(scores: ArrayLike, lists: Ints, k: int = 10) -> Ints:
     s = np.asarray(scores, dtype=np.float64)
     chance = np.random.default_rng(0).permutation(len(s))
     order = np.lexsort((chance, -s, lists))
-    sorted_ = lists[order]
-    first = np.flatnonzero(np.concatenate([np.ones(min(1, len(s)), dtype=np.bool_), sorted_[1:] != sorted_[:-1]]))
+    first = np.flatnonzero(moves_on(lists[order]))
     place = np.arange(len(s)) - np.repeat(first, np.diff(first, append=len(s)))
     out: Ints = order[place < k].astype(np.int64)
     return out
@@ -78,7 +76,7 @@ def coverage_se(items: Ints, clusters: Ints, catalogue: int) -> float:
     if users < 2 or not catalogue:
         return math.nan
     item, user, _ = _pairs(_coded(items)[0], clusters)
-    first = np.flatnonzero(np.append(True, item[1:] != item[:-1]))
+    first = np.flatnonzero(moves_on(item))
     size = np.diff(first, append=len(item))
     # a set of users is known by the sum of their random numbers
     number = np.random.default_rng(0).integers(0, 1 << 63, int(clusters.max()) + 1, dtype=np.uint64)
@@ -175,7 +173,7 @@ def diversity(lists: Ints, vectors: ArrayLike) -> Floats:
     np.add.at(total, lists, v)
     own = np.bincount(lists, (v**2).sum(axis=1), count)  # pairs of a row with itself
     size = np.bincount(lists, minlength=count)
-    return 1 - _over((total**2).sum(axis=1) - own, size * (size - 1))
+    return 1 - over((total**2).sum(axis=1) - own, size * (size - 1))
 
 
 def attribute_diversity(lists: Ints, attributes: NDArray[np.int64]) -> Floats:
@@ -194,7 +192,7 @@ def attribute_diversity(lists: Ints, attributes: NDArray[np.int64]) -> Floats:
         of, _, held = _pairs(lists[known], values[known])
         alike += np.bincount(of, held * (held - 1.0), count)
     size = np.bincount(lists, minlength=count)
-    return 1 - _over(alike, size * (size - 1) * fields)
+    return 1 - over(alike, size * (size - 1) * fields)
 
 
 def novelty(lists: Ints, users_of: ArrayLike, users: int) -> Floats:
@@ -233,7 +231,7 @@ def footrule(lists: Ints, one: ArrayLike, other: ArrayLike) -> Floats:
     count = _count(lists)
     moved = np.abs(_places(lists, np.asarray(one)) - _places(lists, np.asarray(other)))
     size = np.bincount(lists, minlength=count)
-    return _over(np.bincount(lists, moved, count), size**2 // 2)
+    return over(np.bincount(lists, moved, count), size**2 // 2)
 
 
 # ------------------------------------------------------------------------------------------------ business
@@ -292,23 +290,16 @@ def _pairs(one: Ints, other: Ints) -> tuple[Ints, Ints, Ints]:
 
 def _mean(lists: Ints, values: Floats, used: NDArray[np.bool_]) -> Floats:
     count = _count(lists)
-    return _over(np.bincount(lists[used], values[used], count), np.bincount(lists[used], minlength=count))
+    return over(np.bincount(lists[used], values[used], count), np.bincount(lists[used], minlength=count))
 
 
 def _places(lists: Ints, by: NDArray[np.generic]) -> Floats:
     """[n]: the place of each row in its list, from 0, equal values their mean place."""
     order = np.lexsort((by, lists))
-    rows, values = lists[order], by[order]
-    new_list = np.concatenate([np.ones(min(1, len(rows)), dtype=np.bool_), rows[1:] != rows[:-1]])
-    new = new_list | np.concatenate([np.ones(min(1, len(rows)), dtype=np.bool_), values[1:] != values[:-1]])
-    place = np.arange(len(rows)) - np.maximum.accumulate(np.where(new_list, np.arange(len(rows)), 0))
-    run = np.cumsum(new) - 1
-    mean = np.bincount(run, place) / np.bincount(run) if len(rows) else np.zeros(0)
-    out = np.empty(len(rows))
+    new_list, rows = moves_on(lists[order]), np.arange(len(order))
+    place = rows - np.maximum.accumulate(np.where(new_list, rows, 0))
+    run = np.cumsum(new_list | moves_on(by[order])) - 1
+    mean = np.bincount(run, place) / np.bincount(run)
+    out = np.empty(len(order))
     out[order] = mean[run]
-    return out
-
-
-def _over(above: NDArray[Any], below: NDArray[Any]) -> Floats:
-    out: Floats = np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)
     return out

@@ -16,13 +16,11 @@ G lists · K runs of equal scores in a list
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from finerank.errors import UserError
-from finerank.metrics.runs import Floats, Ints, Rankings
+from finerank.metrics.runs import Floats, Ints, Rankings, over
 
 
 def mean_over_lists(per_list: Floats) -> float:
@@ -51,7 +49,7 @@ def ndcg(ranked: Rankings, k: int | None = 10) -> Floats:
     high, low, top = _places(ranked, k)
     gain = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(top) + 2.0))])  # of the first 0, 1, 2, ... places
     found = ranked.sums(ranked.up / ranked.size * (gain[low] - gain[high]))
-    return _over(found, gain[np.minimum(_positives(ranked), top)])
+    return over(found, gain[np.minimum(_positives(ranked), top)])
 
 
 def hit_rate(ranked: Rankings, k: int = 10) -> Floats:
@@ -114,7 +112,7 @@ def average_precision(ranked: Rankings, k: int | None = 10) -> Floats:
     more = np.divide(ranked.up - 1, ranked.size - 1, out=np.zeros(len(span)), where=ranked.size > 1)
     along = (low - high) - (ranked.above + 1) * span  # Σ j/i
     found = ranked.up / ranked.size * ((ranked.after(ranked.up) + 1) * span + more * along)
-    return _over(ranked.sums(found), np.minimum(_positives(ranked), top))
+    return over(ranked.sums(found), np.minimum(_positives(ranked), top))
 
 
 def sampled_recall(ranked: Rankings, negatives: int = 99) -> Floats:
@@ -141,7 +139,7 @@ def sampled_recall(ranked: Rankings, negatives: int = 99) -> Floats:
     either = np.exp(_log_choose(down + below + 1, drawn + 1) - log_all)
     chance = (either - np.exp(_log_choose(below, drawn + 1) - log_all)) / (down + 1)
     found = ranked.sums(ranked.up * chance)
-    return _over(found, np.where(others > 0, ranked.sums(ranked.up), 0))
+    return over(found, np.where(others > 0, ranked.sums(ranked.up), 0))
 
 
 def lists_judged(ranked: Rankings) -> int:
@@ -188,11 +186,4 @@ def _log_choose(n: Ints, k: Ints) -> Floats:
     fits = k <= n
     inside = np.where(fits, k, 0)
     out: Floats = np.where(fits, log[n] - log[inside] - log[n - inside], -math.inf)
-    return out
-
-
-def _over(found: Floats, possible: NDArray[Any]) -> Floats:
-    """found / possible, NaN where nothing is possible."""
-    out = np.full(len(found), np.nan)
-    np.divide(found, possible, out=out, where=possible > 0)
     return out

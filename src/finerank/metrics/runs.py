@@ -42,6 +42,12 @@ def sums(codes: Ints, values: Floats, count: int) -> Floats:
     return np.asarray(np.bincount(codes, values, count), dtype=np.float64)
 
 
+def over(above: NDArray[Any], below: NDArray[Any]) -> Floats:
+    """above / below, NaN where below is not above 0."""
+    out: Floats = np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)
+    return out
+
+
 # ------------------------------------------------------------------------------------------------ all rows
 
 
