@@ -16,9 +16,12 @@ from finerank.data.overlap import row_hashes
 from finerank.data.source import collect, scan
 from finerank.errors import UserError, nearest
 from finerank.propose.features import guess_feature
-from finerank.propose.guess import NAMES, Guess, check_time, find_moments, find_role, mean, task_kind, time_unit
+from finerank.propose.guess import NAMES, Guess, Role, check_time, find_moments, find_role, mean, task_kind, time_unit
 from finerank.propose.history import event_history, joined_history
 from finerank.typed import to_toml
+
+ROLES: tuple[Role, ...] = ("label", "request", "user", "time")
+"""What a column may be besides an input."""
 
 LOOKED_AT = 200_000
 """Rows that are looked at; a recipe is a proposal, the fit sees all of them."""
@@ -62,7 +65,7 @@ def propose(
             raise UserError(f"--{role} {column}: no such column; {nearest(column, frame.columns)}")
     if given.time is not None:
         check_time(frame[given.time])
-    roles = {role: find_role(frame, role, getattr(given, role)) for role in ("label", "request", "user", "time")}
+    roles = {role: find_role(frame, role, getattr(given, role)) for role in ROLES}
     if roles["label"] is None:
         texts = _labels_of_text(frame) or _of_yes_and_no(frame)  # which --label would refuse
         raise UserError(
@@ -75,13 +78,13 @@ def propose(
     if given.label is not None:
         kind, why = task_kind(label)
         roles["label"] = (given.label, why)
-    keys = {role: found[0] for role, found in roles.items() if found is not None and role != "label"}
+    keys: dict[str, str] = {role: found[0] for role, found in roles.items() if found is not None and role != "label"}
     taken = {found[0]: (role, found[1]) for role, found in roles.items() if found is not None}
     guesses = []
     for column in frame.get_columns():
         if column.name in taken:
             role, why = taken[column.name]
-            guesses.append(Guess(column.name, role, why))  # type: ignore[arg-type]
+            guesses.append(Guess(column.name, role, why))
         else:
             guesses.append(guess_feature(frame, column, label, keys))
     user = keys.get("user")
