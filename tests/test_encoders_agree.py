@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finerank.data.encode import Fitter, canonical_series, distinct_lists, encode_block, encode_ids
+from finerank.data.encode import Fitter, canonical_series, distinct_lists, encode_block
 from finerank.data.tally import quantile_cuts
 from finerank.errors import UserError
 from finerank.runtime.blocks import Block
@@ -352,12 +352,8 @@ def test_vocabulary_symbols_and_counts() -> None:
 def test_one_and_one_point_nought_are_one_value_but_texts_are_not() -> None:
     encoder, _ = one(Categorical(name="c", level="candidate"), [1, 2, 1])
     assert ids(encoder, c=[1, 1.0, "1", np.int8(1), "01", "1.0", True]) == [3, 3, 3, 3, OOV, OOV, OOV]
-    assert encode_ids(encoder, encoder.schema.feature("c"), pl.Series([1.0, 2.0, -0.0, 1.5])).tolist() == [
-        3,
-        4,
-        OOV,
-        OOV,
-    ]
+    bulk = encode_block(encoder, "candidate", pl.DataFrame({"c": [1.0, 2.0, -0.0, 1.5]}))
+    assert bulk.ids[:, 0].tolist() == [3, 4, OOV, OOV]
 
 
 def test_hashed_symbols_are_the_hash_of_the_table_and_fields_map_apart() -> None:
@@ -403,7 +399,10 @@ def test_cross_is_missing_if_a_part_is_and_joins_canonical_texts() -> None:
     known = FIRST + hash64("k", "1\x02x") % 10**6
     assert ids(encoder, a=[1, 1.0, "1", None, 1], b=["x", "x", "x", "x", ""]) == [known] * 3 + [MISSING] * 2
     struct = pl.DataFrame({"b": ["x"], "a": [1]}).to_struct("k")  # by name, whatever the order
-    assert encode_ids(encoder, cross, struct).tolist() == [known]
+    fitter = Fitter(encoder.schema)
+    fitter.add(cross, struct)
+    fitter.finish()
+    assert np.flatnonzero(fitter.counts["k"]).tolist() == [known]
 
 
 def test_numeric_transforms_by_hand() -> None:

@@ -22,7 +22,7 @@ from finerank.data.columns import ColumnWriter, block_arrays, narrow
 from finerank.data.fit import Fitter as Fitter
 from finerank.data.fit import Known, Occurrences, rows_at, whole
 from finerank.data.scratch import Pile, Scratch
-from finerank.data.staged import Column, Columns, Entries, Ids, Numbers, Rows, columns_of, distinct, staged
+from finerank.data.staged import Column, Entries, Ids, Numbers, Rows, distinct, staged
 from finerank.data.staged import canonical_series as canonical_series
 from finerank.data.tally import hashed, packed
 from finerank.data.texts import dictionary
@@ -167,7 +167,10 @@ class BlockEncoder:
             elif isinstance(feature, Numeric):
                 assert isinstance(column, Numbers)
                 source = range(at.start, at.stop) if isinstance(rows, slice) else rows
-                place = lambda i, name=feature.name, source=source: f"feature {name!r}, row {source[i]}"  # noqa: E731
+
+                def place(i: int, name: str = feature.name, source: range | Int64s = source) -> str:
+                    return f"feature {name!r}, row {source[i]}"
+
                 for number in self.encoder.number_columns(feature, column.read(rows), place):
                     numbers[:, j] = number
                     j += 1
@@ -198,21 +201,6 @@ class BlockEncoder:
     def lists(self, index: Mapping[str, Int64s]) -> dict[str, Lists[NDArray[Any]]]:
         """The list columns, after all blocks. index: of all rows [n]."""
         return {name: lists.close(index[name]) for name, lists in self._lists.items()}
-
-
-def encode_ids(encoder: Encoder, feature: Feature, series: Columns, grow: bool = False) -> Int64s:
-    """The symbols of a single-id feature's column: int64 [n]. series, grow: as in `Fitter.add`, `encode_block`."""
-    column = staged(feature, columns_of(feature, series), Scratch())
-    if isinstance(column, Numbers):
-        assert isinstance(feature, Bucketed)
-        return encoder.cuts(feature).bucket(column.read(slice(None)))
-    assert isinstance(column, Ids)
-    codes, table = column.codes(slice(None)), encoder.table(feature)
-    if grow and isinstance(table, GrowingTable):
-        found = Occurrences(column.size, True)
-        found.add(column, slice(0, len(codes)), np.ones(len(codes), dtype=bool))
-        table.extend(column.texts(found.used()).to_list())
-    return symbols_of(encoder, feature, column, None)[codes]
 
 
 def symbols_of(encoder: Encoder, feature: Feature, column: Ids, known: Known | None) -> Int64s:
