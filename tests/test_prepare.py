@@ -772,9 +772,17 @@ NONE = Split(validation=0, test=0)
             None,
             Keys(sequence="t"),
             NONE,
-            "samples: column 't' is Float64 or has nulls; accepted: whole",
+            "samples: column 't' is Float64 or has nulls or .*; accepted: whole",
         ),
         (PLAIN, {"t": [1, None]}, None, Keys(sequence="t"), NONE, "samples: column 't' is Int64 or has nulls"),
+        (
+            PLAIN,
+            {"t": pl.Series([1, 2**63], dtype=pl.UInt64)},
+            None,
+            Keys(sequence="t"),
+            NONE,
+            r"samples: column 't' is UInt64 or has nulls or numbers from 2\^63 on; accepted: whole",
+        ),
         (PLAIN, {"u": [[1], [2]]}, None, Keys(user="u"), NONE, r"column 'u': got a column of List\(Int64\)"),
         # histories
         (

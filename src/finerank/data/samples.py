@@ -17,7 +17,7 @@ from finerank.data.labels import label_columns, labels_of
 from finerank.data.lists import joined_events, list_events
 from finerank.data.overlap import row_hashes
 from finerank.data.scratch import Array, Int64s, Pile, Scratch
-from finerank.data.source import TimeUnit, blocks, microseconds
+from finerank.data.source import TimeUnit, blocks, microseconds, whole_numbers
 from finerank.data.split import NAMES, Split
 from finerank.data.staged import Column, Ids, canonical_series, column_for
 from finerank.data.texts import INT64, dictionary
@@ -150,7 +150,7 @@ class Samples:
             take([at], lambda block, _: time.append(microseconds(block[at], keys.time_unit, "samples")))
         if keys.sequence is not None:
             place = keys.sequence
-            take([place], lambda block, _: sequence.append(_whole_numbers(block[place], "samples")))
+            take([place], lambda block, _: sequence.append(whole_numbers(block[place], "samples")))
         if split.by == "column":
             take([split.column], lambda block, _: part.append(_parts(block[split.column])))
         if split.by == "column" and self.known:
@@ -192,12 +192,6 @@ def request_keys(column: pl.Series) -> tuple[Int64s, Int64s]:
         values = column.cast(pl.Int64).fill_null(0).to_numpy()
         return values, np.zeros(len(values), dtype=np.int64)
     return column.hash(0).to_numpy().view(np.int64), column.hash(1).to_numpy().view(np.int64)
-
-
-def _whole_numbers(column: pl.Series, where: str) -> Int64s:
-    if not column.dtype.is_integer() or column.null_count():
-        raise UserError(f"{where}: column {column.name!r} is {column.dtype} or has nulls; accepted: whole numbers")
-    return column.cast(pl.Int64).to_numpy()
 
 
 def _parts(column: pl.Series) -> Array:
@@ -292,16 +286,14 @@ class LogPast:
         history, keys = self.history, self.keys
 
         def add(block: pl.DataFrame, start: int) -> None:
+            # by canonical text, as everywhere: 1, 1.0 and "1" are one value
             keep = canonical_series(block[str(keys.user)]).is_not_null()
-            for (
-                column,
-                value,
-            ) in history.where.items():  # by canonical text, as everywhere: 1, 1.0 and "1" are one value
+            for column, value in history.where.items():
                 keep &= (canonical_series(block[column]) == canonical(value)).fill_null(False)
             kept = np.flatnonzero(keep.to_numpy())
             sequence = start + kept
             if keys.sequence is not None:
-                sequence = _whole_numbers(block[keys.sequence], "events")[kept]
+                sequence = whole_numbers(block[keys.sequence], "events")[kept]
             if len(kept) < block.height:
                 block = block[kept]
             time = microseconds(block[str(keys.time)], keys.time_unit, "events")

@@ -213,5 +213,15 @@ def microseconds(column: pl.Series, unit: TimeUnit, where: str) -> np.ndarray:
     )
 
 
+def whole_numbers(column: pl.Series, where: str) -> np.ndarray:
+    """A column of whole numbers as int64 [n]. Raises UserError for anything else, and for one that lacks some."""
+    values = column.cast(pl.Int64, strict=False) if column.dtype.is_integer() else column.clear(1)
+    if values.null_count():
+        raise UserError(
+            f"{where}: column {column.name!r} is {column.dtype} or has nulls or numbers from 2^63 on; accepted: whole numbers"
+        )
+    return values.to_numpy()
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

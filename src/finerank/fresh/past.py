@@ -15,7 +15,7 @@ from finerank.data.encode import canonical_series, encode_block
 from finerank.data.events import EventTable, ListTable
 from finerank.data.lists import list_events
 from finerank.data.prepare import Keys
-from finerank.data.source import collect, microseconds
+from finerank.data.source import collect, microseconds, whole_numbers
 from finerank.errors import UserError
 from finerank.runtime.encoder import Encoder
 from finerank.runtime.fields import fields_of
@@ -64,7 +64,7 @@ def _table(
     for column, value in history.where.items():  # by canonical text, as everywhere: 1, 1.0 and "1" are one value
         keep &= (canonical_series(frame[column]) == canonical(value)).fill_null(False)
     kept = np.flatnonzero(keep.to_numpy())
-    sequence = whole(frame, keys.sequence, "events") if keys.sequence else np.arange(frame.height)
+    sequence = whole_numbers(frame[keys.sequence], "events") if keys.sequence else np.arange(frame.height)
     part = frame[kept]
     time = microseconds(part[str(keys.time)], keys.time_unit, "events")
     known_at = time + round(history.delay * 1_000_000)
@@ -86,14 +86,6 @@ def codes(names: pl.Series, users: pl.DataFrame) -> np.ndarray:
     """int64 [n]: the code of each user, -1 for one without events or name."""
     joined = pl.DataFrame({"user": names.cast(pl.String)}).join(users, on="user", how="left", maintain_order="left")
     return joined["code"].fill_null(-1).to_numpy()
-
-
-def whole(frame: pl.DataFrame, column: str, where: str) -> np.ndarray:
-    """A column of whole numbers as int64 [n]; UserError for anything else."""
-    values = frame[column]
-    if not values.dtype.is_integer() or values.null_count():
-        raise UserError(f"{where}: column {column!r} is {values.dtype} or has nulls; accepted: whole numbers")
-    return values.cast(pl.Int64).to_numpy()
 
 
 def from_lists(encoder: Encoder, history: History, heads: pl.DataFrame, rows: np.ndarray) -> tuple[ListTable, Slices]:

@@ -21,9 +21,9 @@ from finerank.data.builder import BatchBuilder
 from finerank.data.dataset import Dataset, Slices
 from finerank.data.encode import canonical_series, encode_block
 from finerank.data.events import EventTable, ListTable
-from finerank.data.source import collect, microseconds
+from finerank.data.source import collect, microseconds, whole_numbers
 from finerank.errors import UserError, nearest
-from finerank.fresh.past import Log, codes, from_lists, whole
+from finerank.fresh.past import Log, codes, from_lists
 from finerank.run import Run
 from finerank.runtime.fields import fields_of
 from finerank.training.evaluate import predict
@@ -105,7 +105,7 @@ class FreshScorer:
             found = frame.select(keys.request).join(standing, on=keys.request, how="left", maintain_order="left")
             sequence = found["·standing"].to_numpy()
         elif keys.sequence and self.by_position:
-            sequence = whole(frame, keys.sequence, "samples")
+            sequence = whole_numbers(frame[keys.sequence], "samples")
         order = np.argsort(request, kind="stable")
         starts = np.flatnonzero(np.diff(request[order], prepend=-1))
         heads, sizes = order[starts], np.diff(starts, append=len(order))
@@ -175,7 +175,7 @@ class FreshScorer:
         if not (self.by_position and self.keys.request and self.keys.sequence):
             return None
         frame = collect(samples, [self.keys.request, self.keys.sequence], "samples")
-        whole(frame, self.keys.sequence, "samples")
+        whole_numbers(frame[self.keys.sequence], "samples")
         return frame.group_by(self.keys.request).agg(pl.col(self.keys.sequence).min().cast(pl.Int64).alias("·standing"))
 
 
