@@ -281,9 +281,8 @@ class BatchBuilder:
         block, _ = table.gather(drawn)
         if has_age(columns):
             block = with_age(block, np.full(len(drawn), PADDING, dtype=np.int64))
-        block.ids[history.positions.numpy() == 0] = (
-            PADDING  # nothing comes before a first event, so nothing predicts it
-        )
+        # nothing comes before a first event, so nothing predicts it
+        block.ids[history.positions.numpy() == 0] = PADDING
         return self._block(columns, block)
 
 

@@ -129,9 +129,8 @@ class ColumnWriter:
                     f"column {name!r}: {rows.dtype} {list(rows.shape)}; accepted: [n] or [n, F] of numbers or text"
                 )
             if name not in self._streams:
-                safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[
-                    :100
-                ]  # numbered: two names may look the same when made safe
+                # numbered: two names may look the same when made safe
+                safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:100]
                 self._streams[name] = _Stream(self._partial / f"{len(self._streams):02d}.{safe}.npy", rows)
             self._streams[name].append(name, rows)
 

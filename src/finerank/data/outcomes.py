@@ -348,9 +348,8 @@ def _returning(source: _Source, label: Retention, utc_offset: float) -> pl.DataF
     asked = rows.select("row", "key 0").with_columns(day=pl.Series(day + label.first)).sort("day", maintain_order=True)
     back = asked.join_asof(active, on="day", by="key 0", strategy="forward", check_sortedness=False).sort("row")
     returned = (back["found"] <= pl.Series(day + label.last)).fill_null(False).cast(pl.Int8)
-    over = pl.Series(
-        day + label.last < _day(np.array([source.snapshot + 1]), utc_offset)[0]
-    )  # all of that day is known
+    # all of that day is known
+    over = pl.Series(day + label.last < _day(np.array([source.snapshot + 1]), utc_offset)[0])
     known = over & rows["key 0"].is_not_null()
     return pl.DataFrame({label.name: _where(known, returned)})
 

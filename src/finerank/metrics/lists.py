@@ -79,9 +79,8 @@ def reciprocal_rank(ranked: Rankings) -> Floats:
     [0.8333]
     """
     judged = ranked.spread(_positives(ranked)) > 0
-    first = np.flatnonzero(
-        judged & (ranked.up > 0) & (ranked.after(ranked.up) == 0)
-    )  # [G'] each list's best run with a positive
+    # [G'] each list's best run with a positive
+    first = np.flatnonzero(judged & (ranked.up > 0) & (ranked.after(ranked.up) == 0))
     size, up, above = ranked.size[first], ranked.up[first], ranked.above[first]
     places = size - up + 1  # where in its run the first positive may stand
     run = np.repeat(np.arange(len(first)), places)
