@@ -378,7 +378,7 @@ def test_youtube_candidates_needs_a_choice() -> None:
     number = replace(made.schema, tasks=(Task(name="click", kind="regression"),))
     with pytest.raises(UserError, match=r"task 'click' is a regression; accepted: a binary task as the first"):
         model_of(youtube(), replace(made, schema=number))
-    with pytest.raises(UserError, match=r"hidden = \[\], drawn = 100; accepted"):
+    with pytest.raises(UserError, match=r"hidden = \[\]; accepted: at least one layer, each of at least 1 neuron"):
         registry.parse(youtube(hidden=[]))
 
 
