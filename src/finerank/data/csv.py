@@ -8,7 +8,10 @@ without a word (`data.lines`).
 from __future__ import annotations
 
 import mmap
+import os
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
 
@@ -17,7 +20,6 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.io.plugins import register_io_source
 
-from finerank.data import threads
 from finerank.data.lines import refuse_encoding, refuse_ragged
 from finerank.kernels import csv as loops
 
@@ -26,6 +28,8 @@ BYTES = 1 << 22
 
 Piece: TypeAlias = tuple[NDArray[np.uint8], int]
 """Bytes, and how many of them are whole lines: see `kernels.csv.read`."""
+
+THREADS = min(4, os.cpu_count() or 1)
 
 
 def numbered(path: Path, separator: str, names: list[str], text: Collection[str], looked_at: int) -> pl.Schema | None:
@@ -65,7 +69,7 @@ def quick(frame: pl.LazyFrame, paths: Sequence[Path], separator: str) -> pl.Lazy
         """What Polars asks of a source: these columns, of the first rows, those of them that a predicate holds for."""
         wanted = schema.names() if columns is None else columns
         try:
-            parts = _rows(frame, file, wanted, threads.THREADS if rows is None else 0, lambda: check(rows))
+            parts = _rows(frame, file, wanted, THREADS if rows is None else 0, lambda: check(rows))
             for part in _first(parts, rows):
                 yield part if predicate is None else part.filter(predicate)
         except pl.exceptions.ComputeError as error:
@@ -112,12 +116,19 @@ class _File:
     def __init__(self, path: Path, separator: str, schema: pl.Schema) -> None:
         self.path, self.separator, self.schema = path, separator, schema
 
-    def blocks(self, columns: list[str], ahead: int = threads.THREADS) -> Iterator[pl.DataFrame | None]:
+    def blocks(self, columns: list[str], ahead: int = THREADS) -> Iterator[pl.DataFrame | None]:
         """These columns, a block of lines at a time; None: from here on the lines are not plain.
 
         ahead   how many blocks are read before they are asked for
         """
-        yield from threads.ahead(lambda piece: self.read(piece, columns), self.pieces(), ahead)
+        waiting: deque[Future[pl.DataFrame | None]] = deque()
+        with ThreadPoolExecutor(THREADS) as pool:
+            for piece in self.pieces():
+                waiting.append(pool.submit(self.read, piece, columns))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
 
     def pieces(self) -> Iterator[Piece | None]:
         """The lines behind the header, some at a time; None: the header is not plain, or is of another file."""

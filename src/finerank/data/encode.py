@@ -26,7 +26,6 @@ from finerank.data.staged import Column, Entries, Ids, Numbers, Rows, distinct, 
 from finerank.data.staged import canonical_series as canonical_series
 from finerank.data.tally import hashed, packed
 from finerank.data.texts import dictionary
-from finerank.data.threads import THREADS, ahead, side_by_side
 from finerank.errors import UserError, nearest
 from finerank.kernels import ids as loops
 from finerank.runtime.blocks import Block, Lists
@@ -110,9 +109,11 @@ class BlockEncoder:
                 table = None if isinstance(columns[field.feature.name], Numbers) else encoder.table(field.feature)
                 if isinstance(table, GrowingTable):
                     _grow(table, field, columns[field.feature.name], n, index, scratch, known)
-        ids = {f.name: (f.feature, column) for f in self.fields if isinstance(column := columns[f.feature.name], Ids)}
-        symbols = side_by_side(lambda of: symbols_of(encoder, *of, known), ids.values())
-        self._symbols = dict(zip(ids, symbols, strict=True))
+        self._symbols = {
+            field.name: symbols_of(encoder, field.feature, column, known)
+            for field in self.fields
+            if isinstance(column := columns[field.feature.name], Ids)
+        }
         self._lists = {
             field.name: _ListEncoder(encoder, field, column, known, scratch, dtype, one=n <= scratch.block)
             for field in self.fields
@@ -184,14 +185,12 @@ class BlockEncoder:
         """All blocks, as columns of the names that `block_arrays` gives."""
         like = self.empty()
         out.append(block_arrays(like, prefix))
-        rooms = [self._room(min(FINE, self.n)) for _ in range(THREADS + 1)]  # as many as `ahead` keeps alive
-
-        def filled(i: int) -> tuple[NDArray[Any], NDArray[np.float32]]:
-            at = slice(i * FINE, min((i + 1) * FINE, self.n))
-            return self._plain(at, *(room[: at.stop - at.start] for room in rooms[i % len(rooms)]))
-
-        for ids, numbers in ahead(filled, range(-(-self.n // FINE))):
-            out.append({f"{prefix}ids": ids, f"{prefix}numbers": numbers})
+        ids, numbers = self._room(min(FINE, self.n))
+        for start in range(0, self.n, FINE):
+            at = slice(start, min(start + FINE, self.n))
+            n = at.stop - at.start
+            self._plain(at, ids[:n], numbers[:n])
+            out.append({f"{prefix}ids": ids[:n], f"{prefix}numbers": numbers[:n]})
         for at in self.scratch.pieces(self.n if self._lists else 0):
             out.append({f"{prefix}{name}.index": rows for name, rows in self._index(at).items()})
         lists = self.lists({name: column.index for name, column in like.lists.items()})  # no index: it is written

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from finerank.data.scratch import Pile, Scratch
 from finerank.data.staged import Column, Columns, Entries, Ids, Numbers, Rows, columns_of, staged
 from finerank.data.tally import CutsTally, Moments, Ranks, TextTally
-from finerank.data.threads import side_by_side
 from finerank.errors import UserError
 from finerank.kernels import ids as loops
 from finerank.runtime.encoder import Encoder
@@ -113,10 +112,7 @@ class Fitter:
     def count(
         self, feature: Feature, column: Column, weights: NDArray[Any], index: Int64s | None, scratch: Scratch
     ) -> None:
-        """`add` of a staged column. weights: integers [n] of the rows that `index` names (None: of all, in order).
-
-        Features of different tables may be counted side by side.
-        """
+        """`add` of a staged column. weights: integers [n] of the rows that `index` names (None: of all, in order)."""
         if isinstance(column, Numbers):
             self._count_numbers(feature, column, weights, index, scratch)
         elif isinstance(column, Entries):
@@ -181,14 +177,10 @@ class Fitter:
     def finish(self) -> Encoder:
         """The encoder. A table that was given no values has the three reserved symbols only (a cut one: one bucket)."""
         tables: dict[str, SymbolTable] = {}
-        for name, (table, counts, known) in zip(self._specs, side_by_side(self._fitted, self._specs), strict=True):
-            tables[name], self.counts[name] = table, counts
-            if known is not None:
-                self.known[name] = known
+        for name, spec in self._specs.items():
+            if spec.encoding == "cuts":
+                tables[name], self.counts[name] = self._cuts[name].fit(name, spec)
+            else:
+                tables[name], self.counts[name], self.known[name] = self._texts[name].fit(name, spec)
         numbers = {f.name: self._numbers[f.name].fit(f) for f in self.schema.features if isinstance(f, Numeric)}
         return Encoder(self.schema, tables, numbers)
-
-    def _fitted(self, name: str) -> tuple[SymbolTable, Int64s, pl.Series | None]:
-        """The table, how often each symbol occurs, and the texts of a table of texts."""
-        spec = self._specs[name]
-        return (*self._cuts[name].fit(name, spec), None) if name in self._cuts else self._texts[name].fit(name, spec)

@@ -35,11 +35,10 @@ from finerank.data.samples import Keys as Keys
 from finerank.data.samples import LogPast, Samples, no_log, read_events, refuse_strangers
 from finerank.data.scratch import BLOCK, Array, Pile, Scratch, total
 from finerank.data.split import NAMES, TRAIN, Split, assign
-from finerank.data.threads import side_by_side
 from finerank.errors import UserError
 from finerank.kernels.arrow import forget
 from finerank.runtime.hashing import hash_texts
-from finerank.schema import Feature, Schema, table_of
+from finerank.schema import Schema
 
 
 def prepare(
@@ -148,20 +147,11 @@ def _prepared(
 
     progress("fit")
     in_training = requests.spread(scratch.made(len(weight), lambda at: weight[at] > 0, bool), scratch)
-
-    def count(features: Sequence[Feature]) -> None:
-        for feature in features:
-            column = samples.columns[feature.name]
-            if feature.level == "request":
-                fitter.count(feature, column, weight, requests.rows_of_heads, scratch)
-            else:
-                fitter.count(feature, column, in_training, requests.rows, scratch)
-
-    of_tables: dict[str, list[Feature]] = {}
     for feature in schema.features:
-        if feature.level != "event":
-            of_tables.setdefault(table_of(feature) or feature.name, []).append(feature)
-    side_by_side(count, of_tables.values())
+        if feature.level == "request":
+            fitter.count(feature, samples.columns[feature.name], weight, requests.rows_of_heads, scratch)
+        elif feature.level == "candidate":
+            fitter.count(feature, samples.columns[feature.name], in_training, requests.rows, scratch)
     encoder = fitter.finish()
 
     progress("encode")
