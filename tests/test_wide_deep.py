@@ -189,10 +189,21 @@ def test_two_optimisers_step_together(world: Dataset) -> None:
     with torch.no_grad():
         trainer.model.eval()
         error = (torch.sigmoid(trainer.model(batch).logits) - batch.labels)[:, 0].double().numpy()
+    plain = trainer_of(world).model  # the same weights, whose gradients of the summed loss say where AdaGrad goes
+    for tables in plain.embeddings().values():
+        tables.sparse = False
+    logits, labels = plain(batch).logits, batch.labels
+    torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum").backward()  # type: ignore[no-untyped-call]
     before = {name: t.detach().clone() for name, t in trainer.model.state_dict().items()}
     trainer.train_step(step)
     moved = {n for n, t in trainer.model.state_dict().items() if not torch.equal(t, before[n])}
     assert {*wide, deep, "interactions.1.towers.0.first.weight", "head.bias"} <= moved
+
+    for name, parameter in plain.named_parameters():
+        if name not in wide and parameter.grad is not None:
+            g = parameter.grad
+            expected_t = before[name] - 0.05 * g / (0.1 + g.square()).sqrt()
+            torch.testing.assert_close(trainer.model.state_dict()[name], expected_t, rtol=1e-4, atol=1e-5)
 
     (name,) = wide
     tables = trainer.model.embeddings()[name]

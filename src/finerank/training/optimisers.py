@@ -82,6 +82,7 @@ class Optimisers:
         apart = self.tables.keys() | self.gates.keys()
         self.dense_parameters = {n: p for n, p in model.named_parameters() if n not in apart}
         self.dense = dense_optimiser(options.dense, list(self.dense_parameters.values()))
+        self.dense_summed = isinstance(options.dense, Adagrad)  # as `RowOptimizer.summed`
         self.rates = {n: row.lr for n, row in self.rows.items() if row.scheduled}
         # which rows changed since the last checkpoint
         self.changed = {
@@ -122,6 +123,10 @@ class Optimisers:
             gates.step()
         if self.options.clip is not None:
             nn.utils.clip_grad_norm_(self.dense_parameters.values(), self.options.clip)
+        if self.dense_summed:
+            for parameter in self.dense_parameters.values():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(count)
         self.dense.step()
         self.dense.zero_grad(set_to_none=True)
 

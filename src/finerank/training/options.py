@@ -62,9 +62,9 @@ class FTRL:
 
 @dataclass(frozen=True, kw_only=True)
 class Adagrad:
-    """Adagrad per coordinate.
+    """Adagrad per coordinate, by the sum of a step's rows.
 
-    initial_accumulator  of the sum of squared gradients; above 0 the first steps are smaller
+    initial_accumulator  of the sum of squared gradients; above 0 the first steps are smaller, 0 makes it blind to their scale
     """
 
     kind: ClassVar[str] = "adagrad"

@@ -272,8 +272,11 @@ class RowAdagrad(RowOptimizer):
     """Adagrad: n <- n + g², w <- w - lr g/(√n + eps). Duchi et al., JMLR 2011. Equals the dense rule on every batch.
 
     lr                   default .01; tables often like .05
-    initial_accumulator  n at the start; .1 tames the first steps
+    initial_accumulator  n at the start: above 0 it tames the first steps. It is on the scale of the sum of a step's rows, as
+                         papers and other systems give it, some for one row a step; 0 makes n blind to the scale
     """
+
+    summed: ClassVar[bool] = True
 
     def __init__(self, weight: Tensor, lr: float = 0.01, initial_accumulator: float = 0.0, eps: float = 1e-10) -> None:
         self._require(initial_accumulator >= 0, f"initial_accumulator {initial_accumulator}", "a number of at least 0")
