@@ -10,8 +10,8 @@ but the crosses and reads the numbers. In the paper each branch has an optimiser
     dense = {kind = "adagrad", lr = 0.05, initial_accumulator = 0.1}   # ... and its layers
 
 Both read the sum of a step's rows, which such settings are meant for (`training.row_optim`). Numbers are not in the wide
-branch: it then has no weight that is not a row of FTRL's. The paper cuts numbers into their quantiles (`kind = "bucketed"`), which
-makes ids of them.
+branch: it then has no weight that is not a row of FTRL's. The paper cuts numbers into their quantiles (`kind = "bucketed"`),
+which makes ids of them.
 """
 
 from __future__ import annotations
