@@ -92,7 +92,8 @@ class SGD:
 class MiniBatchAware:
     """DIN's regulariser of tables (section 5.1): only rows in the batch, the rarer the stronger.
 
-    strength  lambda; the paper's .01
+    strength  lambda; the paper's .01, for batches of single rows. What a request of N rows has in common (its user, its past)
+              pays 1/N as much here, for its rows come together
     """
 
     kind: ClassVar[str] = "mini_batch_aware"
@@ -201,7 +202,9 @@ class Sampling:
                  shorter
     task         whose negatives and positives; left out: the first binary task
     correction   logit: the loss knows the share, so the model's scores need no correction anywhere · weights: a kept
-                 negative weighs 1 / negatives · none: scores are off by log(negatives), the order of rows is not
+                 negative weighs 1 / negatives, and a step's loss, which divides by the rows that are there, is the larger
+                 the more are left out: mind the rate of SGD, clip and what penalties weigh beside it · none: scores are off
+                 by log(negatives), the order of rows is not
     hot_items    thin out the positives of popular items
     recalibrate  fit a line through each head's logits on the validation rows when training is over, and keep it in the model
                  (always done with hot_items)

@@ -31,6 +31,10 @@ class MiniBatchAware:
     same whether it is rare or frequent, and rare rows, which overfit, pay most per visit. With an adaptive optimiser
     the term is rescaled with the gradient; it is not a decoupled decay.
 
+    The paper's batches are of single rows. Ours have requests whole, and what the N rows of one share (the user, the past)
+    counts N times and pays once: over an epoch 1/N of what the paper charges. Rows that are left out of training
+    (`training.sampling`) count too and do not pay.
+
     strength  .01 in the paper (with 5,000 rows a batch and D = 12); 0 switches it off
     counts    [V] how often each row occurs in all training rows, histories and candidates together
               (`FittedTable.counts`); kept as float32 on the given device
