@@ -300,3 +300,16 @@ def test_every_named_optimiser_learns_a_table_through_autograd() -> None:
             assert leaf.grad is not None
             optimiser.step(rows, leaf.grad)
         assert float((table.detach()[:, 0] - truth).abs().max()) < 0.05, options.kind
+
+
+def test_adagrad_of_sums_with_a_start_times_the_square_is_adagrad_of_means() -> None:
+    """How a start that was published for the mean of 128 rows is carried over."""
+    means, sums = torch.zeros(5, 2), torch.zeros(5, 2)
+    of_means, of_sums = RowAdagrad(means, 0.05, 0.1), RowAdagrad(sums, 0.05, 0.1 * 128**2)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        grad = torch.randn(5, 2, generator=draw)
+        of_means.step(torch.arange(5), grad)
+        of_sums.step(torch.arange(5), 128 * grad)
+    assert torch.allclose(means, sums, rtol=1e-6, atol=0)
+    assert float(means.abs().max()) > 0.01
