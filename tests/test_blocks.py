@@ -6,6 +6,7 @@ import errno
 import os
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from finerank.data import histories
 from finerank.data import scratch as scratch_module
 from finerank.data.dataset import Dataset
+from finerank.data.histories import PastOfLists
 from finerank.data.prepare import prepare
 from finerank.data.samples import Keys
 from finerank.data.scratch import Pile, Scratch, total
@@ -234,6 +236,26 @@ def test_ages_are_counted_a_block_of_events_at_a_time(
         slices = data.slices[history.name]
         seen = data.spread(data.requests_of("train"), (slices.end - slices.start)[data.requests_of("train")])
         assert data.fitted.tables[f"{history.name}.age"].counts.sum() == seen.sum() > len(of_training) / 2
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_memory_of_lists_follows_the_block_and_not_their_length(shuffled: bool) -> None:
+    """A block of requests may have a thousand times as many events: they are written out a block of events at a time."""
+    n, length, block = 1_000, 2_000, 10_000
+    history = History(name="past", fields=("item",), lists={"item": "past"}, max_length=length // 2)
+    heads = np.arange(n)[::-1].copy() if shuffled else np.arange(n)
+    given: Any = SimpleNamespace(history=history, columns={}, lengths=np.full(n, length))
+    requests: Any = SimpleNamespace(heads=heads, rows_of_heads=heads if shuffled else None)
+    tracemalloc.start()
+    past = PastOfLists(given, requests, Scratch(None, block))
+    seen = past._seen(np.arange(n) % 3, Scratch(None, block))
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak - held < 10 * 8 * block < seen.nbytes
+    assert (seen.reshape(n, 2, -1).max(axis=2) == np.column_stack([np.zeros(n), np.arange(n) % 3])).all()
+    if shuffled:
+        assert past.index is not None
+        assert (past.index.reshape(n, -1)[::-1].ravel() == np.arange(n * length)).all()
 
 
 def test_memory_of_bucketed_numbers_follows_the_distinct_ones() -> None:

@@ -6,7 +6,7 @@ E events · R requests
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,9 +149,19 @@ class PastOfLists(Past):
         if requests.rows_of_heads is not None:
             self.index = scratch.empty(self.events)
             ends = _running(past.lengths, scratch)  # of the rows' events, in the samples' order
-            for at in scratch.pieces(len(end)):
+            for at in self._pieces(scratch.block):
                 last = ends[requests.heads[at]]
                 self.index[self._here(at)] = flatten(last - self.lengths[at], last)[0]
+
+    def _pieces(self, block: int) -> Iterator[slice]:
+        """The requests, one piece after the other, of at most a block of requests and of events: lists may be long."""
+        end, start = self.slices.end, 0
+        while start < len(end):
+            before = int(end[start] - self.lengths[start])
+            fit = int(np.searchsorted(end[start : start + block], before + block, side="right"))
+            stop = start + max(1, fit)  # a list that is longer than a block is a piece of its own
+            yield slice(start, stop)
+            start = stop
 
     def _here(self, at: slice) -> slice:
         """The events of these requests."""
@@ -161,7 +171,7 @@ class PastOfLists(Past):
     def _seen(self, weight: Array, scratch: Scratch) -> Array:
         small = max((int(weight[at].max()) for at in scratch.pieces(len(weight))), default=0) < 128
         out = scratch.empty(self.events, np.int8 if small else np.int64)  # there are many events
-        for at in scratch.pieces(len(weight)):
+        for at in self._pieces(scratch.block):
             kept = self.slices.end[at] - self.slices.start[at]
             counts, times = self.lengths[at], weight[at]
             if (kept < counts).any():  # of a long list the oldest events are in no history
