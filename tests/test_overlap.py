@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import test_run
 import tiny
 
-from finerank.data.overlap import refuse_overlap
+from finerank.data.overlap import _shares, refuse_overlap
 from finerank.data.prepare import prepare
+from finerank.data.scratch import Scratch
 from finerank.data.split import Split
 from finerank.errors import UserError
 from finerank.recipe import Recipe
@@ -62,6 +64,25 @@ def test_without_users_equal_rows_may_be_two_impressions() -> None:
     refuse_overlap(rows, part, ["site"], known=False)
     with pytest.raises(UserError, match=r"validation are in train too, the first with \{'site': 1\}"):
         refuse_overlap(rows, part, ["site"], known=True)
+
+
+@pytest.mark.parametrize("block", [10, 1_000, 100_000])
+def test_shares_are_made_in_a_few_passes_whatever_the_block(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed = np.random.default_rng(0).integers(0, 2**63, 5_000).astype(np.uint64).repeat(2)
+    passed, pieces = [0], Scratch.pieces
+
+    def noted(scratch: Scratch, n: int) -> Any:
+        passed[0] += n
+        return pieces(scratch, n)
+
+    monkeypatch.setattr(Scratch, "pieces", noted)
+    shares = list(_shares(hashed, Scratch(None, block)))
+    assert passed[0] < 20 * len(hashed)
+    assert len(shares) == -(-len(hashed) // block)
+    assert np.array_equal(np.sort(np.concatenate(shares)), np.arange(len(hashed)))
+    for rows in shares:
+        assert (np.diff(rows) > 0).all()
+        assert (np.unique(hashed[rows], return_counts=True)[1] == 2).all()  # equal ones are in one share
 
 
 @pytest.fixture

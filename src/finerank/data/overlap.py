@@ -84,9 +84,10 @@ def row_hashes(columns: Sequence[pl.Series]) -> np.ndarray:
 def _shares(hashed: np.ndarray, scratch: Scratch) -> Iterator[np.ndarray]:
     """The rows, ascending, of one share of all hashes after the other: about a block of them each."""
     shares = -(-len(hashed) // scratch.block)
-    for share in range(shares):
-        found = [
-            at.start + np.flatnonzero((hashed[at] >> np.uint64(20)) % np.uint64(shares) == share)
-            for at in scratch.pieces(len(hashed))
-        ]
-        yield np.concatenate(found)
+    share = scratch.made(len(hashed), lambda at: (hashed[at] >> np.uint64(20)) % np.uint64(shares), np.int32)
+    order = scratch.order(share)  # once: to look for each share in all hashes would be a pass a block
+    counts = np.zeros(shares, dtype=np.int64)
+    for at in scratch.pieces(len(hashed)):
+        counts += np.bincount(share[at], minlength=shares)
+    for end, count in zip(np.cumsum(counts).tolist(), counts.tolist(), strict=True):
+        yield order[end - count : end]
