@@ -53,7 +53,7 @@ def assign(split: Split, time: np.ndarray, user: np.ndarray, names: np.ndarray |
             if share:
                 out[cut:] = code
     elif names is not None and len(names):
-        u = np.where(user >= 0, (names / 2.0**64)[user], 1.0)  # rows of nobody are for training
+        u = np.where(user >= 0, names[user] / 2.0**64, 1.0)  # rows of nobody are for training
         out[u < split.test + split.validation] = VALIDATION
         out[u < split.test] = TEST
     return out
