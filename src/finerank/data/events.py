@@ -54,11 +54,13 @@ def _search_within(values: Array, low: Ints, high: Ints, keys: Array, via: Array
     return low
 
 
-def coverage(starts: Array, ends: Array, weights: Array, events: int, scratch: Scratch = Scratch()) -> Ints:
+def coverage(starts: Array, ends: Array, weights: Array, events: int, scratch: Scratch | None = None) -> Ints:
     """How often each event occurs in the histories of rows: int64 [events].
 
     starts, ends  [R] slices into the sorted table; weights: int64 [R], for example the candidates of each request
+    scratch       where arrays of so many events lie; None: in memory
     """
+    scratch = scratch or Scratch()
     rises = scratch.full(events + 1, 0)  # up where a slice starts, down where it ends
     for at in scratch.pieces(len(starts)):
         np.add.at(rises, starts[at], weights[at])

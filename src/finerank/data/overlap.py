@@ -28,7 +28,7 @@ def refuse_overlap(
     columns: Sequence[str],
     known: bool,
     hashed: np.ndarray | None = None,
-    scratch: Scratch = Scratch(),
+    scratch: Scratch | None = None,
 ) -> None:
     """Raises UserError if rows of one part are in another.
 
@@ -36,7 +36,9 @@ def refuse_overlap(
     columns  what makes a row what it is
     known    whether equal rows are one and the same (see the module)
     hashed   `row_hashes` of these columns [N], if they are at hand; else the samples are read again, should they be needed
+    scratch  where arrays of so many rows lie; None: in memory
     """
+    scratch = scratch or Scratch()
     name = {code: name for name, code in NAMES.items()}
     rows = {code: sum(int((part[at] == code).sum()) for at in scratch.pieces(len(part))) for code in NAMES.values()}
     pairs = ((VALIDATION, TEST), (VALIDATION, TRAIN), (TEST, TRAIN))
