@@ -215,6 +215,16 @@ def test_runs_and_their_values_reach_over_blocks() -> None:
         assert scratch.spread(starts, np.array([10, 20, 30, 40])).tolist() == [10, 10, 20, 30, 40, 40]
 
 
+@pytest.mark.parametrize("block", [1, 2, 100])
+def test_running_sums_reach_over_blocks(block: int) -> None:
+    values, scratch = np.array([3, 0, -1, 5, 2]), Scratch(None, block)
+    assert scratch.running(values).tolist() == [3, 3, 2, 7, 9]
+    assert values[-1] == 2  # as before
+    assert scratch.running(values, out=values) is values
+    assert values.tolist() == [3, 3, 2, 7, 9]
+    assert scratch.running(values[:0]).tolist() == []
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 def test_ages_are_counted_a_block_of_events_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int

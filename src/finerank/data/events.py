@@ -65,11 +65,7 @@ def coverage(starts: Array, ends: Array, weights: Array, events: int, scratch: S
     for at in scratch.pieces(len(starts)):
         np.add.at(rises, starts[at], weights[at])
         np.subtract.at(rises, ends[at], weights[at])
-    level = 0
-    for at in scratch.pieces(events):
-        rises[at] = level + np.cumsum(rises[at])
-        level = int(rises[at.stop - 1])
-    return rises[:events]
+    return scratch.running(rises, out=rises)[:events]
 
 
 # ------------------------------------------------------------------------------------------------ one table

@@ -141,14 +141,14 @@ class PastOfLists(Past):
     def __init__(self, past: ListPast, requests: Requests, scratch: Scratch) -> None:
         self.history, self.columns = past.history, past.columns
         self.lengths = scratch.take(past.lengths, requests.heads)
-        end = _running(self.lengths, scratch)
+        end = scratch.running(self.lengths)
         longest = past.history.max_length
         start = scratch.made(len(end), lambda at: np.maximum(end[at] - self.lengths[at], end[at] - longest))
         self.slices, self.events = Slices(start, end, end), int(end[-1])
         self.index = None
         if requests.rows_of_heads is not None:
             self.index = scratch.empty(self.events)
-            ends = _running(past.lengths, scratch)  # of the rows' events, in the samples' order
+            ends = scratch.running(past.lengths)  # of the rows' events, in the samples' order
             for at in self._pieces(scratch.block):
                 last = ends[requests.heads[at]]
                 self.index[self._here(at)] = flatten(last - self.lengths[at], last)[0]
@@ -183,12 +183,3 @@ class PastOfLists(Past):
     def _write_events(self, folder: Path, made: BlockEncoder, scratch: Scratch) -> None:
         with ColumnWriter(folder) as out:
             made.write(out, EVENT)
-
-
-def _running(lengths: Int64s, scratch: Scratch) -> Int64s:
-    """int64 [n]: the sum of each and those before it."""
-    out, so_far = scratch.empty(len(lengths)), 0
-    for at in scratch.pieces(len(lengths)):
-        out[at] = so_far + np.cumsum(lengths[at])
-        so_far = int(out[at.stop - 1])
-    return out

@@ -84,6 +84,14 @@ class Scratch:
         """[n]: the values at these places."""
         return self.made(len(index), lambda at: values[index[at]], values.dtype)
 
+    def running(self, values: Int64s, out: Int64s | None = None) -> Int64s:
+        """int64 [n]: the sum of each and those before it. out: where it is to be; may be `values`."""
+        out, so_far = self.empty(len(values)) if out is None else out, 0
+        for at in self.pieces(len(values)):
+            out[at] = so_far + np.cumsum(values[at])
+            so_far = int(out[at.stop - 1])
+        return out
+
     def path(self) -> Path:
         """A new file."""
         assert self.folder is not None

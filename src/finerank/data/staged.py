@@ -210,11 +210,7 @@ class Entries:
 
     def close(self) -> None:
         """After the last `add`."""
-        lengths = self._lengths.close()
-        self._ends, so_far = self.scratch.empty(len(lengths)), 0
-        for at in self.scratch.pieces(len(lengths)):
-            self._ends[at] = so_far + np.cumsum(lengths[at])
-            so_far = int(self._ends[at.stop - 1])
+        self._ends = self.scratch.running(self._lengths.close())
         self.ids.close()
         self._closed = self._weights.close()
 
