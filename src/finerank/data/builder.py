@@ -25,7 +25,7 @@ from finerank.runtime.encoder import age_ids
 from finerank.runtime.hashing import mix, uniform
 from finerank.runtime.noise import Noise, draws, request_keys
 from finerank.runtime.rows import RowMap
-from finerank.schema import DAY, PADDING, Columns
+from finerank.schema import DAY, PADDING, SECOND, Columns
 
 PIECE = 16_384  # requests that are cut into steps at a time
 REDRAWS = 8  # attempts at a negative that is not the true event
@@ -254,7 +254,7 @@ class BatchBuilder:
     def _example_age(self, requests: np.ndarray) -> Tensor:
         """float32 [R]: days from each request to the newest training request; 0 for what is newer."""
         microseconds = np.maximum(self._newest - self.dataset.time[requests], 0)
-        return _tensor((microseconds / (DAY * 1_000_000)).astype(np.float32))
+        return _tensor((microseconds / (DAY * SECOND)).astype(np.float32))
 
     def _negatives(
         self, name: str, requests: np.ndarray, epoch: int, history: Jagged, index: np.ndarray

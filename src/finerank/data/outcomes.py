@@ -22,14 +22,13 @@ import polars as pl
 
 from finerank.data.encode import canonical_series
 from finerank.data.prepare import Keys
-from finerank.data.source import MICROSECONDS, collect, microseconds
+from finerank.data.source import UNITS, collect, microseconds
 from finerank.data.staged import simple
 from finerank.errors import UserError, nearest
 from finerank.runtime.values import canonical
-from finerank.schema import DAY
+from finerank.schema import DAY, SECOND
 
 Value = str | int | bool
-SECOND = 1_000_000  # microseconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -414,7 +413,7 @@ def _span(seconds: float) -> int:
 
 def _moment(given: str | int, keys: Keys) -> int:
     if isinstance(given, int):
-        return given * MICROSECONDS[keys.time_unit]
+        return given * UNITS[keys.time_unit]
     return int(microseconds(pl.Series("snapshot", [given]), keys.time_unit, "data")[0])
 
 

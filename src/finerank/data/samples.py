@@ -24,7 +24,7 @@ from finerank.data.texts import INT64, dictionary
 from finerank.errors import UserError
 from finerank.runtime.fields import source_columns
 from finerank.runtime.values import canonical
-from finerank.schema import History, MultiValued, Schema, column_of
+from finerank.schema import SECOND, History, MultiValued, Schema, column_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +297,7 @@ class LogPast:
             if len(kept) < block.height:
                 block = block[kept]
             time = microseconds(block[str(keys.time)], keys.time_unit, "events")
-            known_at = time + round(history.delay * 1_000_000)
+            known_at = time + round(history.delay * SECOND)
             if keys.known_at is not None:
                 known_at = microseconds(block[keys.known_at], keys.time_unit, "events")
             for pile, values in zip(self._piles, (before + start + kept, time, known_at, sequence), strict=True):

@@ -15,11 +15,12 @@ import polars as pl
 from finerank.data import csv, jsonl
 from finerank.data.lines import refuse_header
 from finerank.errors import UserError, nearest
+from finerank.schema import SECOND
 
 TimeUnit = Literal["s", "ms", "us"]
 Packing = Literal["uncompressed", "gzip", "zstd"]
-MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
-LAST = 253_402_300_800 * 1_000_000  # the end of the year 9999; later times come of a wrong unit
+UNITS = {"s": SECOND, "ms": SECOND // 1_000, "us": 1}
+LAST = 253_402_300_800 * SECOND  # the end of the year 9999; later times come of a wrong unit
 LOOKED_AT = 10_000
 """Lines of a file of text that tell the types of its columns."""
 WRITE_TIMES = "write them as 2023-11-04 22:17"
@@ -186,7 +187,7 @@ def microseconds(column: pl.Series, unit: TimeUnit, where: str) -> np.ndarray:
     if column.null_count():
         raise UserError(f"{where}: {column.null_count()} rows have no time in column {column.name!r}; drop them first")
     if column.dtype.is_integer() or column.dtype.is_float():
-        values, most = column.to_numpy(), LAST // MICROSECONDS[unit]
+        values, most = column.to_numpy(), LAST // UNITS[unit]
         if column.dtype.is_float() and (not np.isfinite(values).all() or (values != np.floor(values)).any()):
             raise UserError(
                 f"{where}: column {column.name!r} has times with a fraction; give whole {unit} or datetimes"
@@ -195,9 +196,9 @@ def microseconds(column: pl.Series, unit: TimeUnit, where: str) -> np.ndarray:
         if len(far):
             raise UserError(
                 f"{where}: column {column.name!r} holds {far[0]}, which in {unit} is beyond the year 9999; "
-                f"is the unit right? accepted for keys.time_unit: {', '.join(MICROSECONDS)}"
+                f"is the unit right? accepted for keys.time_unit: {', '.join(UNITS)}"
             )
-        return values.astype(np.int64) * MICROSECONDS[unit]
+        return values.astype(np.int64) * UNITS[unit]
     if column.dtype == pl.String:
         parsed = column.to_frame().select(iso_times(pl.first())).to_series()
         if parsed.null_count():

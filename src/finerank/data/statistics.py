@@ -20,10 +20,10 @@ from finerank.data.dataset import Dataset, Slices
 from finerank.data.percentiles import Percentiles
 from finerank.data.split import NAMES, TRAIN
 from finerank.runtime.blocks import Block
-from finerank.runtime.encoder import MICROSECONDS, NumberStats
+from finerank.runtime.encoder import NumberStats
 from finerank.runtime.fields import Field, fields_of
 from finerank.runtime.history import take_lists
-from finerank.schema import DAY, FIRST, MISSING, Columns, FittedTable, ListFeature, Numeric
+from finerank.schema import DAY, FIRST, MISSING, SECOND, Columns, FittedTable, ListFeature, Numeric
 
 Ints: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
@@ -152,7 +152,7 @@ class _Part:
 def _requests(dataset: Dataset) -> Weigh:
     def weigh(start: int, stop: int) -> tuple[Ints, Ints | None]:
         sizes = np.diff(dataset.first[start : stop + 1])
-        return _by_split(dataset.split[start:stop], sizes), dataset.time[start:stop] // (DAY * MICROSECONDS)
+        return _by_split(dataset.split[start:stop], sizes), dataset.time[start:stop] // (DAY * SECOND)
 
     return weigh
 
@@ -162,7 +162,7 @@ def _candidates(dataset: Dataset) -> Weigh:
         rows = np.arange(start, stop)
         request = np.searchsorted(dataset.first, rows.astype(dataset.first.dtype), side="right") - 1
         one = np.ones(len(rows), dtype=np.int64)
-        return _by_split(dataset.split[request], one), dataset.time[request] // (DAY * MICROSECONDS)
+        return _by_split(dataset.split[request], one), dataset.time[request] // (DAY * SECOND)
 
     return weigh
 

@@ -26,6 +26,7 @@ from finerank.models.composition import Model
 from finerank.runtime.blocks import Block
 from finerank.runtime.link import predicted
 from finerank.runtime.values import canonical
+from finerank.schema import SECOND
 from finerank.training.loop import Trainer
 
 
@@ -99,7 +100,7 @@ def explain(
     for name, history in batch.histories.items():
         events = len(history.segments)
         what = _event_names(data, name, request)
-        ages: list[float | None] = (history.ages.double() / 1e6).tolist()
+        ages: list[float | None] = (history.ages.double() / SECOND).tolist()
         if data.fitted.schema.history(name).lists:
             ages = [None] * events
         left_out = without[offset : offset + events * len(rows)].view(events, len(rows))

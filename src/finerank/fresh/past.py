@@ -20,7 +20,7 @@ from finerank.errors import UserError
 from finerank.runtime.encoder import Encoder
 from finerank.runtime.fields import fields_of
 from finerank.runtime.values import canonical
-from finerank.schema import History
+from finerank.schema import SECOND, History
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _table(
     sequence = whole_numbers(frame[keys.sequence], "events") if keys.sequence else np.arange(frame.height)
     part = frame[kept]
     time = microseconds(part[str(keys.time)], keys.time_unit, "events")
-    known_at = time + round(history.delay * 1_000_000)
+    known_at = time + round(history.delay * SECOND)
     if keys.known_at:
         known_at = microseconds(part[keys.known_at], keys.time_unit, "events")
     columns: dict[str, str] = {}

@@ -35,7 +35,7 @@ from finerank.models.composition import Features, Needs, Representation
 from finerank.models.pairs import pair_up
 from finerank.models.plain import EmbeddingOptions, FieldEmbedding, TaskHeads, plain_features, plain_widths
 from finerank.models.registry import Composition, named, part
-from finerank.schema import FittedSchema
+from finerank.schema import SECOND, FittedSchema
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def divide(history: Jagged, gap: float) -> Sessions:
     index = torch.arange(count, device=history.segments.device)
     before = (index - 1).clamp(min=0)
     pause = history.ages.index_select(0, before) - history.ages  # int64 microseconds: exact
-    begins = (history.positions == 0) | (pause > round(gap * 1_000_000))
+    begins = (history.positions == 0) | (pause > round(gap * SECOND))
     until = begins.to(torch.int64).cumsum(0)
     counts = torch.zeros_like(history.lengths).index_add(0, history.segments, begins.to(torch.int64))
     before_request = (counts.cumsum(0) - counts).index_select(0, history.segments)

@@ -36,9 +36,8 @@ from finerank.models.composition import Features, Needs, Representation
 from finerank.models.pairs import pair_up
 from finerank.models.plain import EmbeddingOptions, FieldEmbedding, TaskHeads, plain_features, plain_widths
 from finerank.models.registry import Composition, named, part
-from finerank.schema import FittedSchema
+from finerank.schema import SECOND, FittedSchema
 
-SECOND = 1_000_000  # microseconds
 CUTS = tuple(SECOND << i for i in range(30))  # 1 second ... 17 years
 
 

@@ -32,6 +32,7 @@ from finerank.runtime.symbols import CutsTable, Int64s, SymbolTable, read_json, 
 from finerank.runtime.values import canonical, cross_text, list_weights, number, shown
 from finerank.schema import (
     FIRST,
+    SECOND,
     Bucketed,
     Columns,
     Cross,
@@ -51,8 +52,6 @@ from finerank.widths import width_of
 T = TypeVar("T")
 Place: TypeAlias = Callable[[int], str]
 """Names row i in an error message."""
-
-MICROSECONDS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +265,7 @@ class Encoder:
 
 def age_ids(encoder: Encoder, history: str, ages: NDArray[np.int64]) -> Int64s:
     """The age bucket of past events. ages: int64 [T], row time minus event time in microseconds, compared exactly."""
-    cuts = np.array(encoder.schema.history(history).age_cuts, dtype=np.int64) * MICROSECONDS
+    cuts = np.array(encoder.schema.history(history).age_cuts, dtype=np.int64) * SECOND
     return (FIRST + np.searchsorted(cuts, ages, side="right")).astype(np.int64)
 
 

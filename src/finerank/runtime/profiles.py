@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from finerank.errors import UserError
 from finerank.runtime.blocks import Block
-from finerank.runtime.encoder import MICROSECONDS, Encoder
+from finerank.runtime.encoder import Encoder
 from finerank.runtime.history import LAST, ProfileStore
 from finerank.runtime.values import canonical
-from finerank.schema import History
+from finerank.schema import SECOND, History
 
 Int64s: TypeAlias = NDArray[np.int64]
 
@@ -58,7 +58,7 @@ class Profiles:
             history = self.encoder.schema.history(name)
             if key is None or not _belongs(history, event):
                 continue
-            known = time + round(history.delay * MICROSECONDS) if known_at is None else known_at
+            known = time + round(history.delay * SECOND) if known_at is None else known_at
             block = self.encoder.events(name, [event])
             store.append(key, np.array([known]), np.array([time]), np.array([sequence]), block)
 

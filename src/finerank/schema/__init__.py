@@ -23,7 +23,7 @@ from finerank.schema.features import (
     table_of,
 )
 from finerank.schema.fitted import Columns, FittedSchema, FittedTable, ListColumn
-from finerank.schema.history import AGE_CUTS, DAY, History
+from finerank.schema.history import AGE_CUTS, DAY, SECOND, History
 from finerank.schema.schema import Schema
 from finerank.schema.task import Task
 
@@ -34,6 +34,7 @@ __all__ = [
     "MISSING",
     "OOV",
     "PADDING",
+    "SECOND",
     "Bucketed",
     "Categorical",
     "Columns",

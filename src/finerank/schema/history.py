@@ -9,6 +9,8 @@ from typing import Literal
 from finerank.errors import UserError
 from finerank.schema.checks import at_least, check_separator, rising
 
+SECOND = 1_000_000
+"""In microseconds, as times are; what is declared is in seconds."""
 DAY = 86_400
 AGE_CUTS = (
     60,
