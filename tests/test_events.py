@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from finerank.data import columns
-from finerank.data.columns import ColumnWriter, block_arrays, block_of, distinct_lists, read_columns, verify
+from finerank.data.columns import ColumnWriter, block_arrays, block_of, read_columns, verify, without_copies
 from finerank.data.events import EventLog, EventTable, coverage, flatten
 from finerank.errors import UserError
 from finerank.runtime.blocks import Block, Lists
@@ -487,7 +487,7 @@ def test_equal_lists_become_one(rows: list[tuple[list[int], int]]) -> None:
     weights = np.array([w for one, w in rows for _ in one], dtype=np.float32)
     lengths = np.array([len(one) for one, _ in rows], dtype=np.int64)
     given_ = Lists(np.arange(len(rows)), ids, weights, np.repeat(np.arange(len(rows)), lengths), lengths)
-    merged = distinct_lists(given_)
+    merged = without_copies(given_)
     nothing = np.zeros((len(rows), 0))
     assert rows_in(Block(nothing, nothing, {"x": merged})) == rows_in(Block(nothing, nothing, {"x": given_}))
     assert len(merged.lengths) == len({(tuple(one), w if one else 0) for one, w in rows})

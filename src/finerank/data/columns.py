@@ -259,7 +259,7 @@ def block_of(arrays: Mapping[str, Array], prefix: str = "") -> Block[Array]:
     return Block(inside["ids"], inside["numbers"], lists)
 
 
-def distinct_lists(lists: Lists[Array]) -> Lists[Array]:
+def without_copies(lists: Lists[Array]) -> Lists[Array]:
     """The same rows with equal lists (ids, ranks and weights) stored once; lists that no row has are dropped."""
     starts = np.cumsum(lists.lengths) - lists.lengths
     entries = lists.ids.astype(np.int64)

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from finerank.data.columns import ColumnWriter, block_arrays, block_of, distinct_lists, narrow, read_columns
+from finerank.data.columns import ColumnWriter, block_arrays, block_of, narrow, read_columns, without_copies
 from finerank.data.scratch import Scratch
 from finerank.errors import UserError
 from finerank.runtime.blocks import Block
@@ -374,7 +374,7 @@ class EventLog:
     def compact(self, folder: Path | str | None) -> EventTable:
         """One table of all parts, written to `folder` (None: in memory); lists that are equal are stored once again."""
         block = concat_blocks([part.block for part in self.parts])
-        block = replace(block, lists={name: distinct_lists(lists) for name, lists in block.lists.items()})
+        block = replace(block, lists={name: without_copies(lists) for name, lists in block.lists.items()})
         user, time, known_at, sequence = (
             np.concatenate([getattr(part, name) for part in self.parts])
             for name in ("user", "time", "known_at", "sequence")
