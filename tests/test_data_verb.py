@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -85,3 +87,16 @@ def test_what_is_wrong_is_one_sentence(data: Call, words: tuple[str, ...], sente
     assert sentence in err
     assert len(err.strip().splitlines()) == 1
     assert not Path("x").exists()
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(data: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = set(Path().iterdir())
+    monkeypatch.setattr("finerank.datasets.adapter.sink", full)
+    code, _, err = data("movielens_1m", "--from", "ml", "-o", "out")
+    assert code == 2
+    assert "out: the disk is full" in err
+    assert err.count("\n") == 1
+    assert set(Path().iterdir()) == before

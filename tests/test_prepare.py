@@ -704,7 +704,7 @@ def test_parts_of_two_data_sets_do_not_go_together(tmp_path: Path) -> None:
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep", encoding="utf-8")
-    with pytest.raises(UserError, match="exists and is not empty; remove it or name another folder"):
+    with pytest.raises(UserError, match="exists already and is not empty; remove it or name another folder"):
         prepare(tmp_path, PLAIN, log(item=["a"], label=[1]))
     assert (tmp_path / "mine.txt").read_text(encoding="utf-8") == "keep"
 

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from finerank.cli import screen
 from finerank.cli.app import app
-from finerank.datasets.adapter import adapter, adapters, vacant
+from finerank.data.folders import vacant
+from finerank.datasets.adapter import adapter, adapters
 from finerank.errors import UserError
 from finerank.typed import apply_overrides, build
 

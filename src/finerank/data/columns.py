@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import xxhash
 
+from finerank.data.folders import vacant
 from finerank.errors import UserError
 from finerank.runtime.blocks import Block, Lists
 from finerank.runtime.history import Array, flatten, take_lists
@@ -98,8 +99,7 @@ class ColumnWriter:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise UserError(f"{self.folder}: exists already and is not empty; remove it or name another folder")
+        vacant(self.folder)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self._partial = self.folder.with_name(f".{self.folder.name}.partial")
         shutil.rmtree(self._partial, ignore_errors=True)  # left by a run that was killed

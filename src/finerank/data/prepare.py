@@ -11,13 +11,10 @@ N rows · R requests · K tasks
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from finerank.data.columns import ColumnWriter
 from finerank.data.dataset import FORMAT, USERS, Dataset, content_hash
 from finerank.data.encode import BlockEncoder
 from finerank.data.fit import Fitter
+from finerank.data.folders import vacant, whole_or_nothing
 from finerank.data.histories import Past, PastOfLists, PastOfLog
 from finerank.data.overlap import refuse_overlap
 from finerank.data.requests import Requests, requests_of
@@ -63,9 +61,8 @@ def prepare(
     a folder that is not empty, or a disk that is full.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: exists and is not empty; remove it or name another folder")
-    with _whole_or_nothing(folder) as partial:
+    vacant(folder)
+    with whole_or_nothing(folder, "while it is made, a data set needs about four times its final size") as partial:
         scratch = Scratch(partial / "scratch", block)
         manifest = _prepared(partial, schema, samples, events, keys, split, progress, scratch)
         shutil.rmtree(partial / "scratch", ignore_errors=True)
@@ -73,27 +70,6 @@ def prepare(
         _write_json(partial / "manifest.json", manifest)  # last: without it the folder is no data set
     forget()
     return Dataset.open(folder)
-
-
-@contextmanager
-def _whole_or_nothing(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its place at a good end, and is removed otherwise."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        os.replace(partial, folder)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        free = shutil.disk_usage(folder.parent).free / 1e9
-        raise UserError(
-            f"{folder}: the disk is full ({free:.1f} GB were left when writing failed), nothing was kept; free some space "
-            "or name a folder on a larger disk: while it is made, a data set needs about four times its final size"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _prepared(

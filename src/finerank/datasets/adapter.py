@@ -14,7 +14,6 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from typing import Any
 import polars as pl
 
 import finerank.datasets
+from finerank.data.folders import vacant, whole_or_nothing
 from finerank.data.source import sink
 from finerank.errors import UserError, nearest
 from finerank.typed import to_toml
@@ -52,12 +52,9 @@ class Converted:
     room: tempfile.TemporaryDirectory[str] | None = None
 
     def write(self, folder: Path) -> None:
-        """Write the folder, whole or not at all; raises UserError if it exists and is not empty."""
+        """Write the folder, whole or not at all; raises UserError if it exists and is not empty, or the disk is full."""
         vacant(folder)
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)  # of a conversion that was killed here
-        partial.mkdir(parents=True)
-        try:
+        with whole_or_nothing(folder) as partial:
             for name, frame in (("samples", self.samples), ("events", self.events)):
                 if frame is not None:
                     sink(frame.lazy(), partial / f"{name}.parquet")
@@ -66,9 +63,6 @@ class Converted:
             (partial / "recipe.toml").write_text(self._noted(), encoding="utf-8")
             if self.models is not None:
                 (partial / "models.toml").write_text(self.models, encoding="utf-8")
-            partial.replace(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
     def _noted(self) -> str:
         """The recipe with the notes in its [data]."""
@@ -83,12 +77,6 @@ class Converted:
 def published(name: str) -> str:
     """The models with published settings of a data set, as TOML text: `models/<name>.toml` beside this module."""
     return (resources.files("finerank.datasets") / "models" / f"{name}.toml").read_text(encoding="utf-8")
-
-
-def vacant(folder: Path) -> None:
-    """Raises UserError if the folder exists and is not empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: exists already and is not empty; remove it or name another folder")
 
 
 @dataclass(frozen=True, kw_only=True)

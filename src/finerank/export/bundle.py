@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import finerank
+from finerank.data.folders import vacant
 from finerank.errors import UserError
 from finerank.export.graph import Graph, graph_inputs
 from finerank.export.onnx import write_onnx
@@ -50,8 +51,7 @@ def write_bundle(
     that is train-only or a label. The model may be on any device and is left as it is.
     """
     folder, row_maps = Path(folder), row_maps or {}
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: exists already and is not empty; remove it or name another folder")
+    vacant(folder)
     check_no_leak(fitted.schema)
     growing = tuple(name for name, table in fitted.tables.items() if isinstance(table.encoding, Growing))
     if missing := set(growing) - set(row_maps):
