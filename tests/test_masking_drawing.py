@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,21 @@ def test_draws_are_known_events_and_their_shares_are_counted(data: Dataset, of: 
         known = log[: slices.known[r]]
         share = max(known.count(own[n]), 1) / max(len(known), 1)
         assert float(drawn.true[n]) == pytest.approx(np.log(share), abs=1e-6)
+
+
+def test_a_law_holds_twelve_bytes_an_event() -> None:
+    """And little more while it is made: there may be hundreds of millions."""
+    n = 100_000
+    items = np.random.default_rng(0).integers(0, 2**31 - 1, n).astype(np.int32)
+    by_rank = np.arange(n)
+    tracemalloc.start()
+    law = Law(items, by_rank)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 12 * n + 10_000
+    assert peak < 30 * n
+    assert (np.diff(law.keys) > 0).all()
+    assert sorted(law.keys // (n + 1)) == sorted(items.astype(int))  # no product is beyond int64
 
 
 def test_what_is_drawn_follows_the_shares_and_never_the_future() -> None:

@@ -41,9 +41,9 @@ class Law:
     """
 
     def __init__(self, item: np.ndarray, by_rank: np.ndarray) -> None:
-        self.in_order = np.asarray(item)[by_rank].astype(np.int64)  # [E] items in the order of knowledge
-        ranks = np.argsort(self.in_order, kind="stable")
-        self.keys = self.in_order[ranks] * (len(ranks) + 1) + ranks  # ascending: item by item, then by rank
+        self.in_order = np.asarray(item)[by_rank]  # [E] items in the order of knowledge, as narrow as they were
+        self.keys = self.in_order * np.int64(len(by_rank) + 1) + np.arange(len(by_rank))
+        self.keys.sort()  # item by item, then by rank
 
     def draw(self, count: int, known: np.ndarray, key: int, requests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(items int64 [R, M], log of their shares float32 [R, M]); padding where nothing is known.
