@@ -28,6 +28,7 @@ LOOKED_AT = 200_000
 
 COPIES = 0.01
 """The share of exact copies from which on they are told; a user may be shown the same twice in a second."""
+
 YES_AND_NO = {("no", "yes"), ("n", "y"), ("false", "true"), ("f", "t"), ("否", "是")}
 """Pairs of words, in order, that a column of texts holds instead of 0 and 1."""
 
