@@ -24,7 +24,8 @@ def prepare(
     read = Recipe.read(recipe, overrides or ())
     dataset = prepared(read, out, say)
     m = dataset.manifest
-    screen.console.print(f"{m['requests']:,} requests, {m['rows']:,} rows, {m['users']:,} users in {out}")
+    users = f", {m['users']:,} users" if m["users"] else ""  # of a log that names none
+    screen.console.print(f"{m['requests']:,} requests, {m['rows']:,} rows{users} in {out}")
     for name, (requests, rows) in m["split"].items():
         screen.console.print(f"  {name}: {requests:,} requests, {rows:,} rows")
     for note in reader_notes(read, dataset):

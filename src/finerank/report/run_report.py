@@ -170,7 +170,9 @@ def _example(trainer: Trainer, split: str) -> dict[str, object] | None:
 def _facts(data: Dataset, notes: Sequence[str]) -> list[tuple[str, str]]:
     """What a reader asks of a data set: who, what, how long a past."""
     schema = data.fitted.schema
-    facts = [("users", number(int(data.manifest["users"]))), ("split by", str(data.manifest["split_by"]))]
+    users = int(data.manifest["users"])  # 0 where the log names none
+    facts = [("users", number(users))] if users else []
+    facts.append(("split by", str(data.manifest["split_by"])))
     for task, rate in data.fitted.base_rates.items():
         binary = schema.task(task).kind == "binary"
         facts.append((f"{task}: training {'rate' if binary else 'mean'}", percent(rate, 2) if binary else number(rate)))
