@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 import training_victim
 from torch import Tensor
 
+from finerank.data.batch import Batch
 from finerank.data.builder import BatchBuilder
 from finerank.data.dataset import Dataset
 from finerank.data.order import Budget
@@ -29,6 +31,7 @@ from finerank.data.prepare import prepare
 from finerank.data.split import Split
 from finerank.errors import UserError
 from finerank.kernels.build import has_bf16
+from finerank.layers.embedding import Embedding
 from finerank.models import registry
 from finerank.models.base import Tower
 from finerank.models.composition import Model
@@ -44,10 +47,13 @@ from finerank.training.options import (
     Adagrad,
     Adam,
     GradNorm,
+    L2InLoss,
+    L2PerRow,
     MiniBatchAware,
     TrainingOptions,
     Uncertainty,
 )
+from finerank.training.row_optim import RowFTRL
 
 BASE = composition("base")
 
@@ -120,6 +126,9 @@ CASES: dict[str, tuple[Composition, str, TrainingOptions]] = {
     "adagrad for the tower": (small("base"), "plain", quick(tables=SGD(), dense=Adagrad(initial_accumulator=0.1))),
     "mini-batch-aware": (small("base"), "plain", quick(regularise=MiniBatchAware(strength=1.0))),
     "l2 caught up": (small("base"), "plain", quick(regularise=L2(strength=1.0), tables=Adam(lr=0.02))),
+    "l2 in the loss": (small("din"), "growing", quick(regularise=L2InLoss(strength=1e-3))),
+    "l2 in the loss, by adagrad": (composition("fm"), "one task", quick(regularise=L2InLoss(), tables=Adagrad())),
+    "l2 per row": (small("din"), "plain", quick(regularise=L2PerRow(strength=0.1), batch=Budget(rows=3), epochs=1)),
     "growing tables": (small("din"), "growing", quick(regularise=MiniBatchAware())),
     "dropout and batch norm": (small("base", dropout=0.4, batch_norm=True), "plain", quick(clip=0.1)),
     "dice, and requests cut": (
@@ -406,6 +415,123 @@ def test_l2_equals_decaying_whole_tables_at_every_step(worlds: dict[str, Dataset
     for name, value in best[1].items():
         assert torch.allclose(trained[name], value, rtol=1e-4, atol=1e-6), name
     assert count >= 4
+
+
+def penalised_by_row(twin: Model, batch: Batch) -> Tensor:
+    """Half the squares of all that each candidate reads, place by place, summed over the candidates."""
+    total = torch.zeros(())
+    for embedding in (m for m in twin.modules() if isinstance(m, Embedding)):
+        for like, columns in embedding.columns.items():
+            source = {"request": batch.request, "candidate": batch.candidate}.get(like)
+            block = batch.histories[like].events if source is None else source
+            for n, request in enumerate(batch.request_of.tolist()):
+                if like == "candidate":
+                    read = [n]
+                elif like == "request":
+                    read = [request]
+                else:
+                    read = (batch.histories[like].segments == request).nonzero()[:, 0].tolist()
+                for i in read:
+                    named = [(table, [block.ids[i, j]]) for j, (_, table) in enumerate(columns.ids)]
+                    for column in columns.lists:
+                        lists = block.lists[column.name]
+                        entries = lists.ids[lists.segments == lists.index[i]]
+                        named.append((column.table, list(entries[:, 0])))
+                        if column.ranks is not None:
+                            named.append((column.ranks, list(entries[:, 1])))
+                    for table, ids in named:
+                        tables = embedding.of(embedding.widths[table])
+                        for k in ids:
+                            total = total + tables.weight[tables.start[table] + int(k)].square().sum() / 2
+    return total
+
+
+@pytest.mark.parametrize(
+    ("name", "regularise", "rows"),
+    [
+        ("fm", L2InLoss(strength=0.02), 40),
+        ("din", L2InLoss(strength=0.02), 3),  # 3 rows: requests are cut
+        ("fm", L2PerRow(strength=0.3), 9),
+        ("din", L2PerRow(strength=0.3), 3),
+    ],
+    ids=lambda given: getattr(given, "kind", str(given)),
+)
+@pytest.mark.parametrize("adam", [True, False], ids=["adam", "sgd"])
+def test_l2_through_the_optimiser_equals_its_term_in_the_loss(
+    name: str, regularise: L2InLoss | L2PerRow, rows: int, adam: bool, worlds: dict[str, Dataset]
+) -> None:
+    """First-order weights, too. Per row, a table is moved lazily, so that SGD alone has a dense twin that forgets nothing."""
+    per_row = isinstance(regularise, L2PerRow)
+    if per_row and adam:
+        return
+    data, model = worlds["one task"], small(name) if name == "din" else composition(name)
+    move: Adam | SGD = Adam(lr=0.01, eps=1e-4) if adam else SGD(lr=0.1)
+    options = quick(epochs=1, batch=Budget(rows=rows), tables=move, dense=move, regularise=regularise)
+    trainer = Trainer(model, data, options)
+    twin = twin_of(trainer, model)
+    dense: torch.optim.Optimizer = torch.optim.SGD(twin.parameters(), 0.1)
+    if adam:
+        dense = torch.optim.Adam(twin.parameters(), 0.01, eps=1e-4)
+    before = {k: v.clone() for k, v in twin.state_dict().items()}
+    builder = BatchBuilder(data, twin.needs, seed=options.seed)
+    for i, step in enumerate(islice(builder.steps(data.requests_of("train"), options.batch, 0), 8)):
+        trainer.step = i
+        trainer.train_step(step)
+        twin.train()
+        for batch in builder.batches(step):
+            loss = sum(twin.losses(batch, twin(batch)).values(), torch.zeros(()))
+            if per_row:
+                loss = loss + regularise.strength * penalised_by_row(twin, batch) / batch.step_rows
+            loss.backward()  # type: ignore[no-untyped-call]
+        if not per_row:
+            for tables in twin.embeddings().values():
+                (regularise.strength / 2 * tables.weight.square().sum()).backward()  # type: ignore[no-untyped-call]
+        dense.step()
+        dense.zero_grad()
+    for key, value in twin.state_dict().items():
+        assert torch.allclose(trainer.model.state_dict()[key], value, rtol=1e-3, atol=2e-5), key
+    assert any(k in twin.first_order() and not torch.equal(v, before[k]) for k, v in twin.state_dict().items()) == (
+        name == "fm"
+    )
+    if not per_row:  # whatever was never met has moved; padding has not
+        for key, tables in trainer.model.embeddings().items():
+            nothing = before[key].abs().sum(1) == 0
+            assert torch.equal((tables.weight == before[key]).all(1), nothing) or key in twin.first_order()
+            assert not any(tables.weight[start].any() for start in tables.start.values())
+
+
+def test_l2_in_the_loss_by_adagrad_counts_as_often_as_the_rows_of_a_step(worlds: dict[str, Dataset]) -> None:
+    """Row optimisers of the summed loss: a step's term is that of the mean loss times its rows."""
+    data = worlds["one task"]
+    options = quick(tables=Adagrad(lr=0.05, initial_accumulator=3.0), regularise=L2InLoss(strength=0.5))
+    trainer = Trainer(composition("fm"), data, options)
+    name, tables = next((n, t) for n, t in trainer.model.embeddings().items() if t.width > 1)
+    before, read = tables.weight.detach().clone(), set[int]()
+    tables.before_gather = lambda rows: read.update(rows.tolist())
+    step = next(trainer.builder.steps(data.requests_of("train"), options.batch, 0))
+    trainer.train_step(step)
+    idle = torch.tensor([i for i in range(len(before)) if i not in read])
+    grad = step.rows * 0.5 * before[idle]
+    torch.testing.assert_close(tables.weight.detach()[idle], before[idle] - 0.05 * grad / (3.0 + grad**2).sqrt())
+    assert trainer.optimisers.changed[name].all()
+
+
+def test_ftrl_keeps_its_own_l2(worlds: dict[str, Dataset]) -> None:
+    for regularise in (L2(), L2InLoss(), L2PerRow()):
+        with pytest.raises(UserError, match=f"regularise = {regularise.kind} does not go with tables = ftrl"):
+            quick(tables=FTRL(), regularise=regularise)
+    for kind in (L2InLoss(), L2PerRow()):
+        optimisers = Trainer(
+            composition("fm"), worlds["one task"], quick(first_order=FTRL(), regularise=kind)
+        ).optimisers
+        charged = optimisers.whole.keys() | optimisers.per_row.keys()
+        assert charged == {n for n, row in optimisers.rows.items() if not isinstance(row, RowFTRL)}
+        assert charged < optimisers.rows.keys()
+
+
+def test_per_row_is_refused_where_no_row_reads_the_table(worlds: dict[str, Dataset]) -> None:
+    with pytest.raises(UserError, match=r"l2_per_row: .*catalogue.biases.weight is compared with sampled or all items"):
+        Trainer(composition("bert4rec"), worlds["plain"], quick(regularise=L2PerRow()))
 
 
 def test_decay_is_settled_before_evaluation_and_rows_nobody_met_pay_too(worlds: dict[str, Dataset]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 from finerank.errors import UserError
-from finerank.training.regularise import CaughtUpL2, MiniBatchAware
-from finerank.training.row_optim import LazyAdam, RowSGD
+from finerank.training.regularise import CaughtUpL2, MiniBatchAware, PerRowL2, WholeTableL2
+from finerank.training.row_optim import LazyAdam, RowAdagrad, RowOptimizer, RowSGD
 
 V, D = 30, 3
 
@@ -159,12 +161,95 @@ def test_caught_up_resumes_bit_for_bit() -> None:
         l2.load_state_dict({**saved, "last": torch.zeros(V)})
 
 
+# ------------------------------------------------------------------------------------------------ a term of the loss
+
+DENSE: dict[str, tuple[Callable[[Tensor], RowOptimizer], Callable[[list[Tensor]], torch.optim.Optimizer]]] = {
+    "adam": (lambda w: LazyAdam(w, 0.02), lambda p: torch.optim.Adam(p, 0.02)),
+    "adam, rows' own correction": (lambda w: LazyAdam(w, 0.02, correction="row"), lambda p: torch.optim.Adam(p, 0.02)),
+    "adagrad": (
+        lambda w: RowAdagrad(w, 0.05, 0.1),
+        lambda p: torch.optim.Adagrad(p, 0.05, initial_accumulator_value=0.1),
+    ),
+    "sgd": (lambda w: RowSGD(w, 0.3), lambda p: torch.optim.SGD(p, 0.3)),
+}
+
+
+def lossy(weight: Tensor, rows: Tensor, target: Tensor) -> Tensor:
+    """A mean loss that reads these rows alone."""
+    return (weight[rows] - target).square().sum() / 2
+
+
+def step_whole(weight: Tensor, l2: WholeTableL2, optimiser: RowOptimizer, batch: tuple[Tensor, Tensor]) -> None:
+    rows, target = batch
+    optimiser.step(*l2.spread(rows, weight[rows] - target.to(weight.dtype)))
+
+
+@pytest.mark.parametrize("kind", DENSE)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 3e-5)])
+def test_whole_table_equals_the_term_in_the_loss_of_a_dense_optimiser(
+    kind: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    """Adam divides the term by its own size, so rows that are never met move as far as others."""
+    start, _, batches = make_run(seed=3)
+    start[0] = 0.0  # padding: nothing pulls at it
+    batches = [(rows[(rows != 0) & (rows != 7)], t[(rows != 0) & (rows != 7)]) for rows, t in batches]
+    assert any(len(rows) == 0 for rows, _ in batches)  # a step without this table
+    ours, theirs = DENSE[kind]
+    weight = start.to(dtype, copy=True)
+    l2, optimiser = WholeTableL2(0.01, weight), ours(weight)
+    twin = start.to(dtype, copy=True).requires_grad_()
+    dense = theirs([twin])
+    for rows, target in batches:
+        step_whole(weight, l2, optimiser, (rows, target))
+        dense.zero_grad()
+        (lossy(twin, rows, target.to(dtype)) + 0.01 / 2 * twin.norm() ** 2).backward()  # type: ignore[no-untyped-call]
+        dense.step()
+        torch.testing.assert_close(weight, twin.detach(), rtol=tolerance, atol=tolerance)
+    assert not weight[0].any()
+    assert (weight[7] - start[7]).abs().min() > 1e-3
+
+
+def test_whole_table_resumes_bit_for_bit_without_a_state_of_its_own() -> None:
+    start, _, batches = make_run(seed=4)
+
+    def train(weight: Tensor, saved: dict[str, Tensor] | None, span: slice) -> dict[str, Tensor]:
+        l2, adam = WholeTableL2(0.01, weight), LazyAdam(weight, 0.1)
+        if saved:
+            adam.load_state_dict(saved)
+        for batch in batches[span]:
+            step_whole(weight, l2, adam, batch)
+        return {k: t.clone() for k, t in adam.state_dict().items()}
+
+    whole, part = start.float(), start.float()
+    train(whole, None, slice(0, 30))
+    train(part, train(part, None, slice(0, 11)), slice(11, 30))
+    assert torch.equal(part, whole)
+
+
+def test_per_row_equals_the_penalty_of_every_row_s_own_loss() -> None:
+    """Mean over 16 rows of a loss and strength/2 · the squares of the 5 values that each reads, with repetitions."""
+    g = torch.Generator().manual_seed(5)
+    weight = torch.randn(V, D, generator=g, dtype=torch.float64, requires_grad=True)
+    ids = torch.randint(0, V, (16, 5), generator=g)
+    loss = weight[ids].sin().sum((1, 2))
+    (plain,) = torch.autograd.grad(loss.mean(), weight, retain_graph=True)
+    (full,) = torch.autograd.grad((loss + 0.3 / 2 * weight[ids].square().sum((1, 2))).mean(), weight)
+    rows, readers = ids.unique(return_counts=True)
+    grad = plain[rows].clone()
+    PerRowL2(0.3).add_to(grad, weight.detach()[rows], readers.float(), 16)
+    torch.testing.assert_close(grad, full[rows], rtol=1e-6, atol=1e-8)
+
+
 def test_errors() -> None:
     for wrong in (-0.1, float("nan"), float("inf")):
         with pytest.raises(UserError, match="strength"):
             MiniBatchAware(wrong, torch.ones(V))
         with pytest.raises(UserError, match="strength"):
             CaughtUpL2(wrong, torch.ones(V, D))
+        with pytest.raises(UserError, match="strength"):
+            WholeTableL2(wrong, torch.ones(V, D))
+        with pytest.raises(UserError, match="strength"):
+            PerRowL2(wrong)
     with pytest.raises(UserError, match="counts"):
         MiniBatchAware(0.1, torch.ones(V, 1))
     with pytest.raises(UserError, match="smaller strength"):

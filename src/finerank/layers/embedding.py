@@ -33,6 +33,21 @@ class Touched:
 
     rows: Tensor  # [U] int64, distinct
     values: Tensor  # [U, D], requires_grad
+    readers: Tensor | None  # [U] float32, where they are counted: places at which the batch's candidates read each
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """What the backward passes of a step left for one weight.
+
+    rows     int64 [U], distinct
+    values   [U, D], summed over all passes
+    readers  float32 [U], where they are counted: places at which the step's candidates read each row
+    """
+
+    rows: Tensor
+    values: Tensor
+    readers: Tensor | None = None
 
 
 class Tables(nn.Module):
@@ -83,8 +98,8 @@ class Tables(nn.Module):
         start = self.start[name]
         return self.weight.detach()[start : start + self.sizes[name]]
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """int64 [n] positions in the weight -> [n, D]."""
+    def forward(self, ids: Tensor, readers: Tensor | None = None) -> Tensor:
+        """int64 [n] positions in the weight -> [n, D]. readers: float32 [n], how many candidates read each."""
         compiled = loops.fits(self.weight) and not torch.compiler.is_exporting()
         if not torch.is_grad_enabled() and compiled:
             return loops.gather(self.weight, ids.contiguous())
@@ -95,7 +110,9 @@ class Tables(nn.Module):
             self.before_gather(rows)
         weight = self.weight.detach()
         values = (loops.gather(weight, rows) if compiled else weight.index_select(0, rows)).requires_grad_()
-        self.touched.append(Touched(rows, values))
+        if readers is not None:
+            readers = readers.new_zeros(len(rows)).index_add_(0, local, readers)
+        self.touched.append(Touched(rows, values, readers))
         if values.device.type != "cpu":
             return values.index_select(0, local)  # the way back of F.embedding sorts, which takes longer
         return loops.lookup(values, local) if compiled else F.embedding(local, values)
@@ -117,18 +134,27 @@ class Tables(nn.Module):
         return torch.from_numpy(rows), torch.from_numpy(mark[index])
 
     def take_gradient(self) -> tuple[Tensor, Tensor] | None:
-        """(rows [U], gradient [U, D]) summed over all forward passes since the last call; None when there were none."""
+        """(rows [U], gradient [U, D]) of `take`."""
+        taken = self.take()
+        return None if taken is None else (taken.rows, taken.values)
+
+    def take(self) -> Gradient | None:
+        """The gradient of all forward passes since the last call; None when there were none."""
         touched = [t for t in self.touched if t.values.grad is not None]
         self.touched = []
         if not touched:
             return None
+        grads = [t.values.grad for t in touched if t.values.grad is not None]
+        readers = [t.readers for t in touched if t.readers is not None]
         if len(touched) == 1:
-            grad = touched[0].values.grad
-            assert grad is not None
-            return touched[0].rows, grad
+            return Gradient(touched[0].rows, grads[0], *readers)
         rows, local = self._distinct(torch.cat([t.rows for t in touched]))
-        grads = torch.cat([t.values.grad for t in touched if t.values.grad is not None])
-        return rows, grads.new_zeros((len(rows), self.width)).index_add_(0, local, grads)
+
+        def summed(parts: list[Tensor]) -> Tensor:
+            joined = torch.cat(parts)
+            return joined.new_zeros((len(rows), *joined.shape[1:])).index_add_(0, local, joined)
+
+        return Gradient(rows, summed(grads), summed(readers) if readers else None)
 
 
 def _drawn(values: Tensor, std: float, high: float, generator: torch.Generator | None = None) -> Tensor:
@@ -213,6 +239,7 @@ class Embedding(nn.Module):
             {str(w): Tables(sizes, w, std, sparse, declared, high) for w, sizes in sorted(by_width.items())}
         )
         self.groups = {name: self._id_groups(name) for name in chosen}
+        self.counting = False  # note in training how many candidates read each row (`Gradient.readers`)
 
     def of(self, width: int) -> Tables:
         """The tables of one width."""
@@ -234,12 +261,18 @@ class Embedding(nn.Module):
         blocks |= dict(extra or {})
 
         pieces: dict[int, list[Tensor]] = {}
+        readers: dict[int, list[Tensor]] = {}
+        counting = self.counting and self.training and torch.is_grad_enabled()
         for like, block in blocks.values():
             for width, ids in self._ids(like, block):
                 pieces.setdefault(width, []).append(ids)
+            if counting:
+                for width, counts in self._readers(like, block, readers_of(batch, like)):
+                    readers.setdefault(width, []).append(counts)
         found: dict[int, Iterator[Tensor]] = {}
         for width, lookups in pieces.items():
-            rows = self.of(width)(torch.cat([ids.flatten() for ids in lookups]))
+            joined = torch.cat([ids.flatten() for ids in lookups])
+            rows = self.of(width)(joined, torch.cat(readers[width]) if counting else None)
             parts = rows.split_with_sizes([ids.numel() for ids in lookups])
             found[width] = iter([part.view(*ids.shape, width) for part, ids in zip(parts, lookups, strict=True)])
         return {name: self._assemble(like, block, found) for name, (like, block) in blocks.items()}
@@ -269,6 +302,22 @@ class Embedding(nn.Module):
                 out.append((width, lists.ids[:, 1] + self.of(width).start[column.ranks]))
         return out
 
+    def _readers(self, like: str, block: TensorBlock, per_row: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """(width, float32 [n]) of every lookup that `_ids` gives, flattened: how many candidates read it.
+
+        per_row  of the block's rows; a distinct list is read by the candidates of all rows that have it
+        """
+        for width, columns, _ in self.groups[like]:
+            yield width, per_row.repeat_interleave(len(columns))
+        for column in self.columns[like].lists:
+            lists = block.lists[column.name]
+            per_list = per_row.new_zeros(lists.lengths.shape[0]).index_add_(0, lists.index, per_row)
+            per_entry = per_list.index_select(0, lists.segments)
+            width = self.widths[column.table]
+            yield width, per_entry
+            if column.ranks is not None:
+                yield width, per_entry
+
     def _assemble(self, like: str, block: TensorBlock, found: Mapping[int, Iterator[Tensor]]) -> BlockVectors:
         cols = self.columns[like]
         by_name: dict[str, Tensor] = {}
@@ -294,6 +343,15 @@ class Embedding(nn.Module):
         if not vectors_in_order:
             return BlockVectors(order, block.numbers.new_zeros((block.ids.shape[0], 0, self.width)))
         return BlockVectors(order, vectors_in_order, entries_of)
+
+
+def readers_of(batch: Batch, block: str) -> Tensor:
+    """float32 [n]: how many of the batch's candidates read each row of a block; a request's own and its events all of its."""
+    of_candidate = torch.ones(batch.N, device=batch.request_of.device)
+    if block == "candidate":
+        return of_candidate
+    of_request = of_candidate.new_zeros(batch.R).index_add_(0, batch.request_of, of_candidate)
+    return of_request if block == "request" else of_request.index_select(0, batch.histories[block].segments)
 
 
 def pool(entries_MD: Tensor, lists: TensorLists, column: ListColumn) -> Tensor:

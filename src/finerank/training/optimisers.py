@@ -13,15 +13,26 @@ from torch import Tensor, nn
 
 from finerank.errors import UserError
 from finerank.kernels.pages import in_huge_pages
-from finerank.layers.embedding import Tables
+from finerank.layers.embedding import Embedding, Gradient, Tables
 from finerank.layers.gates import Gates
 from finerank.models.composition import Model
 from finerank.schema import FittedSchema, Growing
 from finerank.training.grda import GRDA
-from finerank.training.options import FTRL, L2, SGD, Adagrad, Adam, DenseOptions, RowOptions, TrainingOptions
+from finerank.training.options import (
+    FTRL,
+    L2,
+    SGD,
+    Adagrad,
+    Adam,
+    DenseOptions,
+    L2InLoss,
+    L2PerRow,
+    RowOptions,
+    TrainingOptions,
+)
 from finerank.training.options import MiniBatchAware as MiniBatchAwareOptions
-from finerank.training.regularise import CaughtUpL2, MiniBatchAware
-from finerank.training.row_optim import LazyAdam, RowAdagrad, RowFTRL, RowOptimizer, RowSGD
+from finerank.training.regularise import CaughtUpL2, MiniBatchAware, PerRowL2, WholeTableL2
+from finerank.training.row_optim import LazyAdam, RowAdagrad, RowFTRL, RowOptimizer, RowSGD, take
 
 
 def row_optimiser(options: RowOptions, weight: Tensor) -> RowOptimizer:
@@ -62,18 +73,24 @@ class Optimisers:
         self.rows: dict[str, RowOptimizer] = {}
         self.aware: dict[str, MiniBatchAware] = {}
         self.decay: dict[str, CaughtUpL2] = {}
+        self.whole: dict[str, WholeTableL2] = {}
+        self.per_row: dict[str, PerRowL2] = {}
         for name, tables in self.tables.items():
             first = name in first_order
             chosen = options.first_order if first and options.first_order is not None else options.tables
             self.rows[name] = row_optimiser(chosen, tables.weight.data)
-            if first or options.regularise is None:
-                continue
-            if isinstance(options.regularise, MiniBatchAwareOptions):
-                counts = row_counts(tables, fitted).to(tables.weight.device)
-                self.aware[name] = MiniBatchAware(options.regularise.strength, counts)
-            elif isinstance(options.regularise, L2):
-                self.decay[name] = CaughtUpL2(options.regularise.strength, tables.weight)
-                tables.before_gather = _catch_up(self.decay[name], tables.weight.data)
+            match options.regularise:
+                case MiniBatchAwareOptions(strength=strength) if not first:
+                    self.aware[name] = MiniBatchAware(strength, row_counts(tables, fitted).to(tables.weight.device))
+                case L2(strength=strength) if not first:
+                    self.decay[name] = CaughtUpL2(strength, tables.weight)
+                    tables.before_gather = _catch_up(self.decay[name], tables.weight.data)
+                case L2InLoss(strength=strength) if strength and not isinstance(chosen, FTRL):
+                    self.whole[name] = WholeTableL2(strength, tables.weight.data)
+                case L2PerRow(strength=strength) if strength and not isinstance(chosen, FTRL):
+                    self.per_row[name] = PerRowL2(strength)
+        if self.per_row:
+            _count_readers(model)
         self.gates = {
             f"{name}.weight": GRDA(m.weight, m.proximal)
             for name, m in model.named_modules()
@@ -111,13 +128,19 @@ class Optimisers:
         """Move every parameter by the gradients of the backward passes since the last step, whose loss was a mean of `count`
         rows."""
         for name, tables in self.tables.items():
-            taken = tables.take_gradient()
+            taken = tables.take()
             if taken is None:
-                continue
-            rows, grad = taken
+                if name not in self.whole:
+                    continue
+                taken = _nothing(tables)
+            rows, grad = taken.rows, taken.values
             if name in self.aware:
-                self.aware[name].add_to(grad, rows, tables.weight.data.index_select(0, rows))
-            self.rows[name].step(rows, grad * count if self.rows[name].summed else grad)
+                self.aware[name].add_to(grad, rows, take(tables.weight.data, rows))
+            if name in self.per_row and taken.readers is not None:
+                self.per_row[name].add_to(grad, take(tables.weight.data, rows), taken.readers, count)
+            if name in self.whole:
+                rows, grad = self.whole[name].spread(rows, grad)
+            self.rows[name].step(rows, grad.mul_(count) if self.rows[name].summed else grad)
             self.changed[name].index_fill_(0, rows, True)
         for gates in self.gates.values():
             gates.step()
@@ -196,21 +219,21 @@ class Optimisers:
         """Take over the tensors that `state` gave (rows whole). Raises UserError if a key is missing or unexpected."""
         left = dict(tensors)
 
-        def take(prefix: str) -> dict[str, Tensor]:
+        def part(prefix: str) -> dict[str, Tensor]:
             return {key[len(prefix) :]: left.pop(key) for key in [k for k in left if k.startswith(prefix)]}
 
         for name in self.tables:
-            self.rows[name].load_state_dict(take(f"row.{name}."))
+            self.rows[name].load_state_dict(part(f"row.{name}."))
             if name in self.aware:
-                self.aware[name].load_state_dict(take(f"aware.{name}."))
+                self.aware[name].load_state_dict(part(f"aware.{name}."))
             if name in self.decay:
-                self.decay[name].load_state_dict(take(f"decay.{name}."))
+                self.decay[name].load_state_dict(part(f"decay.{name}."))
         for name, gates in self.gates.items():
-            gates.load_state_dict(take(f"gates.{name}."))
+            gates.load_state_dict(part(f"gates.{name}."))
         dense: dict[int, dict[str, Tensor]] = {}
         begun = left.pop("dense", torch.empty(0)).tolist()
         for i, (name, p) in enumerate(self.dense_parameters.items()):
-            state = take(f"dense.{name}.")
+            state = part(f"dense.{name}.")
             if state:
                 dense[i] = {k: v if k == "step" else v.to(p.device) for k, v in state.items()}
         if left:
@@ -240,3 +263,23 @@ def row_counts(tables: Tables, fitted: FittedSchema) -> Tensor:
 
 def _catch_up(decay: CaughtUpL2, weight: Tensor) -> Callable[[Tensor], None]:
     return lambda rows: decay.catch_up(weight, rows)
+
+
+def _nothing(tables: Tables) -> Gradient:
+    """The gradient of a weight that a step did not read."""
+    weight = tables.weight.data
+    return Gradient(torch.empty(0, dtype=torch.int64, device=weight.device), weight.new_empty((0, tables.width)))
+
+
+def _count_readers(model: Model) -> None:
+    """Have every embedding count who reads its rows. Raises UserError for a model with tables that are read otherwise."""
+    counted: set[Tables] = set()
+    for module in model.modules():
+        if isinstance(module, Embedding):
+            module.counting = True
+            counted |= {module.of(int(width)) for width in module.tables}
+    if left := sorted(name for name, tables in model.embeddings().items() if tables not in counted):
+        raise UserError(
+            f"training.regularise = l2_per_row: {left[0]} is compared with sampled or all items, not read by training rows; "
+            "accepted for such a model: mini_batch_aware, l2, l2_in_loss"
+        )

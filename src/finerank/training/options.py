@@ -106,12 +106,44 @@ class L2:
     """Decay of whole tables, decoupled from the optimiser, caught up when a row is next touched.
 
     strength  a row shrinks by the factor 1 - lr * strength at every step: by Adam at .001, .01 takes a tenth off it in 10,000
-              steps, 1e-5 a ten-thousandth. Numbers of libraries that add L2 to the loss mean more: an adaptive optimiser
-              brings the gradient of their term to the size of a step. Try .01 to 1
+              steps, 1e-5 a ten-thousandth. Try .01 to 1. Numbers of libraries that add L2 to the loss mean much more: they
+              are those of `l2_in_loss`
     """
 
     kind: ClassVar[str] = "l2"
     strength: float = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2InLoss:
+    """strength / 2 times the sum of squares of whole tables, in the mean loss: to train as published settings were.
+
+    FuxiCTR's and BARS' `embedding_regularizer`, weight_decay of PyTorch's Adam (there of all parameters). Every row's gradient
+    is its own of the mean loss plus strength * w, absent rows too, and Adam and Adagrad move them all at every step:
+    a pass over the tables, about 50 ms for 1,000,000 rows of 10 on two cores, and memory for their gradient. With tables far
+    larger than a step's rows take `l2`. First-order weights pay too, as there, but those of FTRL, which has an l2 of its own
+
+    strength  leaderboards have 1e-9 to .1, most 1e-6 to 1e-4; Adam makes of it a pull of up to its rate at every step on rows
+              that are seldom met. (Of DeepCTR's l2_reg, which has no half, take twice the number.) 0 switches it off
+    """
+
+    kind: ClassVar[str] = "l2_in_loss"
+    strength: float = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2PerRow:
+    """Every training row pays for what it reads: FFM's lambda (Juan et al., RecSys 2016, equation 3; libffm, libfm).
+
+    The gradient of one training row's loss grows by strength * w for each value of tables that it reads, its request's and
+    past's too, once for every place at which it stands. What many rows read pays most, what none reads nothing: the cost is
+    that of the batch. First-order weights pay too, but those of FTRL, which has an l2 of its own
+
+    strength  2e-5 in the paper, by Adagrad at .2
+    """
+
+    kind: ClassVar[str] = "l2_per_row"
+    strength: float = 2e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +202,7 @@ class GradNorm:
 TaskWeighting = Fixed | Uncertainty | GradNorm
 RowOptions = Adam | FTRL | Adagrad | SGD
 DenseOptions = Adam | Adagrad | SGD
-Regulariser = MiniBatchAware | L2
+Regulariser = MiniBatchAware | L2 | L2InLoss | L2PerRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +271,8 @@ class TrainingOptions:
                  .1 with a patience of 1 is what public leaderboards train with; 1: rates stay
     seed         0 ... 2^63 - 1
     tables, first_order, dense   optimisers of the parameter groups; first_order: as tables unless given
-    regularise   of embedding tables (first-order weights are left to FTRL's own)
+    regularise   of embedding tables; of first-order weights by l2_in_loss and l2_per_row alone, and never of those of FTRL,
+                 which has its own
     clip         greatest norm of the mean loss's gradient by all but tables and searched gates, which are left as they are;
                  None: no clipping
     tasks        how the tasks' losses are weighed (`training.balance`); None: all 1
@@ -291,10 +324,10 @@ class TrainingOptions:
             raise UserError(f"plateau: got {self.plateau}; accepted: a factor above 0, up to 1 (rates stay)")
         if self.seed >= 2**63:
             raise UserError(f"seed: got {self.seed}; accepted: 0 to 2^63 - 1")
-        if isinstance(self.tables, FTRL) and isinstance(self.regularise, L2):
+        if isinstance(self.tables, FTRL) and isinstance(self.regularise, L2 | L2InLoss | L2PerRow):
             raise UserError(
-                "regularise = l2 does not go with tables = ftrl, which computes weights anew from its state; "
-                "use ftrl's own l2"
+                f"regularise = {self.regularise.kind} does not go with tables = ftrl, which computes weights anew from its "
+                "state; use ftrl's own l2"
             )
         if self.threads is not None and self.threads < 1:
             raise UserError(f"threads: got {self.threads}; accepted: at least 1")

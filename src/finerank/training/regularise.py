@@ -1,9 +1,11 @@
-"""Regularisers of embedding tables at the cost of the batch.
+"""Regularisers of embedding tables, all but one at the cost of the batch.
 
 V rows of a table · D its width · U distinct rows in a step
 MiniBatchAware   the rows of the batch pay, the more the rarer they are           (a gradient: works with any optimiser)
 CaughtUpL2       every row decays at every step, as whole-table L2 does, but the decay of an absent row is only written
                  down when the row is next used                                   (decoupled: no optimiser sees it)
+PerRowL2         every training row pays for what it reads                        (a gradient)
+WholeTableL2     a term of the loss: all rows have a gradient at every step       (at the cost of the whole table)
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from finerank.errors import UserError
+from finerank.kernels.pages import in_huge_pages
 from finerank.training.row_optim import load_strictly, put, take
 
 
@@ -144,3 +147,54 @@ class CaughtUpL2:
         owed = torch.tensor(0.0, dtype=torch.float64)
         load_strictly("CaughtUpL2", {"paid": self.paid, "owed": owed}, saved)
         self.owed = float(owed)
+
+
+class PerRowL2:
+    """L2 by which every training row pays for what it reads: FFM's lambda. Juan et al., RecSys 2016, equation 3.
+
+    The loss of one training row grows by strength/2 · |w_j|² for each place at which it reads row j of the table. So the
+    gradient of the mean loss grows by strength · (n_j / count) · w_j, where n_j counts the reading places of the step.
+
+    strength  2e-5 in the paper; 0 switches it off
+    """
+
+    def __init__(self, strength: float) -> None:
+        self.strength = _strength("PerRowL2", strength)
+
+    @torch.no_grad()
+    def add_to(self, grad: Tensor, values: Tensor, readers: Tensor, count: int) -> None:
+        """Add the term to `grad` in place, once per optimiser step.
+
+        grad, values  [U, D]: the rows' gradient of the mean loss over `count` training rows, and the weights it was taken at
+        readers       float32 [U]: n_j
+        """
+        grad.addcmul_(values, readers.mul(self.strength / count).unsqueeze(1))
+
+
+class WholeTableL2:
+    """L2 as a term of the mean loss, strength/2 · |w|² over the whole table: the convention of FuxiCTR and BARS.
+
+    Its gradient, strength · w, reaches every row at every step, and an adaptive optimiser rescales it with the rest: Adam
+    pulls a row that is never met by up to lr a step, however small the strength. Nothing of that can be caught up later, so
+    the row optimiser steps all rows, which makes it the dense one that published settings were tuned with; idle rows move
+    on by their momentum, too. Rows of a growing table that are yet to be given decay unread, and start anew when they are.
+
+    The cost is that of the table: a pass to write the gradient and the optimiser's over all rows, and V (4 D + 8) bytes.
+    No state: a checkpoint needs nothing of it.
+
+    strength  0 switches it off
+    weight    [V, D], the table
+    """
+
+    def __init__(self, strength: float, weight: Tensor) -> None:
+        self.strength = _strength("WholeTableL2", strength)
+        self.weight = weight
+        self.every = torch.arange(len(weight), device=weight.device)  # [V]
+        self.grad = in_huge_pages(torch.empty_like(weight))  # [V, D], written anew at every step
+
+    @torch.no_grad()
+    def spread(self, rows: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """(all rows [V], their gradient [V, D] with the term's); given: that of the touched rows, [U] distinct and [U, D]."""
+        torch.mul(self.weight, self.strength, out=self.grad)
+        put(self.grad, rows, take(self.grad, rows).add_(grad))
+        return self.every, self.grad
