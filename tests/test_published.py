@@ -25,7 +25,7 @@ from finerank.datasets.adapter import published
 from finerank.recipe import Recipe, variants
 from finerank.run import prepared
 from finerank.training.evaluate import metrics, predict
-from finerank.training.options import L2
+from finerank.training.options import L2InLoss
 from finerank.training.stages import after_stages
 from finerank.typed import read_toml
 
@@ -110,7 +110,7 @@ def test_one_is_trained_and_two_are_compared_by_the_verbs(
     call("train", recipe, "--variants", models, "--only", "fm", "-o", tmp_path / "fm", *short)
     ran = Recipe.read(tmp_path / "fm" / "recipe.toml")
     assert (ran.model.name, ran.training.batch.rows, ran.training.plateau) == ("fm", 4096, 0.1)  # the recipe's stay
-    assert ran.training.regularise == L2(strength=5e-6)
+    assert ran.training.regularise == L2InLoss(strength=5e-6)
     words = ("--variants", models, "--only", "lr", "--only", "fm", "--seeds", 1, "--no-isolate", "-o", tmp_path / "b")
     assert "dcn" not in call("bench", recipe, *words, *short)
     assert {p.name for p in (tmp_path / "b" / "runs").iterdir()} == {"lr", "fm"}
