@@ -121,6 +121,8 @@ def test_trains_goes_on_and_is_scored_on_either(name: str, worlds: dict[int, Dat
     [
         {"tables": {"kind": "adam", "correction": "row"}, "regularise": {"kind": "l2", "strength": 0.05}},
         {"tables": {"kind": "adagrad"}, "dense": {"kind": "adagrad"}, "regularise": {"kind": "mini_batch_aware"}},
+        {"regularise": {"kind": "l2_in_loss"}},
+        {"tables": {"kind": "adagrad"}, "regularise": {"kind": "l2_per_row"}},
         {"tables": {"kind": "ftrl"}, "dense": {"kind": "sgd"}, "clip": 1.0},
         {"sampling": {"negatives": 0.5, "correction": "weights"}},
         {"sampling": {"negatives": 0.5, "recalibrate": True}, "tables": {"kind": "adam", "lr": 0.02}},

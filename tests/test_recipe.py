@@ -323,7 +323,11 @@ trainings = drawn(
     tables=adams | adagrads | sgds,
     first_order=st.none() | ftrls | adams,
     dense=adams | sgds,
-    regularise=st.none() | drawn(options.L2, strength=above) | drawn(options.MiniBatchAware, strength=above),
+    regularise=st.none()
+    | drawn(options.L2, strength=above)
+    | drawn(options.L2InLoss, strength=above)
+    | drawn(options.L2PerRow, strength=above)
+    | drawn(options.MiniBatchAware, strength=above),
     clip=st.none() | st.floats(0.1, 100),
     tasks=st.none()
     | st.builds(

@@ -9,7 +9,7 @@ import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
@@ -27,6 +27,7 @@ from finerank.run import prepared
 from finerank.search.space import Choices, Range, changed, check, default_space, parse_space, read_space
 from finerank.search.tune import Tuned, _as_it_is, _Judge, tune
 from finerank.training.loop import Epoch, Trainer
+from finerank.training.options import Regulariser
 from finerank.typed import read_toml, to_toml
 
 ROOT = Path(__file__).parents[1]
@@ -300,6 +301,11 @@ def test_the_usual_space_holds_the_recipe_s_own_settings_wherever_they_lie(tmp_p
     assert space["model.interactions.0.dropout"] == Range(low=0.0, high=0.6)
     assert space["training.regularise.strength"] == Range(low=5e-6, high=1.0, log=True)
     assert set(_as_it_is(read, space)) == set(space)
+    for kind in get_args(Regulariser):
+        table["training"]["regularise"] = {"kind": kind.kind}
+        strength = default_space(Recipe.parse(table))["training.regularise.strength"]
+        assert isinstance(strength, Range)
+        assert strength.low < kind().strength < strength.high
 
 
 def test_another_search_in_the_folder_is_refused(shop: Path) -> None:

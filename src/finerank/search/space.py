@@ -31,6 +31,14 @@ RATES = {
 }
 """What to search of an optimiser: its rate, and between what."""
 
+STRENGTHS = {
+    "mini_batch_aware": (1e-4, 1.0),
+    "l2": (1e-4, 1.0),
+    "l2_in_loss": (1e-8, 1e-2),
+    "l2_per_row": (1e-7, 1e-3),
+}
+"""Between what to search the strength of a regulariser."""
+
 TOWERS = ((64, 32), (200, 80), (400, 400))
 
 
@@ -173,7 +181,8 @@ def default_space(recipe: Recipe) -> Space:
             name, low, high = RATES[training[group]["kind"]]
             space[f"training.{group}.{name}"] = Range(low=low, high=high, log=True)
     if "regularise" in training:
-        space["training.regularise.strength"] = Range(low=1e-4, high=1.0, log=True)
+        low, high = STRENGTHS[training["regularise"]["kind"]]
+        space["training.regularise.strength"] = Range(low=low, high=high, log=True)
     for key, value in _leaves(resolved["model"], "model"):
         name = key.rpartition(".")[2]
         if name == "std":
