@@ -34,6 +34,7 @@ from finerank.schema import (
     MultiValued,
     Schema,
 )
+from finerank.training import regularise
 from finerank.training.growing import admit, load_maps, maps_state, row_maps
 from finerank.training.loop import Trainer
 from finerank.training.optimisers import row_counts
@@ -114,6 +115,12 @@ def seen_later(data: Dataset, **counts: int) -> FittedSchema:
     return replace(data.fitted, tables={**data.fitted.tables, "item": replace(table, counts=later), "tags": nothing})
 
 
+def aware_of(trainer: Trainer) -> dict[str, regularise.MiniBatchAware]:
+    """By weight, those that charge the rows of the batch."""
+    found = trainer.optimisers.regularisers
+    return {name: one for name, one in found.items() if isinstance(one, regularise.MiniBatchAware)}
+
+
 def parts(trainer: Trainer) -> dict[str, Tensor]:
     """Every tensor with one entry per row of a weight that holds items: weights, optimiser state, counts."""
     out = {}
@@ -121,8 +128,8 @@ def parts(trainer: Trainer) -> dict[str, Tensor]:
         if "item" in tables.start:
             out[f"{name} weight"] = tables.weight.data
             out |= {f"{name} {key}": value for key, value in trainer.optimisers.rows[name].state.items()}
-            if name in trainer.optimisers.aware:
-                out[f"{name} aware"] = trainer.optimisers.aware[name].counts
+            if name in (aware := aware_of(trainer)):
+                out[f"{name} aware"] = aware[name].counts
     return out
 
 
@@ -193,14 +200,14 @@ def test_a_table_of_as_many_symbols_as_rows_is_still_counted_by_row(tmp_path: Pa
         assert row_counts(tables, data.fitted).tolist() == [0] * 5
     admit(trainer.row_maps, data.fitted, trainer.model, trainer.optimisers, 0, SEED)
     assert trainer.row_maps["item"].rows_of(np.arange(5)).tolist() == [0, 1, 2, 4, 3]
-    [aware] = trainer.optimisers.aware.values()
+    [aware] = aware_of(trainer).values()
     assert aware.counts.tolist() == [0, 0, 0, 2, 1]
 
 
 def test_running_counts_are_by_row(data: Dataset) -> None:
     """MiniBatchAware divides by how often a row was met: what has no row of its own counts for the out-of-vocabulary row."""
     trainer = trained(data)
-    for name, aware in trainer.optimisers.aware.items():
+    for name, aware in aware_of(trainer).items():
         start = starts(trainer)[name]
         assert aware.counts[start : start + FIRST + CAPACITY].tolist() == [0, 1, 2, 17, 8, 4]
         user = trainer.model.embeddings()[name].start["user"]
@@ -343,7 +350,8 @@ def test_a_newcomer_is_the_same_on_every_machine_and_parts_by_seed_and_time(data
 def test_a_reused_row_owes_no_decay(data: Dataset) -> None:
     trainer = trained(data, regularise=L2(strength=0.5))
     [(name, start)] = starts(trainer).items()
-    decay = trainer.optimisers.decay[name]
+    decay = trainer.optimisers.regularisers[name]
+    assert isinstance(decay, regularise.CaughtUpL2)
     trainer.optimisers.begin()
     admit(trainer.row_maps, seen_later(data, a=1, c=1, new=5), trainer.model, trainer.optimisers, 1, SEED)
     assert decay.owed < 0

@@ -43,6 +43,7 @@ from torch import Tensor
 from finerank.data.batch import pair_up
 from finerank.data.builder import BatchBuilder
 from finerank.layers.activation import Dice
+from finerank.layers.embedding import Gradient
 from finerank.layers.evolution import next_event_loss
 from finerank.models import registry
 from finerank.models.composition import Model
@@ -322,7 +323,7 @@ def test_mini_batch_aware_step_of_din_by_hand() -> None:
     expected = before.clone()
     for row, g in zip(rows.tolist(), grad, strict=True):
         expected[row] -= 0.1 * (g + 0.01 / (row + 1) * before[row])
-    MiniBatchAware(0.01, counts).add_to(grad, rows, before[rows])
+    MiniBatchAware(0.01, counts).charge(Gradient(rows, grad), before, 1)
     RowSGD(tables.weight.data, 0.1).step(rows, grad)
     assert torch.allclose(tables.weight, expected, atol=1e-7)
     absent = [row for row in range(len(before)) if row not in rows.tolist()]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from finerank.errors import UserError
+from finerank.layers.embedding import Gradient
 from finerank.training.regularise import CaughtUpL2, MiniBatchAware, PerRowL2, WholeTableL2
 from finerank.training.row_optim import LazyAdam, RowAdagrad, RowOptimizer, RowSGD
 
@@ -20,7 +21,7 @@ def test_mini_batch_aware_sgd_step_by_hand() -> None:
     weight = torch.tensor([[9.0], [2.0], [4.0], [9.0], [-1.0]])
     before = weight.clone()
     rows, grad = torch.tensor([1, 4, 2]), torch.tensor([[1.0], [2.0], [0.0]])
-    MiniBatchAware(0.5, torch.tensor([7, 5, 0, 9, 1])).add_to(grad, rows, weight[rows])
+    MiniBatchAware(0.5, torch.tensor([7, 5, 0, 9, 1])).charge(Gradient(rows, grad), weight, 1)
     torch.testing.assert_close(grad, torch.tensor([[1 + 0.5 * 2 / 5], [2 - 0.5], [0.5 * 4]]))
     RowSGD(weight, 0.1).step(rows, grad)
     torch.testing.assert_close(weight[rows], torch.tensor([[1.88], [-1.15], [3.8]]))
@@ -39,14 +40,14 @@ def test_mini_batch_aware_equals_the_penalty_in_the_loss() -> None:
     penalty = 0.3 / 2 * (weight[rows].square().sum(1) / counts[rows]).sum()
     (full,) = torch.autograd.grad(mean_loss + penalty, weight)
     grad = plain[rows].clone()
-    MiniBatchAware(0.3, counts).add_to(grad, rows, weight.detach()[rows])
+    MiniBatchAware(0.3, counts).charge(Gradient(rows, grad), weight.detach(), 1)
     torch.testing.assert_close(grad, full[rows])
 
 
 def test_mini_batch_aware_strength_zero_is_a_no_op() -> None:
     grad = torch.randn(2, D)
     before = grad.clone()
-    MiniBatchAware(0.0, torch.ones(V)).add_to(grad, torch.tensor([0, 1]), torch.full((2, D), torch.inf))
+    MiniBatchAware(0.0, torch.ones(V)).charge(Gradient(torch.tensor([0, 1]), grad), torch.full((V, D), torch.inf), 1)
     assert torch.equal(grad, before)
 
 
@@ -181,7 +182,7 @@ def lossy(weight: Tensor, rows: Tensor, target: Tensor) -> Tensor:
 
 def step_whole(weight: Tensor, l2: WholeTableL2, optimiser: RowOptimizer, batch: tuple[Tensor, Tensor]) -> None:
     rows, target = batch
-    optimiser.step(*l2.spread(rows, weight[rows] - target.to(weight.dtype)))
+    optimiser.step(*l2.charge(Gradient(rows, weight[rows] - target.to(weight.dtype)), weight, 1))
 
 
 @pytest.mark.parametrize("kind", DENSE)
@@ -236,7 +237,7 @@ def test_per_row_equals_the_penalty_of_every_row_s_own_loss() -> None:
     (full,) = torch.autograd.grad((loss + 0.3 / 2 * weight[ids].square().sum((1, 2))).mean(), weight)
     rows, readers = ids.unique(return_counts=True)
     grad = plain[rows].clone()
-    PerRowL2(0.3).add_to(grad, weight.detach()[rows], readers.float(), 16)
+    PerRowL2(0.3).charge(Gradient(rows, grad, readers.float()), weight.detach(), 16)
     torch.testing.assert_close(grad, full[rows], rtol=1e-6, atol=1e-8)
 
 

@@ -5,8 +5,9 @@ V rows of a weight · U touched rows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,9 @@ from finerank.training.options import (
     TrainingOptions,
 )
 from finerank.training.options import MiniBatchAware as MiniBatchAwareOptions
-from finerank.training.regularise import CaughtUpL2, MiniBatchAware, PerRowL2, WholeTableL2
-from finerank.training.row_optim import LazyAdam, RowAdagrad, RowFTRL, RowOptimizer, RowSGD, take
+from finerank.training.options import Regulariser as RegulariserOptions
+from finerank.training.regularise import CaughtUpL2, MiniBatchAware, PerRowL2, Regulariser, WholeTableL2
+from finerank.training.row_optim import LazyAdam, RowAdagrad, RowFTRL, RowOptimizer, RowSGD
 
 
 def row_optimiser(options: RowOptions, weight: Tensor) -> RowOptimizer:
@@ -60,6 +62,23 @@ def dense_optimiser(options: DenseOptions, parameters: list[nn.Parameter]) -> to
             return torch.optim.SGD(parameters, options.lr)
 
 
+def regulariser(
+    options: RegulariserOptions | None, tables: Tables, fitted: FittedSchema, first_order: bool, ftrl: bool
+) -> Regulariser | None:
+    """What these options charge one weight, if anything. first_order, ftrl: whether it is such a weight, moved by it."""
+    match options:
+        case MiniBatchAwareOptions(strength=strength) if not first_order:
+            return MiniBatchAware(strength, row_counts(tables, fitted).to(tables.weight.device))
+        case L2(strength=strength) if not first_order:
+            return CaughtUpL2(strength, tables.weight)
+        case L2InLoss(strength=strength) if strength and not ftrl:
+            return WholeTableL2(strength, tables.weight)
+        case L2PerRow(strength=strength) if strength and not ftrl:
+            return PerRowL2(strength)
+        case _:
+            return None
+
+
 class Optimisers:
     """Everything that moves a model's parameters.
 
@@ -71,25 +90,17 @@ class Optimisers:
         self.tables: dict[str, Tables] = model.embeddings()
         first_order = model.first_order()
         self.rows: dict[str, RowOptimizer] = {}
-        self.aware: dict[str, MiniBatchAware] = {}
-        self.decay: dict[str, CaughtUpL2] = {}
-        self.whole: dict[str, WholeTableL2] = {}
-        self.per_row: dict[str, PerRowL2] = {}
+        self.regularisers: dict[str, Regulariser] = {}
         for name, tables in self.tables.items():
             first = name in first_order
             chosen = options.first_order if first and options.first_order is not None else options.tables
             self.rows[name] = row_optimiser(chosen, tables.weight.data)
-            match options.regularise:
-                case MiniBatchAwareOptions(strength=strength) if not first:
-                    self.aware[name] = MiniBatchAware(strength, row_counts(tables, fitted).to(tables.weight.device))
-                case L2(strength=strength) if not first:
-                    self.decay[name] = CaughtUpL2(strength, tables.weight)
-                    tables.before_gather = _catch_up(self.decay[name], tables.weight.data)
-                case L2InLoss(strength=strength) if strength and not isinstance(chosen, FTRL):
-                    self.whole[name] = WholeTableL2(strength, tables.weight.data)
-                case L2PerRow(strength=strength) if strength and not isinstance(chosen, FTRL):
-                    self.per_row[name] = PerRowL2(strength)
-        if self.per_row:
+            found = regulariser(options.regularise, tables, fitted, first, isinstance(chosen, FTRL))
+            if found is not None:
+                self.regularisers[name] = found
+            if isinstance(found, CaughtUpL2):
+                tables.before_gather = partial(found.catch_up, tables.weight.data)
+        if any(isinstance(found, PerRowL2) for found in self.regularisers.values()):
             _count_readers(model)
         self.gates = {
             f"{name}.weight": GRDA(m.weight, m.proximal)
@@ -121,25 +132,21 @@ class Optimisers:
 
     def begin(self) -> None:
         """An optimiser step begins: before its first forward pass."""
-        for name, decay in self.decay.items():
-            decay.advance(self.rows[name].lr)
+        for name, found in self.regularisers.items():
+            found.advance(self.rows[name].lr)
 
     def step(self, count: int) -> None:
         """Move every parameter by the gradients of the backward passes since the last step, whose loss was a mean of `count`
         rows."""
         for name, tables in self.tables.items():
-            taken = tables.take()
-            if taken is None:
-                if name not in self.whole:
-                    continue
+            taken, charging = tables.take(), self.regularisers.get(name)
+            if taken is None and charging is not None and charging.whole:
                 taken = _nothing(tables)
+            if taken is None:
+                continue
             rows, grad = taken.rows, taken.values
-            if name in self.aware:
-                self.aware[name].add_to(grad, rows, take(tables.weight.data, rows))
-            if name in self.per_row and taken.readers is not None:
-                self.per_row[name].add_to(grad, take(tables.weight.data, rows), taken.readers, count)
-            if name in self.whole:
-                rows, grad = self.whole[name].spread(rows, grad)
+            if charging is not None:
+                rows, grad = charging.charge(taken, tables.weight.data, count)
             self.rows[name].step(rows, grad.mul_(count) if self.rows[name].summed else grad)
             self.changed[name].index_fill_(0, rows, True)
         for gates in self.gates.values():
@@ -155,17 +162,15 @@ class Optimisers:
 
     def settle(self) -> None:
         """Pay all decay that tables owe: before evaluation. A pass over the tables, only with `l2`."""
-        for name, decay in self.decay.items():
-            decay.finish(self.tables[name].weight.data)
-            self.changed[name][:] = True
+        for name, found in self.regularisers.items():
+            if found.finish(self.tables[name].weight.data):
+                self.changed[name][:] = True
 
     def reset_rows(self, name: str, rows: Tensor) -> None:
         """Rows of a weight that were given to new ids: forget their past."""
         self.rows[name].reset(rows)
-        if name in self.aware:
-            self.aware[name].reset(rows)
-        if name in self.decay:
-            self.decay[name].reset(rows)
+        if name in self.regularisers:
+            self.regularisers[name].reset(rows)
         self.changed[name][rows] = True
 
     def restart(self) -> None:
@@ -175,11 +180,9 @@ class Optimisers:
 
     def observe_rows(self, name: str, rows: Tensor, times: Tensor) -> None:
         """Rows of a growing table were met so many times more: int64 [U] each, rows distinct, on the CPU."""
-        if name in self.aware:
-            device = self.aware[name].counts.device
-            rows = rows.to(device)
-            self.aware[name].observe(rows, times.to(device))
-            self.changed[name][rows] = True
+        if name in self.regularisers:
+            self.regularisers[name].observe(rows, times)
+            self.changed[name][rows.to(self.changed[name].device)] = True
 
     # -------------------------------------------------------------------------------------------- checkpoint
 
@@ -190,10 +193,8 @@ class Optimisers:
         for name in self.tables:
             changed = self.changed[name].nonzero().squeeze(1)
             parts: dict[str, Mapping[str, Tensor]] = {"row": self.rows[name].state_dict()}
-            if name in self.aware:
-                parts["aware"] = self.aware[name].state_dict()
-            if name in self.decay:
-                parts["decay"] = self.decay[name].state_dict()
+            if name in self.regularisers:
+                parts[self.regularisers[name].part] = self.regularisers[name].state_dict()
             for part, state in parts.items():
                 for key, tensor in state.items():
                     if tensor.dim() and len(tensor) == len(self.tables[name].weight):
@@ -224,10 +225,8 @@ class Optimisers:
 
         for name in self.tables:
             self.rows[name].load_state_dict(part(f"row.{name}."))
-            if name in self.aware:
-                self.aware[name].load_state_dict(part(f"aware.{name}."))
-            if name in self.decay:
-                self.decay[name].load_state_dict(part(f"decay.{name}."))
+            if name in self.regularisers:
+                self.regularisers[name].load_state_dict(part(f"{self.regularisers[name].part}.{name}."))
         for name, gates in self.gates.items():
             gates.load_state_dict(part(f"gates.{name}."))
         dense: dict[int, dict[str, Tensor]] = {}
@@ -259,10 +258,6 @@ def row_counts(tables: Tables, fitted: FittedSchema) -> Tensor:
         else:
             out.append(torch.from_numpy(table.counts.astype("int64")))
     return torch.cat(out)
-
-
-def _catch_up(decay: CaughtUpL2, weight: Tensor) -> Callable[[Tensor], None]:
-    return lambda rows: decay.catch_up(weight, rows)
 
 
 def _nothing(tables: Tables) -> Gradient:

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from finerank.errors import UserError
 from finerank.kernels.pages import in_huge_pages
+from finerank.layers.embedding import Gradient
 from finerank.training.row_optim import load_strictly, put, take
 
 
@@ -27,7 +29,46 @@ def _strength(place: str, strength: float) -> float:
     return strength
 
 
-class MiniBatchAware:
+class Regulariser:
+    """What the rows of one weight [V, D] pay for their size. Each kind does some of this; by default nothing is done.
+
+    part   how a checkpoint calls its state; "": it has none
+    whole  whether rows move in steps that read none of them, too
+    """
+
+    part: ClassVar[str] = ""
+    whole: ClassVar[bool] = False
+
+    def advance(self, lr: float) -> None:
+        """One optimiser step begins, at this learning rate."""
+
+    def charge(self, taken: Gradient, weight: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """(rows, gradient) for the optimiser, once per step.
+
+        taken  the gradient of the mean loss over `count` training rows; may be changed in place
+        """
+        return taken.rows, taken.values
+
+    def finish(self, weight: Tensor) -> bool:
+        """Pay in place what rows still owe; whether they did."""
+        return False
+
+    def observe(self, rows: Tensor, times: Tensor) -> None:
+        """Data stream: row j was seen `times` more often. rows: distinct; both int64 [U]."""
+
+    def reset(self, rows: Tensor) -> None:
+        """Rows were given to a new id: forget what was of the old one."""
+
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """What a checkpoint keeps."""
+        return {}
+
+    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
+        """Take over saved state, in place. Raises: UserError on any missing, unexpected or misshapen entry."""
+        load_strictly(type(self).__name__, self.state_dict(), saved)
+
+
+class MiniBatchAware(Regulariser):
     """L2 on the rows of the batch alone, divided by how often a row occurs. Zhou et al. (DIN), KDD 2018, section 5.1.
 
     The gradient of row j of the batch grows by strength · w_j / max(1, n_j). Over an epoch a row then pays about the
@@ -43,6 +84,8 @@ class MiniBatchAware:
               (`FittedTable.counts`); kept as float32 on the given device
     """
 
+    part = "aware"
+
     def __init__(self, strength: float, counts: Tensor) -> None:
         self.strength = _strength("MiniBatchAware", strength)
         if counts.dim() != 1:
@@ -52,35 +95,29 @@ class MiniBatchAware:
         self.counts = counts.to(torch.float32, copy=True)
 
     @torch.no_grad()
-    def add_to(self, grad: Tensor, rows: Tensor, values: Tensor) -> None:
-        """Add the term to `grad` in place, once per optimiser step.
-
-        grad, values  [U, D]: the rows' summed gradient of the mean loss, and the weights it was taken at
-        rows          int64 [U], distinct
-        """
+    def charge(self, taken: Gradient, weight: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """See `Regulariser.charge`."""
         if self.strength:
-            share = self.strength / take(self.counts, rows).clamp_min_(1)  # [U]
-            grad.addcmul_(values, share.unsqueeze(1))
+            share = self.strength / take(self.counts, taken.rows).clamp_min_(1)  # [U]
+            taken.values.addcmul_(take(weight, taken.rows), share.unsqueeze(1))
+        return taken.rows, taken.values
 
     @torch.no_grad()
     def observe(self, rows: Tensor, times: Tensor) -> None:
-        """Running counts, for data that stream: row j was seen `times` more often. rows: distinct; both int64 [U]."""
+        """See `Regulariser.observe`."""
+        rows, times = rows.to(self.counts.device), times.to(self.counts.device)
         put(self.counts, rows, take(self.counts, rows).add_(times))
 
     def reset(self, rows: Tensor) -> None:
-        """Start counting anew for rows that were given to a new id."""
+        """Start counting anew."""
         self.counts.index_fill_(0, rows, 0)
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> Mapping[str, Tensor]:
         """The counts: only needed again where `observe` changes them."""
         return {"counts": self.counts}
 
-    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
-        """Take over saved counts, in place. Raises: UserError on any missing, unexpected or misshapen entry."""
-        load_strictly("MiniBatchAware", {"counts": self.counts}, saved)
 
-
-class CaughtUpL2:
+class CaughtUpL2(Regulariser):
     """Whole-table L2 as a decoupled decay, w <- (1 - lr · strength) w for every row at every step, applied lazily.
 
     Loshchilov & Hutter, ICLR 2019 (decoupled decay). A step is: decay the table, forward, backward, optimiser. What an
@@ -97,9 +134,11 @@ class CaughtUpL2:
     strength  decay per unit of learning rate. Adam at 1e-3 with strength 1e-2 halves an idle row in 70,000 steps. Added to
               the loss under dense Adam, as elsewhere, a strength of 1e-6 already moves an idle row by about lr at a step,
               for its gradient is divided by its own size: one of .01 is below .001 after 25 steps, and here after 2
-              billion. Such numbers have no counterpart here
+              billion. Such numbers are those of `WholeTableL2`
     weight    [V, D], the table: only its length and device are looked at
     """
+
+    part = "decay"
 
     def __init__(self, strength: float, weight: Tensor) -> None:
         self.strength = _strength("CaughtUpL2", strength)
@@ -127,15 +166,16 @@ class CaughtUpL2:
             self.paid.index_fill_(0, rows, self.owed)
 
     @torch.no_grad()
-    def finish(self, weight: Tensor) -> None:
+    def finish(self, weight: Tensor) -> bool:
         """Pay what all rows owe, in place, and start the account again at zero."""
         if self.strength:
             weight.mul_((self.owed - self.paid).exp_().to(weight.dtype).unsqueeze(1))
             self.paid.zero_()
             self.owed = 0.0
+        return bool(self.strength)
 
     def reset(self, rows: Tensor) -> None:
-        """Rows that were given to a new id owe nothing."""
+        """They owe nothing."""
         self.paid.index_fill_(0, rows, self.owed)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -149,7 +189,7 @@ class CaughtUpL2:
         self.owed = float(owed)
 
 
-class PerRowL2:
+class PerRowL2(Regulariser):
     """L2 by which every training row pays for what it reads: FFM's lambda. Juan et al., RecSys 2016, equation 3.
 
     The loss of one training row grows by strength/2 · |w_j|² for each place at which it reads row j of the table. So the
@@ -162,16 +202,15 @@ class PerRowL2:
         self.strength = _strength("PerRowL2", strength)
 
     @torch.no_grad()
-    def add_to(self, grad: Tensor, values: Tensor, readers: Tensor, count: int) -> None:
-        """Add the term to `grad` in place, once per optimiser step.
+    def charge(self, taken: Gradient, weight: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """See `Regulariser.charge`; needs the readers of the rows."""
+        if taken.readers is not None:
+            share = taken.readers.mul(self.strength / count)  # [U]
+            taken.values.addcmul_(take(weight, taken.rows), share.unsqueeze(1))
+        return taken.rows, taken.values
 
-        grad, values  [U, D]: the rows' gradient of the mean loss over `count` training rows, and the weights it was taken at
-        readers       float32 [U]: n_j
-        """
-        grad.addcmul_(values, readers.mul(self.strength / count).unsqueeze(1))
 
-
-class WholeTableL2:
+class WholeTableL2(Regulariser):
     """L2 as a term of the mean loss, strength/2 · |w|² over the whole table: the convention of FuxiCTR and BARS.
 
     Its gradient, strength · w, reaches every row at every step, and an adaptive optimiser rescales it with the rest: Adam
@@ -183,18 +222,19 @@ class WholeTableL2:
     No state: a checkpoint needs nothing of it.
 
     strength  0 switches it off
-    weight    [V, D], the table
+    weight    [V, D], the table: only its shape and device are looked at
     """
+
+    whole = True
 
     def __init__(self, strength: float, weight: Tensor) -> None:
         self.strength = _strength("WholeTableL2", strength)
-        self.weight = weight
         self.every = torch.arange(len(weight), device=weight.device)  # [V]
         self.grad = in_huge_pages(torch.empty_like(weight))  # [V, D], written anew at every step
 
     @torch.no_grad()
-    def spread(self, rows: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """(all rows [V], their gradient [V, D] with the term's); given: that of the touched rows, [U] distinct and [U, D]."""
-        torch.mul(self.weight, self.strength, out=self.grad)
-        put(self.grad, rows, take(self.grad, rows).add_(grad))
+    def charge(self, taken: Gradient, weight: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """(all rows [V], their gradient [V, D] with the term's)."""
+        torch.mul(weight, self.strength, out=self.grad)
+        put(self.grad, taken.rows, take(self.grad, taken.rows).add_(taken.values))
         return self.every, self.grad
