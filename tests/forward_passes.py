@@ -7,19 +7,31 @@ from __future__ import annotations
 
 BY_HAND: dict[str, tuple[str, ...]] = {
     "afm": (
+        "test_rows_fields::test_whole_model_from_the_raw_rows",
         "test_interactions::test_afm_is_a_loop_with_one_softmax_over_all_pairs",
         "test_compositions::test_logits_of_several_interactions_add",
     ),
     "aitm": ("test_routing::test_aitm_by_hand",),
     "aman": ("test_whole_models::test_two_networks_that_share_nothing_and_their_heads",),
-    "autofis_deepfm": ("test_whole_models::test_logits_add_over_one_representation",),
+    "autofis_deepfm": (
+        "test_rows_fields::test_whole_model_from_the_raw_rows",
+        "test_whole_models::test_logits_add_over_one_representation",
+    ),
     "autofis_fm": (
+        "test_rows_fields::test_whole_model_from_the_raw_rows",
         "test_autofis::test_every_product_has_its_weight",
         "test_whole_models::test_logits_add_over_one_representation",
     ),
-    "autofis_ipnn": ("test_autofis::test_kept_products_are_further_inputs_of_the_tower",),
-    "autoint": ("test_interactions_fields::test_autoint_is_a_loop_over_layers_heads_and_fields",),
+    "autofis_ipnn": (
+        "test_rows_fields::test_whole_model_from_the_raw_rows",
+        "test_autofis::test_kept_products_are_further_inputs_of_the_tower",
+    ),
+    "autoint": (
+        "test_rows_fields::test_whole_model_from_the_raw_rows",
+        "test_interactions_fields::test_autoint_is_a_loop_over_layers_heads_and_fields",
+    ),
     "autoint_plus": (
+        "test_rows_fields::test_whole_model_from_the_raw_rows",
         "test_interactions_fields::test_autoint_is_a_loop_over_layers_heads_and_fields",
         "test_interactions_fields::test_autoint_plus_is_autoint_beside_a_tower",
         "test_compositions::test_logits_of_several_interactions_add",
@@ -30,11 +42,26 @@ BY_HAND: dict[str, tuple[str, ...]] = {
     "cgc": ("test_multitask::test_ple_by_hand",),
     "cross_stitch": ("test_multitask::test_cross_stitch_by_hand_and_as_it_begins",),
     "cvr_base": ("test_whole_models::test_two_networks_that_share_nothing_and_their_heads",),
-    "dcn": ("test_models_by_hand::test_dcn_is_the_explicit_formula_beside_a_tower",),
-    "dcn_mix": ("test_interactions_networks::test_cross_v2_with_experts_by_hand",),
-    "dcn_v2": ("test_interactions_networks::test_cross_v2_with_matrices_by_hand",),
-    "deep_crossing": ("test_interactions_networks::test_deep_crossing_is_residual_units_over_the_stack",),
-    "deepfm": ("test_wide_deep::test_deepfm_adds_three_logits_over_one_table",),
+    "dcn": (
+        "test_rows_fields::test_whole_model_from_the_raw_rows",
+        "test_models_by_hand::test_dcn_is_the_explicit_formula_beside_a_tower",
+    ),
+    "dcn_mix": (
+        "test_rows_fields::test_whole_model_from_the_raw_rows",
+        "test_interactions_networks::test_cross_v2_with_experts_by_hand",
+    ),
+    "dcn_v2": (
+        "test_rows_fields::test_whole_model_from_the_raw_rows",
+        "test_interactions_networks::test_cross_v2_with_matrices_by_hand",
+    ),
+    "deep_crossing": (
+        "test_rows_fields::test_whole_model_from_the_raw_rows",
+        "test_interactions_networks::test_deep_crossing_is_residual_units_over_the_stack",
+    ),
+    "deepfm": (
+        "test_rows_fields::test_whole_model_from_the_raw_rows",
+        "test_wide_deep::test_deepfm_adds_three_logits_over_one_table",
+    ),
     "deepmcp": ("test_whole_models::test_logits_add_over_one_representation",),
     "dfm": ("test_whole_models::test_dfm_is_two_sums_of_weights",),
     "dien": ("test_models_by_hand::test_dien_equals_a_loop_and_gives_its_weights",),
@@ -52,41 +79,66 @@ BY_HAND: dict[str, tuple[str, ...]] = {
     "esmm_din": ("test_models_by_hand::test_esmm_two_towers_one_product_and_two_losses",),
     "esmm_ns": ("test_whole_models::test_two_networks_that_share_nothing_and_their_heads",),
     "ffm": (
+        "test_rows_fields::test_whole_model_from_the_raw_rows",
         "test_interactions::test_ffm_is_a_loop_over_pairs_with_a_vector_for_each_other_field",
         "test_compositions::test_logits_of_several_interactions_add",
     ),
-    "fgcnn": ("test_interactions_fields::test_fgcnn_is_a_loop_over_places_and_a_product_network",),
+    "fgcnn": (
+        "test_rows_fields::test_whole_model_from_the_raw_rows",
+        "test_interactions_fields::test_fgcnn_is_a_loop_over_places_and_a_product_network",
+    ),
     "fibinet": (
+        "test_rows_fields::test_whole_model_from_the_raw_rows",
         "test_interactions_fields::test_fibinet_is_the_equations_of_the_paper",
         "test_compositions::test_logits_of_several_interactions_add",
     ),
-    "fm": ("test_models_by_hand::test_fm_is_brute_force_over_all_pairs_of_fields_and_numbers",),
-    "fnn": ("test_fnn::test_fnn_is_its_equations_in_loops",),
+    "fm": (
+        "test_rows_fields::test_whole_model_from_the_raw_rows",
+        "test_models_by_hand::test_fm_is_brute_force_over_all_pairs_of_fields_and_numbers",
+    ),
+    "fnn": ("test_rows_fields::test_whole_model_from_the_raw_rows", "test_fnn::test_fnn_is_its_equations_in_loops"),
     "fpenn": (
+        "test_rows_fields::test_whole_model_from_the_raw_rows",
         "test_fpenn::test_mean_and_bound_are_their_equations_in_loops",
         "test_compositions::test_logits_of_several_interactions_add",
     ),
-    "fwfm": ("test_interactions::test_fwfm_is_a_loop_over_pairs_with_each_of_the_three_linear_parts",),
+    "fwfm": (
+        "test_rows_fields::test_whole_model_from_the_raw_rows",
+        "test_interactions::test_fwfm_is_a_loop_over_pairs_with_each_of_the_three_linear_parts",
+    ),
     "gbdt_lr": (
         "test_gbdt_lr::test_leaves_are_lightgbms_own_in_float32_and_float64",
         "test_gbdt_lr::test_exactly_one_leaf_of_each_tree_and_leaf_values_reproduce_the_boosters_margin",
     ),
     "hstu": ("test_hstu::test_hstu_equals_a_loop_over_the_whole_sequence",),
-    "ipnn": ("test_interactions_networks::test_pnn_is_the_equations_of_the_paper",),
+    "ipnn": (
+        "test_rows_fields::test_whole_model_from_the_raw_rows",
+        "test_interactions_networks::test_pnn_is_the_equations_of_the_paper",
+    ),
     "l2_constrained": ("test_multitask::test_l2_constrained_by_hand_and_its_penalty",),
-    "lr": ("test_models_by_hand::test_lr_is_the_sum_of_its_weights",),
+    "lr": (
+        "test_rows_fields::test_whole_model_from_the_raw_rows",
+        "test_models_by_hand::test_lr_is_the_sum_of_its_weights",
+    ),
     "ml_mmoe": ("test_multitask::test_stacked_mixtures_by_hand",),
     "mmoe": ("test_multitask::test_mixtures_of_experts_by_hand",),
     "moe": ("test_multitask::test_mixtures_of_experts_by_hand",),
     "nfm": (
+        "test_rows_fields::test_whole_model_from_the_raw_rows",
         "test_interactions::test_nfm_is_a_network_over_the_sum_of_products",
         "test_compositions::test_logits_of_several_interactions_add",
     ),
     "omoe": ("test_multitask::test_mixtures_of_experts_by_hand",),
-    "opnn": ("test_interactions_networks::test_pnn_is_the_equations_of_the_paper",),
+    "opnn": (
+        "test_rows_fields::test_whole_model_from_the_raw_rows",
+        "test_interactions_networks::test_pnn_is_the_equations_of_the_paper",
+    ),
     "pal": ("test_whole_models::test_pal_serves_deepfm_and_judges_it_through_the_position",),
     "ple": ("test_multitask::test_ple_by_hand",),
-    "pnn": ("test_interactions_networks::test_pnn_is_the_equations_of_the_paper",),
+    "pnn": (
+        "test_rows_fields::test_whole_model_from_the_raw_rows",
+        "test_interactions_networks::test_pnn_is_the_equations_of_the_paper",
+    ),
     "position_tower": (
         "test_whole_models::test_position_tower_serves_a_network_at_no_position_and_judges_it_at_the_true_one",
     ),
@@ -99,8 +151,12 @@ BY_HAND: dict[str, tuple[str, ...]] = {
     "tensor_factorization": ("test_multitask::test_tensor_factorization_multiplies_out_to_one_network_per_task",),
     "two_tower": ("test_catalogue::test_two_tower_by_hand",),
     "unbias": ("test_whole_models::test_two_networks_that_share_nothing_and_their_heads",),
-    "wide_deep": ("test_wide_deep::test_wide_and_deep_adds_the_weights_of_ids_to_a_tower",),
+    "wide_deep": (
+        "test_rows_fields::test_whole_model_from_the_raw_rows",
+        "test_wide_deep::test_wide_and_deep_adds_the_weights_of_ids_to_a_tower",
+    ),
     "xdeepfm": (
+        "test_rows_fields::test_whole_model_from_the_raw_rows",
         "test_interactions_networks::test_cin_is_a_loop_over_maps_and_pairs",
         "test_whole_models::test_logits_add_over_one_representation",
     ),
