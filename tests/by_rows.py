@@ -28,7 +28,7 @@ from finerank.data.split import Split
 from finerank.layers.activation import Dice
 from finerank.models import registry
 from finerank.models.composition import Model
-from finerank.schema import Categorical, History, MultiValued, Numeric, Schema, Task
+from finerank.schema import AGE_CUTS, FIRST, Categorical, History, MultiValued, Numeric, Schema, Task
 
 Vector = np.ndarray
 
@@ -58,18 +58,24 @@ CANDIDATES: list[tuple[int, str, str, list[str], float | None, int, int, int]] =
 EVENTS: list[tuple[str, int, str, str, str, list[str]]] = [
     ("ann", 100, "click", "ball", "sport", ["red"]),
     ("ann", 400, "cart", "pen", "desk", ["blue"]),
+    ("ann", 450, "cart", "ball", "sport", ["round", "red"]),
     ("ann", 900, "click", "pen", "desk", ["blue", "red"]),
     ("bob", 1_000, "click", "lamp", "desk", []),
     ("ann", 1_000, "click", "pen", "desk", ["blue"]),  # not before request 0, of the same moment, but before request 2
     ("ann", 8_000, "click", "bat", "sport", ["wood", "red"]),
     ("bob", 20_000, "click", "bat", "sport", ["wood"]),
     ("bob", 30_000, "cart", "bat", "sport", ["wood"]),
+    ("bob", 35_000, "cart", "pen", "desk", ["blue", "warm"]),
+    ("bob", 36_000, "cart", "ball", "sport", []),
     ("bob", 39_000, "click", "pen", "desk", ["blue"]),
     ("ann", 50_000, "click", "kite", "sky", ["new"]),  # after everything
 ]
 TRAINING = (0, 1, 2, 3)  # requests; the last one is for testing
 LENGTH = 3  # the most recent so many events of a history
 D = 2
+
+KINDS = {"clicks": "click", "carts": "cart"}
+"""Histories: which events each holds."""
 
 Event = tuple[str, int, str, str, str, list[str]]
 
@@ -95,8 +101,7 @@ def schema(tasks: int = 1, train_only: bool = False) -> Schema:
     position = (Categorical(name="position", level="candidate", use="train_only"),) if train_only else ()
     fields = ("item", "category", "tags")
     histories = tuple(
-        History(name=name, fields=fields, where={"kind": kind}, max_length=LENGTH)
-        for name, kind in (("clicks", "click"), ("carts", "cart"))
+        History(name=name, fields=fields, where={"kind": kind}, max_length=LENGTH) for name, kind in KINDS.items()
     )
     chain = (Task(name="click"), Task(name="conversion", within="click"))
     return Schema(features=features + position, histories=histories, tasks=chain[:tasks])
@@ -173,7 +178,7 @@ def model_of(table: Mapping[str, Any], data: Dataset, seed: int = 0) -> Model:
 def lively(table: Mapping[str, Any], data: Dataset, idle: Sequence[str] = ()) -> Model:
     """The model at the first values under which rows differ and every weight matters to some logit: no layer of ReLU is
     dead, and none is left out of what is compared. idle: beginnings of the names of weights that training alone reads."""
-    for seed in range(200):
+    for seed in range(40):
         model = model_of(table, data, seed)
         for parameter in model.parameters():
             parameter.grad = None
@@ -245,6 +250,36 @@ class Pencil:
         _, item, category, tags, *_ = CANDIDATES[n]
         return [self.value(at, "item", item), self.value(at, "category", category), self.mean(at, "tags", tags)]
 
+    # the past: an event as its item, category and tags side by side; a candidate likewise
+
+    def event(self, e: Event) -> Vector:
+        _, _, _, item, category, tags = e
+        at = self.table
+        return np.concatenate(
+            [self.value(at, "item", item), self.value(at, "category", category), self.mean(at, "tags", tags)]
+        )
+
+    def candidate(self, n: int) -> Vector:
+        return np.concatenate(self.of_candidate(n))
+
+    def time_between(self, n: int, e: Event, history: str) -> Vector:
+        """The vector of the bucket of the time from the event to the request."""
+        seconds = REQUESTS[CANDIDATES[n][0]][2] - e[1]
+        bucket = sum(cut <= seconds for cut in AGE_CUTS)
+        at = self.table
+        return self.p[at][self.start[at][f"{history}.age"] + FIRST + bucket]
+
+    def pooled(self, n: int, mean: bool = False) -> list[Vector]:
+        """Of each history item, category and tags, summed over its events (or the mean of them)."""
+        out = []
+        for kind in KINDS.values():
+            events = past(n, kind)
+            total = sum((self.event(e) for e in events), np.zeros(3 * D))
+            out.append(total / max(len(events), 1) if mean else total)
+        return out
+
+    # numbers
+
     def age(self, n: int) -> list[float]:
         ages = [REQUESTS[r][3] for r, *_ in CANDIDATES if r in TRAINING]
         return standardised(REQUESTS[CANDIDATES[n][0]][3], ages)
@@ -306,6 +341,9 @@ class Pencil:
         for name in layers:
             if name.endswith(".norm"):
                 x = self.norm(name, x)
+                continue
+            if f"{name}.slope" in self.p:  # an activation of its own: PReLU
+                x, waits = np.where(x > 0, x, self.p[f"{name}.slope"] * x), False
                 continue
             if waits:
                 x = act(x)

@@ -36,9 +36,19 @@ BY_HAND: dict[str, tuple[str, ...]] = {
         "test_interactions_fields::test_autoint_plus_is_autoint_beside_a_tower",
         "test_compositions::test_logits_of_several_interactions_add",
     ),
-    "base": ("test_models_by_hand::test_base_pools_each_attribute_and_feeds_one_tower",),
-    "bert4rec": ("test_catalogue::test_bert4rec_scores_candidates_by_the_mask_behind_the_past",),
-    "bst": ("test_bst::test_one_block_equals_a_loop_and_gives_its_weights", "test_bst::test_three_blocks_equal_a_loop"),
+    "base": (
+        "test_rows_sequences::test_whole_model_from_the_raw_rows",
+        "test_models_by_hand::test_base_pools_each_attribute_and_feeds_one_tower",
+    ),
+    "bert4rec": (
+        "test_rows_sequences::test_whole_model_from_the_raw_rows",
+        "test_catalogue::test_bert4rec_scores_candidates_by_the_mask_behind_the_past",
+    ),
+    "bst": (
+        "test_rows_sequences::test_whole_model_from_the_raw_rows",
+        "test_bst::test_one_block_equals_a_loop_and_gives_its_weights",
+        "test_bst::test_three_blocks_equal_a_loop",
+    ),
     "cgc": ("test_multitask::test_ple_by_hand",),
     "cross_stitch": ("test_multitask::test_cross_stitch_by_hand_and_as_it_begins",),
     "cvr_base": ("test_whole_models::test_two_networks_that_share_nothing_and_their_heads",),
@@ -62,16 +72,29 @@ BY_HAND: dict[str, tuple[str, ...]] = {
         "test_rows_fields::test_whole_model_from_the_raw_rows",
         "test_wide_deep::test_deepfm_adds_three_logits_over_one_table",
     ),
-    "deepmcp": ("test_whole_models::test_logits_add_over_one_representation",),
+    "deepmcp": (
+        "test_rows_sequences::test_whole_model_from_the_raw_rows",
+        "test_whole_models::test_logits_add_over_one_representation",
+    ),
     "dfm": ("test_whole_models::test_dfm_is_two_sums_of_weights",),
-    "dien": ("test_models_by_hand::test_dien_equals_a_loop_and_gives_its_weights",),
+    "dien": (
+        "test_rows_sequences::test_whole_model_from_the_raw_rows",
+        "test_models_by_hand::test_dien_equals_a_loop_and_gives_its_weights",
+    ),
     "din": (
+        "test_rows_sequences::test_whole_model_from_the_raw_rows",
         "test_models_by_hand::test_din_equals_a_loop_and_gives_its_weights",
         "test_din::test_every_variant_is_its_loop",
     ),
     "division": ("test_whole_models::test_two_networks_that_share_nothing_and_their_heads",),
-    "dsin": ("test_dsin::test_dsin_equals_a_loop_and_gives_the_weights_of_sessions",),
-    "dssm": ("test_interactions_networks::test_dssm_meets_once_at_the_end",),
+    "dsin": (
+        "test_rows_sequences::test_whole_model_from_the_raw_rows",
+        "test_dsin::test_dsin_equals_a_loop_and_gives_the_weights_of_sessions",
+    ),
+    "dssm": (
+        "test_rows_sequences::test_whole_model_from_the_raw_rows",
+        "test_interactions_networks::test_dssm_meets_once_at_the_end",
+    ),
     "esmm": (
         "test_models_by_hand::test_esmm_two_towers_one_product_and_two_losses",
         "test_entire_space::test_a_chain_of_four_stages_by_brute_force",
@@ -110,7 +133,10 @@ BY_HAND: dict[str, tuple[str, ...]] = {
         "test_gbdt_lr::test_leaves_are_lightgbms_own_in_float32_and_float64",
         "test_gbdt_lr::test_exactly_one_leaf_of_each_tree_and_leaf_values_reproduce_the_boosters_margin",
     ),
-    "hstu": ("test_hstu::test_hstu_equals_a_loop_over_the_whole_sequence",),
+    "hstu": (
+        "test_rows_sequences::test_whole_model_from_the_raw_rows",
+        "test_hstu::test_hstu_equals_a_loop_over_the_whole_sequence",
+    ),
     "ipnn": (
         "test_rows_fields::test_whole_model_from_the_raw_rows",
         "test_interactions_networks::test_pnn_is_the_equations_of_the_paper",
@@ -142,14 +168,20 @@ BY_HAND: dict[str, tuple[str, ...]] = {
     "position_tower": (
         "test_whole_models::test_position_tower_serves_a_network_at_no_position_and_judges_it_at_the_true_one",
     ),
-    "rnn": ("test_recurrent::test_recurrent_pooling_equals_a_loop",),
+    "rnn": (
+        "test_rows_sequences::test_whole_model_from_the_raw_rows",
+        "test_recurrent::test_recurrent_pooling_equals_a_loop",
+    ),
     "shared_bottom": ("test_multitask::test_shared_bottom_is_one_network_and_a_tower_per_task",),
-    "sim": ("test_sim::test_hard_search_equals_a_loop",),
-    "sim_soft": ("test_sim::test_soft_search_and_its_loss_equal_a_loop",),
+    "sim": ("test_rows_sequences::test_whole_model_from_the_raw_rows", "test_sim::test_hard_search_equals_a_loop"),
+    "sim_soft": (
+        "test_rows_sequences::test_whole_model_from_the_raw_rows",
+        "test_sim::test_soft_search_and_its_loss_equal_a_loop",
+    ),
     "snr_aver": ("test_routing::test_snr_by_hand",),
     "snr_trans": ("test_routing::test_snr_by_hand",),
     "tensor_factorization": ("test_multitask::test_tensor_factorization_multiplies_out_to_one_network_per_task",),
-    "two_tower": ("test_catalogue::test_two_tower_by_hand",),
+    "two_tower": ("test_rows_sequences::test_whole_model_from_the_raw_rows", "test_catalogue::test_two_tower_by_hand"),
     "unbias": ("test_whole_models::test_two_networks_that_share_nothing_and_their_heads",),
     "wide_deep": (
         "test_rows_fields::test_whole_model_from_the_raw_rows",
@@ -160,8 +192,14 @@ BY_HAND: dict[str, tuple[str, ...]] = {
         "test_interactions_networks::test_cin_is_a_loop_over_maps_and_pairs",
         "test_whole_models::test_logits_add_over_one_representation",
     ),
-    "youtube_candidates": ("test_catalogue::test_youtube_candidates_by_hand",),
-    "youtube_ranking": ("test_whole_models::test_logits_add_over_one_representation",),
+    "youtube_candidates": (
+        "test_rows_sequences::test_whole_model_from_the_raw_rows",
+        "test_catalogue::test_youtube_candidates_by_hand",
+    ),
+    "youtube_ranking": (
+        "test_rows_sequences::test_whole_model_from_the_raw_rows",
+        "test_whole_models::test_logits_add_over_one_representation",
+    ),
 }
 """Against numbers worked out by hand, or loops over the paper's equations: {name: file and test}."""
 
