@@ -7,6 +7,7 @@ takes for granted: the vector of a value, a list pooled, numbers as numbers, a d
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -223,6 +224,13 @@ class Pencil:
         self.start = {name: tables.start for name, tables in model.embeddings().items()}
         self.symbols = {name: table.symbol for name, table in data.fitted.tables.items()}
 
+    def of(self, k: int) -> Pencil:
+        """Over the parts of output k alone, of models whose outputs share nothing."""
+        own = copy.copy(self)
+        own.p = {name.replace(f".of.{k}.", "."): value for name, value in self.p.items()}
+        own.start = {name.replace(f".of.{k}.", "."): start for name, start in self.start.items()}
+        return own
+
     # values and lists of them: each the row of its text in its table
 
     def value(self, at: str, table: str, text: str) -> Vector:
@@ -236,8 +244,7 @@ class Pencil:
     @property
     def table(self) -> str:
         """Where the representation keeps its vectors."""
-        (at,) = (name for name in self.start if name.startswith("representation.embed.") and self.p[name].ndim == 2)
-        return at
+        return f"representation.embed.embedding.tables.{D}.weight"
 
     # one row: fields, numbers, both
 

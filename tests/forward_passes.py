@@ -11,8 +11,11 @@ BY_HAND: dict[str, tuple[str, ...]] = {
         "test_interactions::test_afm_is_a_loop_with_one_softmax_over_all_pairs",
         "test_compositions::test_logits_of_several_interactions_add",
     ),
-    "aitm": ("test_routing::test_aitm_by_hand",),
-    "aman": ("test_whole_models::test_two_networks_that_share_nothing_and_their_heads",),
+    "aitm": ("test_rows_tasks::test_whole_model_from_the_raw_rows", "test_routing::test_aitm_by_hand"),
+    "aman": (
+        "test_rows_tasks::test_whole_model_from_the_raw_rows",
+        "test_whole_models::test_two_networks_that_share_nothing_and_their_heads",
+    ),
     "autofis_deepfm": (
         "test_rows_fields::test_whole_model_from_the_raw_rows",
         "test_whole_models::test_logits_add_over_one_representation",
@@ -49,9 +52,15 @@ BY_HAND: dict[str, tuple[str, ...]] = {
         "test_bst::test_one_block_equals_a_loop_and_gives_its_weights",
         "test_bst::test_three_blocks_equal_a_loop",
     ),
-    "cgc": ("test_multitask::test_ple_by_hand",),
-    "cross_stitch": ("test_multitask::test_cross_stitch_by_hand_and_as_it_begins",),
-    "cvr_base": ("test_whole_models::test_two_networks_that_share_nothing_and_their_heads",),
+    "cgc": ("test_rows_tasks::test_whole_model_from_the_raw_rows", "test_multitask::test_ple_by_hand"),
+    "cross_stitch": (
+        "test_rows_tasks::test_whole_model_from_the_raw_rows",
+        "test_multitask::test_cross_stitch_by_hand_and_as_it_begins",
+    ),
+    "cvr_base": (
+        "test_rows_tasks::test_whole_model_from_the_raw_rows",
+        "test_whole_models::test_two_networks_that_share_nothing_and_their_heads",
+    ),
     "dcn": (
         "test_rows_fields::test_whole_model_from_the_raw_rows",
         "test_models_by_hand::test_dcn_is_the_explicit_formula_beside_a_tower",
@@ -86,7 +95,10 @@ BY_HAND: dict[str, tuple[str, ...]] = {
         "test_models_by_hand::test_din_equals_a_loop_and_gives_its_weights",
         "test_din::test_every_variant_is_its_loop",
     ),
-    "division": ("test_whole_models::test_two_networks_that_share_nothing_and_their_heads",),
+    "division": (
+        "test_rows_tasks::test_whole_model_from_the_raw_rows",
+        "test_whole_models::test_two_networks_that_share_nothing_and_their_heads",
+    ),
     "dsin": (
         "test_rows_sequences::test_whole_model_from_the_raw_rows",
         "test_dsin::test_dsin_equals_a_loop_and_gives_the_weights_of_sessions",
@@ -96,11 +108,18 @@ BY_HAND: dict[str, tuple[str, ...]] = {
         "test_interactions_networks::test_dssm_meets_once_at_the_end",
     ),
     "esmm": (
+        "test_rows_tasks::test_whole_model_from_the_raw_rows",
         "test_models_by_hand::test_esmm_two_towers_one_product_and_two_losses",
         "test_entire_space::test_a_chain_of_four_stages_by_brute_force",
     ),
-    "esmm_din": ("test_models_by_hand::test_esmm_two_towers_one_product_and_two_losses",),
-    "esmm_ns": ("test_whole_models::test_two_networks_that_share_nothing_and_their_heads",),
+    "esmm_din": (
+        "test_rows_tasks::test_whole_model_from_the_raw_rows",
+        "test_models_by_hand::test_esmm_two_towers_one_product_and_two_losses",
+    ),
+    "esmm_ns": (
+        "test_rows_tasks::test_whole_model_from_the_raw_rows",
+        "test_whole_models::test_two_networks_that_share_nothing_and_their_heads",
+    ),
     "ffm": (
         "test_rows_fields::test_whole_model_from_the_raw_rows",
         "test_interactions::test_ffm_is_a_loop_over_pairs_with_a_vector_for_each_other_field",
@@ -141,48 +160,64 @@ BY_HAND: dict[str, tuple[str, ...]] = {
         "test_rows_fields::test_whole_model_from_the_raw_rows",
         "test_interactions_networks::test_pnn_is_the_equations_of_the_paper",
     ),
-    "l2_constrained": ("test_multitask::test_l2_constrained_by_hand_and_its_penalty",),
+    "l2_constrained": (
+        "test_rows_tasks::test_whole_model_from_the_raw_rows",
+        "test_multitask::test_l2_constrained_by_hand_and_its_penalty",
+    ),
     "lr": (
         "test_rows_fields::test_whole_model_from_the_raw_rows",
         "test_models_by_hand::test_lr_is_the_sum_of_its_weights",
     ),
-    "ml_mmoe": ("test_multitask::test_stacked_mixtures_by_hand",),
-    "mmoe": ("test_multitask::test_mixtures_of_experts_by_hand",),
-    "moe": ("test_multitask::test_mixtures_of_experts_by_hand",),
+    "ml_mmoe": ("test_rows_tasks::test_whole_model_from_the_raw_rows", "test_multitask::test_stacked_mixtures_by_hand"),
+    "mmoe": ("test_rows_tasks::test_whole_model_from_the_raw_rows", "test_multitask::test_mixtures_of_experts_by_hand"),
+    "moe": ("test_rows_tasks::test_whole_model_from_the_raw_rows", "test_multitask::test_mixtures_of_experts_by_hand"),
     "nfm": (
         "test_rows_fields::test_whole_model_from_the_raw_rows",
         "test_interactions::test_nfm_is_a_network_over_the_sum_of_products",
         "test_compositions::test_logits_of_several_interactions_add",
     ),
-    "omoe": ("test_multitask::test_mixtures_of_experts_by_hand",),
+    "omoe": ("test_rows_tasks::test_whole_model_from_the_raw_rows", "test_multitask::test_mixtures_of_experts_by_hand"),
     "opnn": (
         "test_rows_fields::test_whole_model_from_the_raw_rows",
         "test_interactions_networks::test_pnn_is_the_equations_of_the_paper",
     ),
-    "pal": ("test_whole_models::test_pal_serves_deepfm_and_judges_it_through_the_position",),
-    "ple": ("test_multitask::test_ple_by_hand",),
+    "pal": (
+        "test_rows_tasks::test_pal_is_deepfm_times_what_is_seen",
+        "test_whole_models::test_pal_serves_deepfm_and_judges_it_through_the_position",
+    ),
+    "ple": ("test_rows_tasks::test_whole_model_from_the_raw_rows", "test_multitask::test_ple_by_hand"),
     "pnn": (
         "test_rows_fields::test_whole_model_from_the_raw_rows",
         "test_interactions_networks::test_pnn_is_the_equations_of_the_paper",
     ),
     "position_tower": (
+        "test_rows_tasks::test_position_tower_adds_a_logit_of_the_position",
         "test_whole_models::test_position_tower_serves_a_network_at_no_position_and_judges_it_at_the_true_one",
     ),
     "rnn": (
         "test_rows_sequences::test_whole_model_from_the_raw_rows",
         "test_recurrent::test_recurrent_pooling_equals_a_loop",
     ),
-    "shared_bottom": ("test_multitask::test_shared_bottom_is_one_network_and_a_tower_per_task",),
+    "shared_bottom": (
+        "test_rows_tasks::test_whole_model_from_the_raw_rows",
+        "test_multitask::test_shared_bottom_is_one_network_and_a_tower_per_task",
+    ),
     "sim": ("test_rows_sequences::test_whole_model_from_the_raw_rows", "test_sim::test_hard_search_equals_a_loop"),
     "sim_soft": (
         "test_rows_sequences::test_whole_model_from_the_raw_rows",
         "test_sim::test_soft_search_and_its_loss_equal_a_loop",
     ),
-    "snr_aver": ("test_routing::test_snr_by_hand",),
-    "snr_trans": ("test_routing::test_snr_by_hand",),
-    "tensor_factorization": ("test_multitask::test_tensor_factorization_multiplies_out_to_one_network_per_task",),
+    "snr_aver": ("test_rows_tasks::test_whole_model_from_the_raw_rows", "test_routing::test_snr_by_hand"),
+    "snr_trans": ("test_rows_tasks::test_whole_model_from_the_raw_rows", "test_routing::test_snr_by_hand"),
+    "tensor_factorization": (
+        "test_rows_tasks::test_whole_model_from_the_raw_rows",
+        "test_multitask::test_tensor_factorization_multiplies_out_to_one_network_per_task",
+    ),
     "two_tower": ("test_rows_sequences::test_whole_model_from_the_raw_rows", "test_catalogue::test_two_tower_by_hand"),
-    "unbias": ("test_whole_models::test_two_networks_that_share_nothing_and_their_heads",),
+    "unbias": (
+        "test_rows_tasks::test_whole_model_from_the_raw_rows",
+        "test_whole_models::test_two_networks_that_share_nothing_and_their_heads",
+    ),
     "wide_deep": (
         "test_rows_fields::test_whole_model_from_the_raw_rows",
         "test_wide_deep::test_wide_and_deep_adds_the_weights_of_ids_to_a_tower",
