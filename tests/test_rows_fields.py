@@ -9,9 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from by_rows import CANDIDATES, REQUESTS, D, Pencil, Vector, batch_of, close, dataset, lively, relu, schema, softmax
+from by_rows import (
+    CANDIDATES,
+    REQUESTS,
+    TRAINING,
+    D,
+    Pencil,
+    Vector,
+    batch_of,
+    close,
+    dataset,
+    lively,
+    relu,
+    schema,
+    softmax,
+)
 
-from finerank.schema import Cross, Hashed, Schema
+from finerank.schema import FIRST, OOV, Cross, Hashed, Schema
 
 PAIRS = list(itertools.combinations(range(8), 2))
 """Of user, age, whether it is missing | item, category, tags, price, whether it is missing."""
@@ -332,3 +346,21 @@ def test_whole_model_from_the_raw_rows(name: str) -> None:
     pencil = Pencil(model, data)
     bias = float(pencil.p["head.bias"][0])
     close(model(batch_of(data, model)).logits[:, 0], [loop(pencil, n) + bias for n in range(len(CANDIDATES))])
+
+
+def test_what_only_later_rows_hold_is_out_of_vocabulary() -> None:
+    """What the passes above rest on: a row of its own for every value of the training rows and of the pasts they know."""
+    data, _ = dataset(schema)
+    symbol = {name: table.symbol for name, table in data.fitted.tables.items()}
+    seen = [c for c in CANDIDATES if c[0] in TRAINING]
+    for table, values in (
+        ("user", {REQUESTS[c[0]][1] for c in seen}),
+        ("item", {c[1] for c in seen}),
+        ("category", {c[2] for c in seen}),
+        ("tags", {tag for c in seen for tag in c[3]}),
+    ):
+        rows = [symbol[table](value) for value in values]
+        assert sorted(rows) == list(range(FIRST, FIRST + len(values)))
+    assert [symbol[table](value) for table, value in (("item", "kite"), ("category", "sky"), ("tags", "new"))] == [
+        OOV
+    ] * 3

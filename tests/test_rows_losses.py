@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from by_rows import CANDIDATES, EVENTS, REQUESTS, TRAINING, D, Pencil, Vector, batch_of, dataset, lively, sigmoid
-from test_rows_sequences import clicks_alone
+from by_rows import (
+    CANDIDATES,
+    EVENTS,
+    KINDS,
+    REQUESTS,
+    TRAINING,
+    D,
+    Event,
+    Pencil,
+    Vector,
+    batch_of,
+    dataset,
+    lively,
+    past,
+    sigmoid,
+)
+from test_rows_sequences import TOWER, clicks_alone, gru
 from test_rows_tasks import AT, MODELS, two_tasks
 
+from finerank.data.batch import Batch
 from finerank.models.composition import Model
 from finerank.schema import FIRST
 
@@ -23,7 +39,7 @@ def bce(y: int, logit: float) -> float:
     return -math.log(sigmoid(logit) if y else 1 - sigmoid(logit))
 
 
-def losses(model: Model, batch: Any) -> dict[str, float]:
+def losses(model: Model, batch: Batch) -> dict[str, float]:
     """In training: every term by name."""
     model.train()
     return {name: float(loss.detach()) for name, loss in model.losses(batch, model(batch)).items()}
@@ -144,3 +160,82 @@ def test_youtube_corrects_by_the_share_of_an_item_among_the_events_known() -> No
     assert losses(model, batch) == pytest.approx(
         {"catalogue": total / len(ROWS)}, rel=1e-6
     )  # shares in single precision
+
+
+# ------------------------------------------------------------------------------------------------ along the past
+
+
+def drawn_events(p: Pencil, batch: Batch, history: str) -> list[list[Event | None]]:
+    """Request by request what was drawn in the place of each event: which event of the log it is. None: nothing comes before
+    the first."""
+    block, at, out = batch.negatives[history], 0, []
+    tags = block.lists["tags"]
+    for request, *_ in REQUESTS:
+        row = next(n for n in ROWS if CANDIDATES[n][0] == request)
+        mine: list[Event | None] = []
+        for true in past(row, KINDS[history]):
+            item = int(block.ids[at, 0])
+            of = sorted(tags.ids[tags.segments == tags.index[at], 0].tolist())
+            known = [e for e in EVENTS if e[2] == KINDS[history] and e[1] < REQUESTS[request][2]]
+            same = [e for e in known if p.symbols["item"](e[3]) == item and sorted(map(p.symbols["tags"], e[5])) == of]
+            assert bool(same) == bool(mine)  # an event known to the request; none for the first
+            assert not same or same[0][3] != true[3]
+            mine.append(same[0] if same else None)
+            at += 1
+        out.append(mine)
+    assert at == len(block.ids)
+    return out
+
+
+def test_dien_tells_the_next_event_from_one_drawn() -> None:
+    """-log σ(h_t·e_{t+1}) - log(1 - σ(h_t·ê_{t+1})), the mean over all events that have one before them; for each history."""
+    data, _ = dataset()
+    table = {"name": "dien", "representation": {"embedding": {"width": D}}, "interactions": [TOWER]}
+    model = lively(table, data)
+    p, batch, expected = Pencil(model, data), batch_of(data, model), {}
+    for h, (name, kind) in enumerate(KINDS.items()):
+        terms = []
+        for (request, *_), drawn in zip(REQUESTS, drawn_events(p, batch, name), strict=True):
+            events = past(next(n for n in ROWS if CANDIDATES[n][0] == request), kind)
+            states = gru(p, f"representation.extract.{h}", [p.event(e) for e in events])
+            for t, other in enumerate(drawn[1:]):
+                assert other is not None
+                terms.append(
+                    bce(1, float(states[t] @ p.event(events[t + 1]))) + bce(0, float(states[t] @ p.event(other)))
+                )
+        expected[f"{name} next event"] = sum(terms) / len(terms)
+    found = losses(model, batch)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-8)
+
+
+def test_deepmcp_draws_neighbours_in_a_past_together_and_others_apart() -> None:
+    """-log σ(t·c) - Σ_q log σ(-t·n_q) over pairs at most two apart, n_q what was drawn in the place of the context and on; what
+    equals target or context is passed over."""
+    data, _ = dataset()
+    table = {
+        "name": "deepmcp",
+        "representation": {"embedding": {"width": D}, "hidden": [3, 2], "alpha": 0.0, "beta": 0.5},
+    }
+    model = lively(table | {"interactions": [TOWER]}, data, ("representation.items",))
+    p, batch, expected = Pencil(model, data), batch_of(data, model), {}
+    for h, (name, kind) in enumerate(KINDS.items()):
+        at, terms = f"representation.items.{h}", []
+
+        def seen(e: Event, at: str = at) -> Vector:
+            return np.tanh(p.dense(f"{at}.1", p.tower(f"{at}.0", p.event(e), last=True)))
+
+        for (request, *_), (_, *drawn) in zip(
+            REQUESTS, [d or [None] for d in drawn_events(p, batch, name)], strict=True
+        ):
+            events = past(next(n for n in ROWS if CANDIDATES[n][0] == request), kind)
+            for t, c in itertools.permutations(range(len(events)), 2):  # no past here is longer than three
+                term = bce(1, float(seen(events[t]) @ seen(events[c])))
+                for q in range(len(drawn)):
+                    other = drawn[(c - 1 + q) % len(drawn)]
+                    assert other is not None
+                    if other[3] not in (events[t][3], events[c][3]):
+                        term += bce(0, float(seen(events[t]) @ seen(other)))
+                terms.append(term)
+        expected[f"{name} correlation"] = 0.5 * sum(terms) / len(terms)
+    found = losses(model, batch)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-8)
