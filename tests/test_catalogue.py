@@ -53,12 +53,10 @@ def items(hand: Hand, name: str = "vectors") -> np.ndarray:
 
 
 def expected_at(hand: Hand, seen: list[np.ndarray | None]) -> list[np.ndarray]:
-    """u of every element of a sequence of item vectors, oldest first; None is [mask]."""
-    places, most = hand.p["representation.places"], len(hand.p["representation.places"])
-    x = []
-    for i, e in enumerate(seen):
-        place = places[min(len(seen) - 1 - i, most - 1)]
-        x.append((hand.p["representation.mask"][0] if e is None else e) + place)
+    """u of every element of a sequence of item vectors, oldest first; None is [mask]. What has no place is shifted out."""
+    places = hand.p["representation.places"]
+    seen = seen[-len(places) :]
+    x = [(hand.p["representation.mask"][0] if e is None else e) + places[len(seen) - 1 - i] for i, e in enumerate(seen)]
     for layer in range(2):
         x = [block(hand.p, f"representation.blocks.{layer}", 2, "gelu", row, x)[0] for row in x]
     return [np.array([gelu(v) for v in hand.dense("representation.last", row)]) for row in x]

@@ -280,11 +280,11 @@ def youtube_candidates(p: Pencil, n: int) -> float:
 
 @by_hand("bert4rec", heads=2, feed=2)
 def bert4rec(p: Pencil, n: int) -> float:
-    """[mask] behind the past, at place 0; what it says of the candidate."""
+    """[mask] behind the past, at place 0; what it says of the candidate. The oldest of a full past makes room for it."""
     at, places = "representation", p.p["representation.places"]
-    items = [e[3] for e in past(n, "click")]
+    items = [e[3] for e in past(n, "click")][1 - LENGTH :]
     vectors = [p.value(f"{at}.catalogue.vectors.weight", "item", item) for item in items]
-    rows = [v + places[min(len(items) - t, LENGTH - 1)] for t, v in enumerate(vectors)]
+    rows = [v + places[len(items) - t] for t, v in enumerate(vectors)]
     rows.append(p.p[f"{at}.mask"][0] + places[0])
     for layer in range(2):
         rows = [block(p, f"{at}.blocks.{layer}", "gelu", x, rows) for x in rows]

@@ -6,11 +6,10 @@ R requests · N candidates · T events · D width · L places · V items
     u = GELU(W h + b);  P(item) = softmax(u E' + b_item), E the input's own table
     training  hidden items are [mask]; the loss is the mean over hidden items of -log P (Cloze); of a share of the sequences
               the last item alone is hidden, as in serving
-    serving   [mask] behind the past, and its u against the candidates
+    serving   [mask] behind the past, and its u against the candidates; of a past at its full length the oldest is shifted out
 
 Places are counted from the newest element, which is 0: what is cut off at the old end moves nothing, and a [mask] behind T
-items stands where a hidden last of T + 1 stands. The paper shifts the oldest item out to make room for [mask]; here, in a
-history at its full length, the two oldest share a place. Only the item is read, neither its attributes nor other fields.
+items stands where a hidden last of T + 1 stands. Only the item is read, neither its attributes nor other fields.
 Every request's history is a sequence; masks are drawn by (seed, epoch, request), so a user's longer histories repeat the
 shorter ones under other masks. The softmax runs over the whole table or, with `sampled`, over drawn items with - log Q.
 Items, [mask] and places begin with a spread of .02 (`embedding.std`), as all weights do in the paper; those of layers begin
@@ -139,17 +138,18 @@ class Cloze(Representation):
         x = torch.cat([self._placed(e_TD, from_newest + 1), (self.mask + self.places[:1]).expand(count, -1)])
         segments = torch.cat([history.segments, torch.arange(count, device=lengths.device)])
         positions, every = torch.cat([history.positions, lengths]), lengths + 1
+        # what the [mask] leaves no place for is a group by itself, which nothing else looks at
+        out = torch.cat([from_newest + 1 >= self.most, torch.zeros_like(lengths, dtype=torch.bool)])
         if hidden is not None:  # the training's sequences join in as further ones
             seen = torch.where(hidden.unsqueeze(1), self.mask, e_TD)
             x = torch.cat([x, self._placed(seen, from_newest)])
-            segments, positions = (
-                torch.cat([segments, history.segments + count]),
-                torch.cat([positions, history.positions]),
-            )
+            segments = torch.cat([segments, history.segments + count])
+            positions = torch.cat([positions, history.positions])
+            out = torch.cat([out, torch.zeros_like(hidden)])
             every = torch.cat([every, lengths])
         at = grids(segments, positions, every, self.most + 1)
         for block in self.blocks:
-            x = block(x, at)
+            x = block(x, at, out.long())
         u = F.gelu(self.last(x))
         events = e_TD.shape[0]
         return u[events : events + count], u[events + count :]
