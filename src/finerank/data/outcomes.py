@@ -35,6 +35,9 @@ Value = str | int | bool
 class Conversion:
     """Whether an event follows the row: a click after an impression, a purchase after a click, a push that is opened.
 
+    An event belongs to one row: the last one of its user (and of its `on` columns) at or before it. Of three clicks on an
+    item before one purchase the third is converted, and the other two are not.
+
     name         the label's column: 0, 1 or null
     window       seconds after the row in which the event must come; one exactly at the end counts
     where        which events of the log count, e.g. {event = "purchase"}
@@ -68,7 +71,7 @@ class Amount:
     """What is spent within the window (GMV): 0 without a purchase, the sum of several.
 
     `<name>_bought` is 0 or 1. Two stages, P(buy) and the amount of those who buy: a binary task on `<name>_bought`, and a
-    regression on `<name>` within it.
+    regression on `<name>` within it. An event belongs to one row, as for a conversion.
 
     name    the label's column: an amount, or null
     column  of the log: the amount of each event; null counts as 0
