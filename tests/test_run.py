@@ -16,10 +16,13 @@ import polars as pl
 import pytest
 import tiny
 import torch
+from typer.testing import CliRunner
 
+from finerank.cli.app import verbs
 from finerank.data.builder import BatchBuilder
 from finerank.data.dataset import Dataset
 from finerank.errors import UserError
+from finerank.explain.importance import permutation_importance
 from finerank.metrics.probability import logloss
 from finerank.metrics.ranking import auc, gauc
 from finerank.models import registry
@@ -27,7 +30,7 @@ from finerank.recipe import Recipe
 from finerank.run import SCORED, Result, Run, environment, prepared, reader_notes, run
 from finerank.training.checkpoint import Checkpoints, restore
 from finerank.training.evaluate import predict
-from finerank.typed import plain
+from finerank.typed import plain, to_toml
 
 
 def table(**training: Any) -> dict[str, Any]:
@@ -383,6 +386,49 @@ def test_one_class_in_validation_does_for_logloss(tmp_path: Path) -> None:
     assert math.isnan(result.history[0].validation["click"]["auc"])
     assert result.test["click"]["auc"] > 0
     assert "nan" in (tmp_path / "run" / "curve.csv").read_text()
+
+
+def unlabelled(folder: Path, low: float) -> dict[str, Any]:
+    """A recipe on a log whose last rows have no label for a second task: its window was still open."""
+    samples, events = tiny.frames()
+    late = pl.int_range(pl.len()) >= int(low * samples.height)
+    samples.with_columns(late=pl.when(late).then(None).otherwise("click")).write_parquet(folder / "samples.parquet")
+    events.write_parquet(folder / "events.parquet")
+    there = table(epochs=1)
+    there["task"] = [{"name": "late"}, {"name": "click"}]
+    there["model"] = {"name": "lr"}
+    return there
+
+
+@pytest.mark.parametrize("monitor", ["auc", "logloss"])
+def test_a_task_without_labels_in_validation_is_named_before_any_training(tmp_path: Path, monitor: str) -> None:
+    there = unlabelled(tmp_path, 0.5)
+    there["training"]["monitor"] = monitor
+    with pytest.raises(
+        UserError, match=r"no validation row counts for 'late'.*window still open.*data\.split\.validation"
+    ):
+        run(Recipe.parse(there, tmp_path), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_task_without_labels_in_the_test_split_is_told_of_and_no_crash(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(to_toml(unlabelled(tmp_path, 0.77)), encoding="utf-8")
+    folder = str(tmp_path / "run")
+
+    def finerank(*arguments: str, code: int = 0) -> str:
+        result = CliRunner().invoke(verbs(), arguments)
+        assert result.exit_code == code, result.output
+        return " ".join(result.output.split())
+
+    told = "counts for 'late': they have no label (a window still open"
+    assert told in finerank("train", str(tmp_path / "recipe.toml"), "-o", folder)
+    assert told in finerank("evaluate", folder)
+    finerank("report", folder)
+    assert "Fields that count" not in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"test rows that count for 'late'.*or there are none; accepted: a split with both"
+    ):
+        permutation_importance(Run.open(tmp_path / "run").trainer())
 
 
 def test_no_validation_and_no_test(shop: Path, tmp_path: Path) -> None:

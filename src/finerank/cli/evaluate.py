@@ -10,7 +10,7 @@ import typer
 
 from finerank.cli import screen
 from finerank.cli.app import app
-from finerank.cli.screen import beyond_table, evaluation_table, slices_table, waiting
+from finerank.cli.screen import beyond_table, evaluation_table, slices_table, unjudged, waiting
 from finerank.errors import UserError
 from finerank.evaluation.document import evaluation_path
 from finerank.evaluation.evaluate import evaluate as judge
@@ -74,6 +74,8 @@ def evaluate(
     if any(of.beyond for of in found.heads.values()):
         screen.console.print(beyond_table(found))
     why = "" if found.unit == "users" else ", for the recipe names no users"
+    for note in unjudged(found):
+        screen.console.print(f"note: {note}")
     screen.console.print(f"95 % intervals are over {found.unit}{why}: each {COVERS}.")
     for head, of in found.heads.items():
         for table in of.slices:

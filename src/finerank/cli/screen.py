@@ -151,6 +151,16 @@ def evaluation_table(found: Evaluation) -> Table:
     return table
 
 
+def unjudged(found: Evaluation) -> list[str]:
+    """A sentence for each head that no row counts for, whose metrics are not defined."""
+    return [
+        f"none of the {found.rows:,} rows of {found.split} counts for {head!r}: they have no label (a window still open at the "
+        "snapshot, perhaps), or none lies within its task; its metrics are not defined"
+        for head, of in found.heads.items()
+        if not of.rows
+    ]
+
+
 def beyond_table(found: Evaluation) -> Table:
     """What the tops of the lists are like, head by head."""
     table = Table("head", "beyond accuracy", box=None)

@@ -11,7 +11,7 @@ import typer
 
 from finerank.cli import screen
 from finerank.cli.app import app
-from finerank.cli.screen import Bar, Overrides, results_table, say, waiting
+from finerank.cli.screen import Bar, Overrides, results_table, say, unjudged, waiting
 from finerank.errors import UserError
 from finerank.evaluation.evaluate import evaluate_run
 from finerank.models.effects import without_effect
@@ -50,6 +50,8 @@ def train(
     screen.console.print(results_table([(read.model.name, result, evaluation)]))
     if not result.test:
         screen.console.print(f"note: there are no test rows; judge it by: finerank evaluate {out} --split validation")
+    for note in unjudged(evaluation) if evaluation else ():
+        screen.console.print(f"note: {note}")
     for note in reader_notes(read, result.dataset):
         screen.console.print(f"note: {note}")
     screen.console.print(f"written to {out}")

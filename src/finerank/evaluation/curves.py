@@ -21,8 +21,8 @@ BARS = 40
 
 
 def curves(rows: HeadRows) -> Curves | None:
-    """The curves of a head with probabilities; None for numbers, and where a class is missing."""
-    if rows.link != "sigmoid" or rows.labels.min(initial=1) == rows.labels.max(initial=0):
+    """The curves of a head with probabilities; None for numbers, and where a class (or every row) is missing."""
+    if rows.link != "sigmoid" or rows.labels.min(initial=1) >= rows.labels.max(initial=0):
         return None
     up, down = np.cumsum(rows.runs.up), np.cumsum(rows.runs.down)
     return Curves(

@@ -60,8 +60,14 @@ def permutation_importance(
     requests = _some_requests(trainer.builder, split, rows, seed)
     whole = _auc(trainer, requests, heads[0], None, seed)
     if math.isnan(whole):
+        name, every = trainer.model.heads[heads[0]].name, len(trainer.builder.dataset.requests_of(split))
+        if len(requests) == every:
+            raise UserError(
+                f"importance is measured by AUC, and the {split} rows that count for {name!r} are of one class, or there are "
+                "none; accepted: a split with both classes"
+            )
         raise UserError(
-            f"importance is measured by AUC, and the rows drawn from {split!r} are of one class; raise --rows"
+            f"importance is measured by AUC, and the rows drawn from {split!r} are of one class for {name!r}; raise --rows"
         )
     found = []
     for level, field, change in _changes(trainer.builder):

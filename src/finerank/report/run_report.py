@@ -53,9 +53,11 @@ def run_report(
     found = Evaluation.read(path)
     measured = run.metrics()
     trainer = run.trainer()
-    binary = any(head.link == "sigmoid" for head in found.heads.values())
+    # importance is of the first binary head, by AUC: nothing to lose where the split has one class or none
+    first = next((head for head in found.heads.values() if head.link == "sigmoid"), None)
+    ordered = first is not None and 0 < first.positives < first.rows
     importance: Markup | None = None
-    if rows and binary:
+    if rows and ordered:
         step("importance of fields")
         importance = pictures.importance_chart(permutation_importance(trainer, split, rows, repeats=2))
     step("example")

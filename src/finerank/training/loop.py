@@ -230,7 +230,14 @@ class Trainer:
                 'distinct times none may begin within the share: give finer times, or data.split.by = "user"'
             )
         whole = judged(self.model.heads, self.dataset, validation)
-        if math.isnan(monitored(self.model, metrics(whole), self.options.monitor)):
+        measured = metrics(whole)
+        if math.isnan(monitored(self.model, measured, self.options.monitor)):
+            if empty := [head.name for head in self.model.heads if not measured[head.name]["rows"]]:
+                raise UserError(
+                    f"no validation row counts for {', '.join(map(repr, empty))}, and early stopping judges every task: they "
+                    "have no label (a window still open at the snapshot, perhaps), or none lies within the task; set "
+                    "data.split.validation larger, or leave rows whose window is open out of the samples"
+                )
             raise UserError(
                 f"training.monitor = {self.options.monitor!r} is not defined on the validation rows: for some task they "
                 "are of one class only (gauc: those of every user); give more validation rows or monitor logloss"
