@@ -250,6 +250,16 @@ def test_texts_that_alone_could_be_the_label_are_told(
     assert "'city'" not in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["item", "category", "Video"])
+def test_numbers_that_name_things_are_ids(tmp_path: Path, name: str) -> None:
+    """Taobao's `item`, of whole numbers and no `_id`, went in as a size: a DIN that knew no item."""
+    draw = np.random.default_rng(11)
+    columns = {name: draw.integers(0, 60, 400), "price": draw.integers(0, 60, 400), "click": draw.integers(0, 2, 400)}
+    found = guessed(tmp_path, columns)
+    assert kind(found, name) == "categorical"
+    assert kind(found, "price") == "numeric"
+
+
 def test_exact_copies_are_told(tmp_path: Path) -> None:
     """A log that was written twice in part; without users and times equal rows may well be different ones."""
     draw = np.random.default_rng(10)

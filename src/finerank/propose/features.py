@@ -28,6 +28,11 @@ BY_CHANCE = 1e-4
 """A column is set on positives alone by chance less often than this, or it is not held against it."""
 SHOWN_ONLY = ("position", "pos", "rank", "propensity", "propensity_score", "action_prob")
 """Names of what training may see and a live request cannot."""
+THINGS = (
+    *("item", "product", "goods", "sku", "movie", "video", "song", "article", "news", "ad", "poi"),
+    *("category", "cate", "cat", "brand", "shop", "seller", "author", "city"),
+)
+"""Whole names of what whole numbers stand for, not measure: an item's number taken as a size would teach nothing."""
 SEPARATORS = ("|", "^", ";", " ", ",")
 
 
@@ -95,7 +100,7 @@ def _kind(column: pl.Series, known: pl.Series, distinct: int) -> tuple[str | Non
         return "categorical", _encoding(distinct, len(known)), f"text, {distinct:,} values"
     if dtype.is_integer():
         name = column.name.lower()
-        if name.endswith(("id", "_no", "code")) or distinct <= 20:
+        if name.endswith(("id", "_no", "code")) or name in THINGS or distinct <= 20:
             why = f"whole numbers, {distinct:,} values: codes, by their name or number"
             return "categorical", _encoding(distinct, len(known)), why
     if not dtype.is_numeric():
