@@ -2,7 +2,8 @@
 
 The nine acceptance tests that errors of other systems suggest for a DIN stand here and elsewhere:
 
-    1 padding            test_a_row_does_not_know_its_batch (jagged: what padding would do is done by batch mates)
+    1 padding            test_a_row_does_not_know_its_batch (jagged: what padding would do is done by batch mates),
+                         test_a_log_that_comes_padded_gives_the_logits_of_one_that_does_not
     2 one row, no past   test_a_row_does_not_know_its_batch, test_without_any_event
     3 joint attention    test_models_by_hand.test_item_and_category_attend_jointly
     4 one parameter      test_candidate_and_past_share_one_parameter
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import tiny
 import torch
@@ -31,7 +33,7 @@ from torch import Tensor
 
 from finerank.data.batch import Batch, Jagged, pair_up
 from finerank.data.builder import BatchBuilder
-from finerank.data.prepare import prepare
+from finerank.data.prepare import Keys, prepare
 from finerank.data.split import Split
 from finerank.errors import UserError
 from finerank.layers.attention import ActivationUnit, UnitOptions, log_decay
@@ -734,6 +736,27 @@ def test_dien_reads_what_only_the_event_has() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ from a file
+
+
+def test_a_log_that_comes_padded_gives_the_logits_of_one_that_does_not(tmp_path: Path) -> None:
+    """Lists filled up with 0 before or behind, to L or to L + 48: the same rows, in training and in evaluation."""
+    draw = np.random.default_rng(3)
+    pasts = [draw.integers(1, 9, n).tolist() for n in [0, 1, 2, 5] * 5]
+    of = {"plain": pasts, "before": [[0] * (53 - len(p)) + p for p in pasts], "behind": [p + [0] * 48 for p in pasts]}
+    features = (Categorical(name="item", level="candidate"),)
+    rows = {"item": draw.integers(1, 9, 20), "click": draw.integers(0, 2, 20)}
+    found = []
+    for name, lists in of.items():
+        past = History(name="past", fields=("item",), lists={"item": "items"}, padding=0, max_length=5)
+        schema = Schema(features=features, histories=(past,), tasks=(Task(name="click"),))
+        samples = pl.DataFrame(rows | {"items": lists}).lazy()
+        data = prepare(tmp_path / name, schema, samples, None, Keys(), Split(validation=0.2, test=0.2))
+        model = model_of(din(), data.fitted).float()
+        batch = BatchBuilder(data, model.needs).batch(np.arange(data.requests))
+        assert batch.histories["past"].lengths.tolist() == [len(p) for p in pasts]
+        found.append(torch.stack([model.train(training)(batch).logits.detach() for training in (True, False)]))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 FROM_A_FILE = [

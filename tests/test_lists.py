@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,14 @@ quick = settings(derandomize=True, max_examples=60, deadline=None)
 FIELDS = ("item", "price", "tags")
 PAST = History(name="past", fields=FIELDS, lists={f: f"past_{f}" for f in FIELDS}, separator="^", max_length=99)
 ONE = History(name="one", fields=("item",), lists={"item": "i"}, separator="^")
+PADDED = replace(PAST, name="padded", padding=0)
 SCHEMA = Schema(
     features=(
         Categorical(name="item", level="candidate"),
         Numeric(name="price", level="event"),
         MultiValued(name="tags", level="event", separator="|"),
     ),
-    histories=(PAST, ONE),
+    histories=(PAST, ONE, PADDED),
 )
 
 
@@ -64,6 +66,31 @@ def test_joined_text_by_hand() -> None:
     assert read([["x", ""]], pl.List(pl.Categorical)) == [["x"]]
 
 
+@pytest.mark.parametrize("padding", [0, "0"])
+def test_what_fills_lists_up_is_no_event(padding: int | str) -> None:
+    """Lists made for libraries that pad: before or behind, as numbers or text; one value, however it is written."""
+    zeros = replace(ONE, padding=padding)
+    assert read([[0, 0, 7, 8], [7, 0, 0, 0], [0, 0, 0, 0], None], history=zeros) == [[7, 8], [7], [], []]
+    assert read([[0.0, 7.0], [7.0, math.nan]], history=zeros) == [[7.0], [7.0]]
+    assert read(["a^0^0", "0^0", "00^a", ""], history=zeros) == [["a"], [], ["00", "a"], []]
+    assert read([[0, 7]]) == [[0, 7]]  # a value like any other, unless it is said
+
+
+def test_a_zero_beside_something_known_is_no_padding() -> None:
+    """A free item: its price of 0 stays, and the lists stay in line."""
+    frame = pl.DataFrame({"past_item": ["a^b^0"], "past_price": [[2.0, 0.0, 0.0]], "past_tags": ["x^y^0"]})
+    events, lengths = list_events(PADDED, frame, np.array([0]))
+    assert lengths.tolist() == [2]
+    assert events.rows() == [("a", 2.0, "x"), ("b", 0.0, "y")]
+
+
+def test_padding_of_a_log_is_refused() -> None:
+    with pytest.raises(
+        UserError, match="history 'past': padding is of lists, and a log of events has none; leave it out"
+    ):
+        History(name="past", fields=("item",), padding=0)
+
+
 def test_an_entry_of_which_one_field_is_known_stays_in_line() -> None:
     frame = pl.DataFrame({"past_item": ["a^^c^"], "past_price": [[1.0, 2.0, None, None]], "past_tags": ["^x|y^^"]})
     events, lengths = list_events(PAST, frame, np.array([0]))
@@ -92,15 +119,19 @@ def test_lists_of_different_lengths_name_their_row() -> None:
 
 
 ENTRY = st.tuples(
-    st.sampled_from([None, "", "a", "b"]),
-    st.sampled_from([None, math.nan, 1.0, 2.5]),
-    st.lists(st.sampled_from(["x", "y", ""]), max_size=2).map("|".join),
+    st.sampled_from([None, "", "a", "b", "0"]),
+    st.sampled_from([None, math.nan, 1.0, 2.5, 0.0]),
+    st.lists(st.sampled_from(["x", "y", "", "0"]), max_size=2).map("|".join),
 )
 
 
 @quick
-@given(st.lists(st.none() | st.lists(ENTRY, max_size=4), min_size=1, max_size=5), st.booleans())
-def test_both_engines_read_the_same_events(rows: list[list[Any] | None], joined: bool) -> None:
+@given(
+    st.lists(st.none() | st.lists(ENTRY, max_size=4), min_size=1, max_size=5),
+    st.booleans(),
+    st.sampled_from([PAST, PADDED]),
+)
+def test_both_engines_read_the_same_events(rows: list[list[Any] | None], joined: bool, past: History) -> None:
     def column(i: int) -> list[Any]:
         return [None if row is None else [entry[i] for entry in row] for row in rows]
 
@@ -119,11 +150,11 @@ def test_both_engines_read_the_same_events(rows: list[list[Any] | None], joined:
     fitter.add("item", pl.Series(["a"]))
     fitter.add("tags", pl.Series([["x"]]))
     encoder = fitter.finish()
-    events, lengths = list_events(PAST, frame, np.arange(len(rows)))
-    bulk = encode_block(encoder, "past", events)
+    events, lengths = list_events(past, frame, np.arange(len(rows)))
+    bulk = encode_block(encoder, past.name, events)
     ends = np.cumsum(lengths)
     for i, row in enumerate(frame.iter_rows(named=True)):
-        block = encoder.events("past", list_rows(encoder, "past", row))
+        block = encoder.events(past.name, list_rows(encoder, past.name, row))
         these = slice(int(ends[i] - lengths[i]), int(ends[i]))
         assert bulk.ids[these].tolist() == block.ids.tolist()
         assert bulk.numbers[these].tolist() == block.numbers.tolist()

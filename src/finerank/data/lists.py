@@ -1,8 +1,8 @@
 """Histories that samples bring along: list columns, or text that joins its entries, as events one after the other.
 
 One rule for both engines (the other is `runtime.scorer.list_rows`): the lists of a row are aligned, an empty entry is a
-missing value, and an entry of which every field is missing, whatever its weights, is no event, so that a separator at the
-end of the line (`a^b^`) adds nothing. Null or empty text is an empty list; beside lists of one entry it is that entry,
+missing value, and an entry of which every field is missing or padding, whatever its weights, is no event, so that a separator
+at the end of the line (`a^b^`) adds nothing. Null or empty text is an empty list; beside lists of one entry it is that entry,
 missing, for joined text cannot tell the two apart.
 
 R rows · T events of all rows together
@@ -16,8 +16,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from finerank.data.staged import canonical_series
 from finerank.data.texts import Joined
 from finerank.errors import UserError
+from finerank.runtime.values import canonical
 from finerank.schema import History
 
 Int64s: TypeAlias = NDArray[np.int64]
@@ -48,7 +50,7 @@ def list_events(history: History, frame: pl.DataFrame, rows: Int64s) -> tuple[pl
     events = pl.DataFrame(flat)
     known = np.zeros(events.height, dtype=bool)
     for name in history.lists:
-        known |= ~_missing(events[name])
+        known |= ~_nothing(events[name], history.padding)
         if known.all():
             return events, lengths
     row = np.repeat(np.arange(len(lengths)), lengths)
@@ -58,10 +60,11 @@ def list_events(history: History, frame: pl.DataFrame, rows: Int64s) -> tuple[pl
 def joined_events(history: History, frame: pl.DataFrame) -> dict[str, Joined] | None:
     """The same of columns that are all joined text, with no text made of an entry; None where `list_events` is needed.
 
-    That is: where an entry is missing, lists of a row differ in length, or nothing is compiled.
+    That is: where an entry is missing or may be padding, lists of a row differ in length, or nothing is compiled.
     """
     columns = history.list_columns
-    if history.separator is None or any(frame[column].dtype != pl.String for column in columns.values()):
+    padded = history.padding is not None
+    if padded or history.separator is None or any(frame[column].dtype != pl.String for column in columns.values()):
         return None
     joined = {name: Joined.of(frame[column], history.separator) for name, column in columns.items()}
     found = {name: column for name, column in joined.items() if column is not None and not column.missing}
@@ -85,8 +88,8 @@ def _as_lists(history: History, name: str, column: pl.Series) -> pl.Series:
     return column
 
 
-def _missing(entries: pl.Series) -> NDArray[np.bool_]:
-    """Which entries say nothing: null, NaN, empty text, an empty list."""
+def _nothing(entries: pl.Series, padding: str | int | None) -> NDArray[np.bool_]:
+    """Which entries say nothing: null, NaN, empty text, an empty list, the padding."""
     if entries.dtype in (pl.String, pl.Categorical, pl.Enum):
         missing = entries.cast(pl.String).fill_null("") == ""
     elif entries.dtype.is_float():
@@ -95,4 +98,6 @@ def _missing(entries: pl.Series) -> NDArray[np.bool_]:
         missing = entries.list.len().fill_null(0) == 0
     else:
         missing = entries.is_null()
+    if padding is not None and not isinstance(entries.dtype, pl.List):
+        missing |= (canonical_series(entries) == canonical(padding)).fill_null(False)
     return missing.to_numpy()

@@ -25,6 +25,7 @@ from finerank.runtime.manifest import ENCODER, MODEL, Manifest, rows_file, schem
 from finerank.runtime.noise import SIDES, draws, request_key
 from finerank.runtime.profiles import Past
 from finerank.runtime.rows import RowMap
+from finerank.runtime.values import canonical
 from finerank.schema import Columns
 
 Array: TypeAlias = NDArray[Any]
@@ -233,16 +234,21 @@ def list_rows(encoder: Encoder, history: str, request: Mapping[str, object]) -> 
                 "give lists of one length"
             )
     columns, fields = [event_column[name] for name in lists], len(declared.lists)
-    rows = zip(*found, strict=True)
-    events = [dict(zip(columns, values, strict=True)) for values in rows if not all(map(_missing, values[:fields]))]
+    events = [
+        dict(zip(columns, values, strict=True))
+        for values in zip(*found, strict=True)
+        if not all(_nothing(value, declared.padding) for value in values[:fields])
+    ]
     return events[-declared.max_length :]
 
 
-def _missing(value: object) -> bool:
-    """Whether a value says nothing: null, NaN, empty text, an empty list."""
+def _nothing(value: object, padding: str | int | None) -> bool:
+    """Whether a value says nothing: null, NaN, empty text, an empty list, the padding."""
     if isinstance(value, LISTS):
         return len(value) == 0
-    return value is None or value == "" or (isinstance(value, (float, np.floating)) and bool(np.isnan(value)))
+    if value is None or value == "" or (isinstance(value, (float, np.floating)) and bool(np.isnan(value))):
+        return True
+    return padding is not None and canonical(value) == canonical(padding)
 
 
 def to_rows(columns: Columns, block: Block[Array], row_maps: Mapping[str, RowMap]) -> Block[Array]:

@@ -41,6 +41,8 @@ class History:
     lists       instead of the event log: columns of the samples that hold the lists, oldest first, field by field
     weights     beside lists: for every weighted field the column that holds its weights, one list (or number) per event
     separator   for list columns that are joined text (`a^b^c`)
+    padding     what fills lists up to one length where data were made for padding (often 0): beside lists; an entry of
+                which every field is this or missing is no event
     max_length  the most recent so many
     delay       seconds until an event is known: known_at = time + delay, unless the log has a `known_at` column
     ties        strict: only known_at < t counts · file_order: (known_at, sequence) < (t, sequence of the row)
@@ -54,6 +56,7 @@ class History:
     lists: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
     separator: str | None = None
+    padding: str | int | None = None
     max_length: int = 50
     delay: float = 0.0
     ties: Literal["strict", "file_order"] = "strict"
@@ -64,6 +67,8 @@ class History:
         if not self.fields:
             raise UserError(f"history {self.name!r}: fields is empty; name what an event is described by")
         check_separator(self.separator)
+        if self.padding is not None and not self.lists:
+            raise UserError(f"history {self.name!r}: padding is of lists, and a log of events has none; leave it out")
         if not 0 <= self.delay < float("inf"):
             raise UserError(f"history {self.name!r}: delay = {self.delay}; accepted: seconds, 0 or more")
         if not rising(self.age_cuts):
