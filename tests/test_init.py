@@ -260,6 +260,19 @@ def test_numbers_that_name_things_are_ids(tmp_path: Path, name: str) -> None:
     assert kind(found, "price") == "numeric"
 
 
+@pytest.mark.parametrize(("filler", "proposed"), [(0, "0"), (None, None)])
+def test_lists_that_are_filled_up_are_no_longer_pasts(tmp_path: Path, filler: int | None, proposed: str | None) -> None:
+    """Data made for libraries that pad: their zeros would be events, and the most recent ones."""
+    draw = np.random.default_rng(12)
+    pasts = [draw.integers(1, 9, n).tolist() for n in [0, 1, 2, 3] * 100]
+    columns = {"item_id": draw.integers(1, 9, 400), "hist_item": [p + [filler] * (4 - len(p)) for p in pasts]}
+    found = guessed(tmp_path, columns)
+    (tmp_path / "recipe.toml").write_text(found.recipe)
+    (history,) = Recipe.read(tmp_path / "recipe.toml").schema.histories
+    assert history.lists == {"item_id": "hist_item"}
+    assert history.padding == proposed
+
+
 def test_exact_copies_are_told(tmp_path: Path) -> None:
     """A log that was written twice in part; without users and times equal rows may well be different ones."""
     draw = np.random.default_rng(10)

@@ -28,6 +28,7 @@ def joined_history(frame: pl.DataFrame, guesses: list[Guess]) -> tuple[dict[str,
     some = frame.head(5_000)
     of: dict[str, str] = {}
     lengths: list[pl.Series] = []
+    fillers: set[str | None] = set()
     separators: set[str | None] = set()
     for column, feature in lists.items():
         separator = feature.get("separator")
@@ -43,6 +44,7 @@ def joined_history(frame: pl.DataFrame, guesses: list[Guess]) -> tuple[dict[str,
             of[column] = best
             lengths.append(values.list.len())
             separators.add(separator)
+            fillers.add(_filler(values, frame[best]))
     if not of:
         return None, guesses
     history: dict[str, Any] = {
@@ -53,12 +55,28 @@ def joined_history(frame: pl.DataFrame, guesses: list[Guess]) -> tuple[dict[str,
     }
     if separator := next(iter(separators)):
         history["separator"] = separator
+    if len(fillers) == 1 and (filler := next(iter(fillers))) is not None:
+        history["padding"] = filler
     return history, [
         Guess(g.column, "history", f"its entries are values of {of[g.column]!r}; the oldest must stand first")
         if g.column in of
         else g
         for g in guesses
     ]
+
+
+def _filler(lists: pl.Series, candidates: pl.Series) -> str | None:
+    """What fills lists up to one length: it ends, or begins, most of them, and is no candidate."""
+    lists = lists.drop_nulls()
+    if lists.list.len().n_unique() != 1:
+        return None
+    known = canonical_series(candidates).unique().implode()
+    for end in (-1, 0):
+        values = canonical_series(lists.list.get(end, null_on_oob=True)).value_counts(sort=True)
+        value, rows = values.row(0)
+        if value is not None and rows > 0.5 * len(lists) and not pl.Series([value]).is_in(known).item():
+            return str(value)
+    return None
 
 
 def event_history(
