@@ -265,7 +265,7 @@ def test_lists_that_are_filled_up_are_no_longer_pasts(tmp_path: Path, filler: in
     """Data made for libraries that pad: their zeros would be events, and the most recent ones."""
     draw = np.random.default_rng(12)
     pasts = [draw.integers(1, 9, n).tolist() for n in [0, 1, 2, 3] * 100]
-    columns = {"item_id": draw.integers(1, 9, 400), "hist_item": [p + [filler] * (4 - len(p)) for p in pasts]}
+    columns = {"item_id": draw.integers(1, 9, 400), "hist_item": [p + [filler] * (40 - len(p)) for p in pasts]}
     found = guessed(tmp_path, columns)
     (tmp_path / "recipe.toml").write_text(found.recipe)
     (history,) = Recipe.read(tmp_path / "recipe.toml").schema.histories

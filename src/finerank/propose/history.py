@@ -34,17 +34,19 @@ def joined_history(frame: pl.DataFrame, guesses: list[Guess]) -> tuple[dict[str,
         separator = feature.get("separator")
         values = some[column].str.split(separator) if separator else some[column]
         entries = canonical_series(values.explode().drop_nulls())
-        best, share = "", HISTORY_SHARE
+        best, share, filler = "", HISTORY_SHARE, None
         for single in singles:
-            found = entries.is_in(canonical_series(frame[single]).unique().implode())
+            known = canonical_series(frame[single]).unique().implode()
+            fills = _filler(values, known)
+            found = entries.filter(entries.ne_missing(fills)).is_in(known)
             alike = 0.2 * (single.lower().split("_")[0] in column.lower())  # of item and category ids both may fit
             if single not in of.values() and mean(found) + alike > share:
-                best, share = single, mean(found) + alike
-        if best and all(values.list.len().equals(known) for known in lengths) and separators <= {separator}:
+                best, share, filler = single, mean(found) + alike, fills
+        if best and all(values.list.len().equals(others) for others in lengths) and separators <= {separator}:
             of[column] = best
             lengths.append(values.list.len())
             separators.add(separator)
-            fillers.add(_filler(values, frame[best]))
+            fillers.add(filler)
     if not of:
         return None, guesses
     history: dict[str, Any] = {
@@ -65,12 +67,11 @@ def joined_history(frame: pl.DataFrame, guesses: list[Guess]) -> tuple[dict[str,
     ]
 
 
-def _filler(lists: pl.Series, candidates: pl.Series) -> str | None:
+def _filler(lists: pl.Series, known: pl.Series) -> str | None:
     """What fills lists up to one length: it ends, or begins, most of them, and is no candidate."""
     lists = lists.drop_nulls()
     if lists.list.len().n_unique() != 1:
         return None
-    known = canonical_series(candidates).unique().implode()
     for end in (-1, 0):
         values = canonical_series(lists.list.get(end, null_on_oob=True)).value_counts(sort=True)
         value, rows = values.row(0)
