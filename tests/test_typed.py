@@ -342,7 +342,7 @@ def schemas(draw: st.DrawFn) -> schema.Schema:
             given |= {"weights": st.fixed_dictionaries(dict.fromkeys(sorted(weighted & set(fields_of)), word))}
         else:
             columns = st.dictionaries(st.sampled_from(fields_of), word)
-            given |= {"columns": columns, "lists": st.just({}), "weights": st.just({})}
+            given |= {"columns": columns, "lists": st.just({}), "weights": st.just({}), "padding": st.none()}
         given |= {"where": mapping(names | st.integers() | st.booleans()), "delay": st.floats(0, 1e9)}
         given |= {"separator": st.none() | word, "max_length": counts, "age_cuts": rising(st.integers())}
         histories.append(draw(drawn(schema.History, **given)))

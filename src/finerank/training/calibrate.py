@@ -5,11 +5,14 @@
     identity   the same by least squares · exp: a alone, so that the means agree
 
 What sampling by popularity does to a probability depends on the item, so no formula undoes it; a line fitted on whole rows
-undoes it on average. It never changes the order of rows while b > 0, and b <= 0 is refused: such a head has learnt nothing.
+undoes it on average. It never changes the order of rows while b > 0; where the best line has b <= 0 the head has learnt
+nothing of use, and a alone is fitted, with b = 1.
 n rows
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,29 +21,34 @@ from finerank.models.composition import Head
 
 ITERATIONS = 100
 PRIOR = 1e-6  # of b around 1, per row: a bound where the rows are separable
+FIXED = 1e9  # the same where b is to be 1
 
 
-def line(head: Head, labels: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """(a, b) of one head. Raises UserError where the rows do not tell: none, or of one class."""
+class Line(NamedTuple):
+    """a and b of one head, and the slope of the best line: `b`, or what is not above 0."""
+
+    a: float
+    b: float
+    slope: float
+
+
+def line(head: Head, labels: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> Line:
+    """The line of one head. Raises UserError where the rows do not tell: none, or of one class."""
     inside = weights != 0
     y, z, w = (x[inside].astype(np.float64) for x in (labels, logits, weights))
     check(head, y)
     match head.link:
         case "sigmoid":
-            a, b = _logistic(y, z, w)
+            a, b = _logistic(y, z, w, PRIOR)
+            return Line(a, b, b) if b > 0 else Line(_logistic(y, z, w, FIXED)[0], 1.0, b)
         case "exp" | "odds":
-            a, b = float(np.log(w @ y) - np.log(w @ np.exp(z))), 1.0
+            return Line(float(np.log(w @ y) - np.log(w @ np.exp(z))), 1.0, 1.0)
         case _:
             mean_y, mean_z = np.average(y, weights=w), np.average(z, weights=w)
             spread = w @ (z - mean_z) ** 2
-            b = float(w @ ((z - mean_z) * (y - mean_y)) / spread) if spread > 0 else 1.0
-            a = float(mean_y - b * mean_z)
-    if not b > 0:
-        raise UserError(
-            f"recalibration: head {head.name!r} has slope {b:.3g} on the validation rows: its scores do not rise with the "
-            "label; train it better before recalibrating"
-        )
-    return a, b
+            slope = float(w @ ((z - mean_z) * (y - mean_y)) / spread) if spread > 0 else 1.0
+            b = slope if slope > 0 else 1.0
+            return Line(float(mean_y - b * mean_z), b, slope)
 
 
 def check(head: Head, labels: np.ndarray) -> None:
@@ -55,11 +63,11 @@ def check(head: Head, labels: np.ndarray) -> None:
         )
 
 
-def _logistic(y: np.ndarray, z: np.ndarray, w: np.ndarray) -> tuple[float, float]:
+def _logistic(y: np.ndarray, z: np.ndarray, w: np.ndarray, prior_of_b: float) -> tuple[float, float]:
     """Newton's method on the weighted log loss, halving steps that do not lower it; z is centred for conditioning."""
     centre = float(np.average(z, weights=w))
     x = np.stack([np.ones_like(z), z - centre])  # [2, n]
-    prior = np.array([0.0, PRIOR * w.sum()])
+    prior = np.array([0.0, prior_of_b * w.sum()])
     rate = np.average(y, weights=w)
     theta = np.array([np.log(rate) - np.log1p(-rate), 1.0])
 

@@ -376,8 +376,13 @@ class Trainer:
         calibration.load_state_dict(Calibration(len(self.model.heads)).state_dict())
         found = predict(self.model, self.builder, validation, self.options.evaluate_rows, self.device)
         for i, head in enumerate(found.heads):
-            a, b = calibrate.line(head, found.labels[:, i], found.logits[:, i], found.weights[:, i])
-            calibration.intercept[i], calibration.slope[i] = a, b
+            fit = calibrate.line(head, found.labels[:, i], found.logits[:, i], found.weights[:, i])
+            calibration.intercept[i], calibration.slope[i] = fit.a, fit.b
+            if not fit.slope > 0:
+                self.progress.note(
+                    f"recalibration: the scores of head {head.name!r} do not rise with the label on the validation rows "
+                    f"(slope {fit.slope:.3g}), so their mean alone was put right; this head has learnt nothing of use"
+                )
         self.best_weights = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
         self._save_best(next(e for e in reversed(self.history) if e.best))
 
