@@ -32,10 +32,10 @@ RATES = {
 """What to search of an optimiser: its rate, and between what."""
 
 STRENGTHS = {
-    "mini_batch_aware": (1e-4, 1.0),
+    "mini_batch_aware": (1e-3, 10.0),
     "l2": (1e-4, 1.0),
     "l2_in_loss": (1e-8, 1e-2),
-    "l2_per_row": (1e-7, 1e-3),
+    "l2_per_row": (1e-6, 1.0),
 }
 """Between what to search the strength of a regulariser."""
 
