@@ -93,6 +93,15 @@ def test_amazon_dien_as_published() -> None:
     assert (samples.filter(label=0).join(positive, on=["request", "item_id"]).height) == 0
 
 
+@pytest.mark.parametrize("text", ["", "alpha;beta\n", '{"asin": "C1", "categories": [["Tea"]]}\n'])
+def test_amazons_meta_file_of_something_else_is_one_sentence(text: str, tmp_path: Path) -> None:
+    """All items without a category would train a model that never sees one."""
+    reviews(tmp_path)
+    (tmp_path / "meta_Toys.json").write_text(text)
+    with pytest.raises(UserError, match=r"meta_Toys\.json: no line of \d tells the category of a reviewed item"):
+        convert("amazon", tmp_path)
+
+
 def test_amazon_layout() -> None:
     made, samples, events = convert("amazon", RAW / "amazon_grocery", protocol="leave_one_out", negatives="paper")
     assert [made.counts[f"{n}.csv: kept"] for n in ("train", "dev", "test")] == [7, 4, 4]

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from finerank.datasets.raw import fields, find, marked, numbered, ranks, sound, told
+from finerank.datasets.raw import fields, find, lines, marked, numbered, ranks, raw_lines, sound, told
 from finerank.errors import UserError
 
 COLUMNS: dict[str, type[pl.DataType]] = {"a": pl.Int64, "b": pl.String, "c": pl.Float64}
@@ -32,6 +32,30 @@ def test_a_header_is_found_by_name_and_blanks_around_it_are_ignored(tmp_path: Pa
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(UserError, match="no column 'a' in the first line"):
         fields(tmp_path / "empty.csv", COLUMNS, header=True)
+
+
+def test_a_line_may_hold_any_byte(tmp_path: Path) -> None:
+    """A control character in one line neither stops the reading of all the others nor cuts its own short."""
+    (tmp_path / "t.csv").write_bytes(b"1,x,1\n2,y\x1ez,2\n3,\x00\x1f,3\n\x1e\n")
+    frame = fields(tmp_path / "t.csv", COLUMNS)
+    assert told(frame) == {"read": 4, "kept": 3, "malformed": 1}
+    assert sound(frame).collect()["b"].to_list() == ["x", "y\x1ez", "\x00\x1f"]
+
+
+@pytest.mark.parametrize("content", [gzip.compress(b"a,b,c\n" + b"1,x,1\n" * 5_000)[:-20], b"a,b,c\n1,x,1\n"])
+def test_a_damaged_gzip_file_is_one_sentence(content: bytes, tmp_path: Path) -> None:
+    """Cut, or not packed at all: said by name, whoever reads it."""
+    path = tmp_path / "t.csv.gz"
+    path.write_bytes(content)
+    for read in (lambda: fields(path, COLUMNS, header=True), lambda: lines(path), lambda: list(raw_lines(path))):
+        with pytest.raises(UserError, match=r"t\.csv\.gz: cannot be unpacked .* is the file whole\?"):
+            read()
+
+
+def test_a_header_in_another_encoding_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes("a,b,c\n1,x,1\n".encode("utf-16"))
+    with pytest.raises(UserError, match=r"the first line is no UTF-8 text .* save the file as UTF-8"):
+        fields(tmp_path / "t.csv", COLUMNS, header=True)
 
 
 def test_the_first_fault_counts() -> None:

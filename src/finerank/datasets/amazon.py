@@ -210,6 +210,11 @@ def _raw(folder: Path, last: bool) -> _Reviews:
         raise UserError(
             f"{reviews}: no review could be read of {counts['reviews: read']} lines; is this the right file?"
         )
+    if unknown == len(items):
+        raise UserError(
+            f"{meta}: no line of {counts['meta: read']:,} tells the category of a reviewed item; is it the meta file of "
+            f"{reviews.name}?"
+        )
     names = pl.Series("category", category, dtype=pl.String)
     who_E, what_E, when_E = (np.frombuffer(codes, dtype=np.int64) for codes in (user, item, time))
     return _Reviews(who_E, what_E, when_E, pl.Series(list(users)), pl.Series(list(items)), names, dict(counts))

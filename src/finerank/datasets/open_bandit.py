@@ -21,7 +21,7 @@ import polars as pl
 
 from finerank.datasets.adapter import Adapter, Converted, register
 from finerank.datasets.protocol import declare, total
-from finerank.datasets.raw import fields, find, lines, marked, sound, told
+from finerank.datasets.raw import fields, find, first_line, marked, sound, told
 from finerank.errors import UserError
 
 USER = tuple(f"user_feature_{i}" for i in range(4))
@@ -72,8 +72,7 @@ def convert(folder: Path, options: OpenBanditOptions) -> Converted:
 
 def _lines(path: Path) -> pl.LazyFrame:
     """One row per impression; its affinities become the row's own, and the list of items with one."""
-    names = lines(path).head(1).collect()["line"].to_list()
-    header = names[0].split(",") if names else []
+    header = first_line(path).split(",")
     propensity = next((name for name in PROPENSITY if name in header), None)
     if propensity is None:
         raise UserError(

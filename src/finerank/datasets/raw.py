@@ -21,7 +21,7 @@ import polars as pl
 from finerank.errors import UserError, nearest
 
 Columns = dict[str, type[pl.DataType]]
-NOWHERE = "\x1e"  # as a separator: the whole line is one field
+NOWHERE = "\n"  # as a separator: no line holds it, so that the whole line is one field, whatever bytes it has
 MALFORMED, CUT = "malformed", "cut"
 LAST_LINE = 1 << 24  # bytes from the end of a file in which its last line lies
 
@@ -49,13 +49,37 @@ def find(folder: Path, *patterns: str) -> Path:
 
 
 def raw_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file with their ends, for what is no delimited text; gzip is undone."""
+    """The lines of a file with their ends, for what is no delimited text; gzip is undone.
+
+    Raises UserError for a damaged gzip file.
+    """
     with cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb") as file:
-        yield from file
+        try:
+            yield from file
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UserError(f"{path}: cannot be unpacked ({error}); is the file whole?") from error
+
+
+def first_line(path: Path) -> str:
+    """The first line that is not empty, without its end; "" if there is none. Raises UserError for UTF-16."""
+    for line in raw_lines(path):
+        if b"\x00" in line:
+            raise UserError(f"{path}: the first line is no UTF-8 text (it holds zero bytes); save the file as UTF-8")
+        if text := line.decode("utf-8", "replace").removeprefix("\ufeff").rstrip("\r\n"):
+            return text
+    return ""
 
 
 def lines(path: Path) -> pl.LazyFrame:
-    """One column `line`, without line ends (LF or CR LF) and without empty lines. Bytes that are no UTF-8 become U+FFFD."""
+    """One column `line`, without line ends (LF or CR LF) and without empty lines. Bytes that are no UTF-8 become U+FFFD.
+
+    Raises UserError for a damaged gzip file.
+    """
+    unfinished(path)
+    return _scanned(path)
+
+
+def _scanned(path: Path) -> pl.LazyFrame:
     frame = pl.scan_csv(
         path,
         has_header=False,
@@ -84,10 +108,11 @@ def fields(
     A line is malformed if it has another number of fields, a number that does not parse, or nothing where something must be.
     It is cut if it is the file's last line besides and has no line end: a download or a copy broke off.
     """
-    frame, names = lines(path), list(columns)
+    last = unfinished(path)  # first, for it tells of a damaged gzip file
+    frame, names = _scanned(path), list(columns)
     if header:
-        first = frame.head(1).collect()["line"].to_list()
-        names = [name.strip() for name in first[0].removeprefix("\ufeff").split(separator)] if first else []
+        first = first_line(path)
+        names = [name.strip() for name in first.split(separator)] if first else []
         for column in columns:
             if column not in names:
                 raise UserError(f"{path}: no column {column!r} in the first line; {nearest(column, names)}")
@@ -111,7 +136,7 @@ def fields(
     bad = ~pl.col("whole")
     for name, value in values.items():
         bad |= value.is_null() if name not in optional else value.is_null() & (pl.col(f"·{name}") != "")
-    cut = pl.when(pl.col("line") == unfinished(path)).then(pl.lit(CUT)).otherwise(pl.lit(MALFORMED))
+    cut = pl.when(pl.col("line") == last).then(pl.lit(CUT)).otherwise(pl.lit(MALFORMED))
     return texts.select(**values, fault=pl.when(bad).then(cut))
 
 
