@@ -18,6 +18,7 @@ import pytest
 
 from finerank.datasets import online_retail as shipped
 from finerank.datasets.adapter import Converted, adapter, names
+from finerank.datasets.online_retail_raw import SCHEMA
 from finerank.errors import UserError
 from finerank.recipe import Recipe
 from finerank.report.run_report import run_report
@@ -315,6 +316,25 @@ def test_online_retail_gives_the_shipped_tables(form: str, tmp_path: Path) -> No
     assert events.equals(wanted.events)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "536999,10001,TIN,nan,12/9/2010 8:26,1,17850,UK",
+        "536999,10001,TIN,inf,12/9/2010 8:26,1,17850,UK",
+        "536999,10001,TIN,1,12/9/2010 8:26,nan,17850,UK",
+        "536999,10001,TIN,1,12/9/2010 8:26,1,nan,UK",
+        "A536999,10001,TIN,1,12/9/2010 8:26,1,17850,UK",
+    ],
+)
+def test_a_line_that_is_no_sale_stops_nothing(line: str, tmp_path: Path) -> None:
+    """Not a number, and an invoice with a letter: left out and counted, and no other line with them."""
+    sale = "536365,10002,TIN,2,12/1/2010 8:26,1.5,17850,UK"
+    (tmp_path / "data.csv").write_text("\n".join([",".join(SCHEMA), sale, line]) + "\n")
+    made, _, events = convert("online_retail", tmp_path)
+    assert events["product_id"].to_list() == ["10002"]
+    assert made.counts["no sale of a product to a known customer (cancelled, without customer, postage, ...)"] == 1
+
+
 def test_a_damaged_spreadsheet_is_one_sentence(tmp_path: Path) -> None:
     retail(tmp_path, "xlsx")
     whole = (tmp_path / "Online Retail.xlsx").read_bytes()
@@ -438,6 +458,30 @@ def test_a_missing_file_is_one_sentence(name: str, tmp_path: Path) -> None:
         convert(name, tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         convert(name, tmp_path / "none")
+
+
+def test_no_row_is_one_sentence_and_writes_nothing(tmp_path: Path) -> None:
+    """Of one event alone no request can be made; `finerank train` would be the first to tell."""
+    (tmp_path / "UserBehavior.csv").write_text("1,2,3,pv,1511600000\n")
+    made = convert("taobao", tmp_path)[0]
+    with pytest.raises(
+        UserError, match=r"no row is left to train on \(1 read, 1 kept, 1 positives left out, first sight"
+    ):
+        made.write(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["alimama", "criteo", "frappe", "mind"])
+def test_a_count_of_none_is_refused_before_anything_is_written(name: str) -> None:
+    with pytest.raises(UserError, match="min_count"):
+        build(adapter(name).options, {"min_count": 0}, name)
+
+
+def test_no_negatives_for_evaluation_are_refused(tmp_path: Path) -> None:
+    """0 was read as: as many as of training."""
+    reviews(tmp_path)
+    with pytest.raises(UserError, match="negatives: 0 for each positive; accepted: 1 or more"):
+        convert("amazon", tmp_path, for_evaluation=0)
 
 
 def test_all_are_known() -> None:

@@ -52,12 +52,18 @@ class Converted:
     room: tempfile.TemporaryDirectory[str] | None = None
 
     def write(self, folder: Path) -> None:
-        """Write the folder, whole or not at all; raises UserError if it exists and is not empty, or the disk is full."""
+        """Write the folder, whole or not at all.
+
+        Raises UserError if it exists and is not empty, the disk is full, or no row is left to write.
+        """
         vacant(folder)
         with whole_or_nothing(folder) as partial:
             for name, frame in (("samples", self.samples), ("events", self.events)):
                 if frame is not None:
                     sink(frame.lazy(), partial / f"{name}.parquet")
+            if not pl.scan_parquet(partial / "samples.parquet").select(pl.len()).collect().item():
+                counted = ", ".join(f"{count:,} {what}" for what, count in self.counts.items())
+                raise UserError(f"no row is left to train on ({counted}); give more of the log, or another protocol")
             told = {"counts": dict(self.counts), "notes": list(self.notes)}
             (partial / "counts.json").write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
             (partial / "recipe.toml").write_text(self._noted(), encoding="utf-8")

@@ -19,6 +19,7 @@ from finerank.datasets.adapter import Adapter, Converted, register
 from finerank.datasets.raw import MALFORMED, Columns, commented, fields, find, marked, sound, told
 from finerank.errors import UserError
 from finerank.runtime.hashing import uniform
+from finerank.schema.checks import at_least
 
 BEIJING = 8 * 3600
 DAY = 86_400
@@ -40,6 +41,9 @@ class Options:
     validation: Literal["day", "random"] = "day"
     users: Literal["all", "profiled"] = "all"
     min_count: int = 10
+
+    def __post_init__(self) -> None:
+        at_least(1, min_count=self.min_count)
 
 
 SAMPLE: Columns = {

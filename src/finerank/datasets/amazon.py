@@ -104,7 +104,7 @@ def convert(folder: Path, options: Options) -> Converted:
     power = (1.0 if dien else 0.0) if options.negatives == "paper" or options.power is None else options.power
     barred: Literal["user", "item"] = "item" if dien and options.negatives == "paper" else "user"
     sampler = Sampler(user, item, time, options.negatives, power, barred, options.seed)
-    more = options.for_evaluation or options.per_positive
+    more = options.per_positive if options.for_evaluation is None else options.for_evaluation
     made = [
         sampler.candidates(np.flatnonzero(part == TRAIN), options.per_positive),
         sampler.candidates(np.flatnonzero(part > TRAIN), more),

@@ -18,6 +18,7 @@ import polars as pl
 from finerank.datasets.adapter import Adapter, Converted, published, register
 from finerank.datasets.protocol import declare, total
 from finerank.datasets.raw import fields, find, marked, sound, told
+from finerank.schema.checks import at_least
 
 PARTS = {"train": "train.csv", "validation": "valid.csv", "test": "test.csv"}
 CONTEXTS = ("daytime", "weekday", "isweekend", "homework", "cost", "weather", "country", "city")
@@ -34,6 +35,9 @@ class LeaderboardOptions:
     """min_count: rarer values count as one; the leaderboard keeps every value (1)."""
 
     min_count: int = 1
+
+    def __post_init__(self) -> None:
+        at_least(1, min_count=self.min_count)
 
 
 def _convert(name: str) -> Callable[[Path, LeaderboardOptions], Converted]:

@@ -21,6 +21,7 @@ from finerank.datasets.adapter import Adapter, Converted, register
 from finerank.datasets.protocol import declare, total
 from finerank.datasets.raw import fields, find, marked, sound, told
 from finerank.errors import UserError
+from finerank.schema.checks import at_least
 
 BEHAVIORS = ("impression", "user_id", "time", "history", "shown")
 NEWS = ("news_id", "category", "subcategory", "title", "abstract", "url", "title_entities", "abstract_entities")
@@ -43,6 +44,7 @@ class MindOptions:
     min_count: int = 2
 
     def __post_init__(self) -> None:
+        at_least(1, min_count=self.min_count)
         if self.history < 1 or self.interests < 1 or not 0 < self.validation < 0.5:
             raise UserError(
                 f"mind: history = {self.history}, interests = {self.interests}, validation = {self.validation}; accepted: at "

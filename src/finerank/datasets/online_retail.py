@@ -31,10 +31,10 @@ CATEGORY_DIGITS = 3
 DRAW, ORDER = 0, 1  # what a request's random numbers are for: an order by the numbers that drew would show the labels
 
 SALE = (
-    pl.col("CustomerID").is_not_null()
-    & (pl.col("Quantity") > 0)
-    & (pl.col("UnitPrice") > 0)
-    & ~pl.col("InvoiceNo").str.starts_with("C")
+    pl.col("CustomerID").is_finite()
+    & (pl.col("Quantity").is_finite() & (pl.col("Quantity") > 0))
+    & (pl.col("UnitPrice").is_finite() & (pl.col("UnitPrice") > 0))
+    & pl.col("InvoiceNo").str.contains(r"^\d+$")  # a cancellation's begins with C, a corrected debt's with A
     & pl.col("StockCode").str.contains(r"^\d{5}")
 )
 """The lines that count: a product, sold to a known customer."""
