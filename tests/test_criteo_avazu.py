@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from datetime import datetime
 from pathlib import Path
@@ -172,6 +173,19 @@ def test_avazu_parts_without_a_header(tmp_path: Path) -> None:
     made = converted("avazu", tmp_path)
     assert made.counts == {"read": 5, "kept": 5}
     assert made.samples.lazy().collect()["split"].to_list() == ["train"] * 3 + ["validation", "test"]
+
+
+@pytest.mark.parametrize("name", ["criteo", "avazu"])
+def test_parts_may_be_packed(name: str, tmp_path: Path) -> None:
+    """Avazu read the packed train.csv alone, divided it by days, and left the other two aside without a word."""
+    draw = np.random.default_rng(0)
+    for i, part in enumerate(("train", "dev", "test")):
+        lines = [criteo_line(draw) if name == "criteo" else avazu_line(draw, i, 21 + day) for day in range(3)]
+        head = [",".join(avazu.COLUMNS)] if (name, part) == ("avazu", "train") else []
+        (tmp_path / f"{part}.csv.gz").write_bytes(gzip.compress("\n".join([*head, *lines, ""]).encode()))
+    assert samples(name, tmp_path)["split"].to_list() == [
+        part for part in ("train", "validation", "test") for _ in range(3)
+    ]
 
 
 def test_avazu_trains(avazu_folder: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import polars as pl
 
 from finerank.datasets.adapter import Adapter, Converted, published, register
 from finerank.datasets.protocol import by_lot, by_position, declare, lot_note, total
-from finerank.datasets.raw import fields, find, marked, sound, told
+from finerank.datasets.raw import fields, find, holds, marked, sound, told
 from finerank.errors import UserError
 from finerank.schema.checks import at_least
 
@@ -53,15 +53,16 @@ class AvazuOptions:
 def convert(folder: Path, options: AvazuOptions) -> Converted:
     """See the module."""
     train = find(folder, "train.csv")
-    others = {"validation": folder / "dev.csv", "test": folder / "test.csv"}
+    others = {"validation": "dev.csv", "test": "test.csv"}
     notes: tuple[str, ...]
-    if all(path.is_file() for path in others.values()):
+    if holds(folder, *others.values()):
         if options.split != "days":
             raise UserError(
                 f"avazu: split = {options.split!r}, but {folder} holds parts of its own (train.csv, dev.csv, test.csv); "
                 "leave split out, or give the one train.csv of the competition"
             )
-        parts = {"train": _lines(train, header=True)} | {part: _lines(path) for part, path in others.items()}
+        parts = {"train": _lines(train, header=True)}
+        parts |= {part: _lines(find(folder, name)) for part, name in others.items()}
         counts = total(*(told(frame) for frame in parts.values()))
         samples = pl.concat([sound(frame).with_columns(split=pl.lit(part)) for part, frame in parts.items()])
         notes = ("The parts are those of the files.",)

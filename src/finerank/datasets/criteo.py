@@ -18,7 +18,7 @@ import polars as pl
 
 from finerank.datasets.adapter import Adapter, Converted, published, register
 from finerank.datasets.protocol import by_lot, by_position, declare, lot_note, total
-from finerank.datasets.raw import fields, find, marked, sound, told
+from finerank.datasets.raw import fields, find, holds, marked, sound, told
 from finerank.errors import UserError
 from finerank.schema.checks import at_least
 
@@ -55,15 +55,14 @@ class CriteoOptions:
 
 def convert(folder: Path, options: CriteoOptions) -> Converted:
     """See the module."""
-    given = {part: folder / name for part, name in GIVEN.items()}
     notes: tuple[str, ...] = ()
-    if all(path.is_file() for path in given.values()):
+    if holds(folder, *GIVEN.values()):
         if options.split != "position":
             raise UserError(
                 f"criteo: split = {options.split!r}, but {folder} holds parts of its own ({', '.join(GIVEN.values())}); "
                 "leave split out, or give train.txt"
             )
-        parts = {part: _lines(path) for part, path in given.items()}
+        parts = {part: _lines(find(folder, name)) for part, name in GIVEN.items()}
         counts = total(*(told(frame) for frame in parts.values()))
         samples = pl.concat([sound(frame).with_columns(split=pl.lit(part)) for part, frame in parts.items()])
         notes = ("The parts are those of the files.",)

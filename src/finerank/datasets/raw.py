@@ -48,6 +48,11 @@ def find(folder: Path, *patterns: str) -> Path:
     raise UserError(f"{folder}: no file {' or '.join(patterns)} (.gz will do); the folder holds {there[:8]}")
 
 
+def holds(folder: Path, *names: str) -> bool:
+    """Whether all these files are there, each as it is or with `.gz`."""
+    return all((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in names)
+
+
 def raw_lines(path: Path) -> Iterator[bytes]:
     """The lines of a file with their ends, for what is no delimited text; gzip is undone.
 
