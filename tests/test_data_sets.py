@@ -435,6 +435,15 @@ def test_the_written_recipe_trains(name: str, tmp_path: Path) -> None:
     assert min(lengths) > 0  # every history has something in it
 
 
+@pytest.mark.parametrize("name", ["world_conversions", "world_sinusoids"])
+def test_a_world_without_a_past_trains_as_written(name: str, tmp_path: Path) -> None:
+    """Its model took for granted that there is a history, and training refused the recipe."""
+    known = adapter(name)
+    known.convert(Path(), known.options(rows=1_000)).write(tmp_path / "out")
+    few = ("training.epochs=1", "training.threads=1", "training.keep_memory=false")
+    assert run(Recipe.read(tmp_path / "out" / "recipe.toml", few), tmp_path / "run").test
+
+
 @pytest.mark.parametrize("name", ["amazon", "taobao"])
 def test_a_mode_that_looks_into_the_future_is_flagged_in_the_report(name: str, tmp_path: Path) -> None:
     raw = tmp_path / "raw"

@@ -51,7 +51,7 @@ def conversions(options: ConversionOptions = ConversionOptions()) -> World:
     made = recipe(
         [categorical("user", "request"), categorical("item")],
         [{"name": "click"}, {"name": "conversion", "within": "click"}],
-        {"name": "esmm"},
+        {"name": "esmm", "representation": {"kind": "plain"}},  # there is no past to pool
     )
     return World(samples, made)
 

@@ -62,7 +62,7 @@ def sinusoids(options: SinusoidOptions = SinusoidOptions()) -> World:
     columns |= {f"y{k + 1}": y[:, k] for k in range(2)} | {f"true_y{k + 1}": mean[:, k] for k in range(2)}
     numbers = [{"kind": "numeric", "name": f"x{j}", "level": "candidate", "transform": "none"} for j in range(o.width)]
     tasks = [{"name": f"y{k + 1}", "kind": "regression"} for k in range(2)]
-    made = recipe(numbers, tasks, {"name": "base"}, training={"epochs": 10})
+    made = recipe(numbers, tasks, {"name": "base", "representation": {"kind": "plain"}}, training={"epochs": 10})
     return World(pl.DataFrame(columns), made, truth={"weights": weights})
 
 
