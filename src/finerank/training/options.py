@@ -94,8 +94,8 @@ class MiniBatchAware:
     """DIN's regulariser of tables (section 5.1): only rows in the batch, the rarer the stronger.
 
     strength  lambda; the paper's .01, for batches of single rows. What a request of N rows has in common (its user, its past)
-              pays 1/N as much here, for its rows come together. Search from .001 to 10: on Amazon Grocery 1 does what L2 of whole
-              tables in the loss does, and .01 next to nothing (benchmarks/README.md)
+              pays 1/N as much here, for its rows come together. Search from .001 to 10: on Amazon Grocery 1 does what L2 of
+              whole tables in the loss does, and .01 next to nothing (benchmarks/README.md)
     """
 
     kind: ClassVar[str] = "mini_batch_aware"
