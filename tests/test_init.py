@@ -273,6 +273,24 @@ def test_lists_that_are_filled_up_are_no_longer_pasts(tmp_path: Path, filler: in
     assert history.padding == proposed
 
 
+def test_a_joined_past_beside_events_is_said_to_be_left_out(tmp_path: Path) -> None:
+    """The table called the column a history, and the recipe had none of it: the events' past stood alone there."""
+    draw = np.random.default_rng(13)
+    samples = {"user_id": draw.integers(0, 20, 400), "time": 1_700_000_000 + np.arange(400)}
+    samples |= {"item_id": draw.integers(1, 9, 400), "label": draw.integers(0, 2, 400)}
+    samples["hist_item"] = [draw.integers(1, 9, n).tolist() for n in [0, 1, 2, 3] * 100]
+    pl.DataFrame(samples).write_parquet(tmp_path / "samples.parquet")
+    pl.DataFrame(samples).select("user_id", "time", "item_id").write_parquet(tmp_path / "events.parquet")
+    found = propose(str(tmp_path / "samples.parquet"), str(tmp_path / "events.parquet"))
+    (guess,) = [g for g in found.guesses if g.column == "hist_item"]
+    assert guess.role == "left out"
+    assert "the past is that of" in guess.why
+    assert "#   hist_item: " in found.recipe  # beside the other columns that are no input
+    (tmp_path / "recipe.toml").write_text(found.recipe)
+    (history,) = Recipe.read(tmp_path / "recipe.toml").schema.histories
+    assert not history.lists
+
+
 def test_exact_copies_are_told(tmp_path: Path) -> None:
     """A log that was written twice in part; without users and times equal rows may well be different ones."""
     draw = np.random.default_rng(10)

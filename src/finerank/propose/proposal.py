@@ -98,6 +98,8 @@ def propose(
         warnings += _labels_of_text(frame)
     if events is not None:
         found, more = event_history(_head(events), guesses, keys, events)
+        if found is not None:
+            guesses = [_told_by_events(g, events) for g in guesses]
         history = found or history
         warnings += more
     task = [
@@ -108,6 +110,13 @@ def propose(
     of_data = keys | {key: value for key, value in unit.items() if value != "s"}
     text = _recipe(names or (samples, events), of_data, task, guesses, history, warnings)
     return Proposal(tuple(guesses), text, tuple(warnings))
+
+
+def _told_by_events(guess: Guess, events: str) -> Guess:
+    """A list that would be the past, where a file of events is: one past is enough, and that of the events has times."""
+    if guess.role != "history":
+        return guess
+    return Guess(guess.column, "left out", f"the past is that of {events}; these look like the same, joined already")
 
 
 def _head(path: str) -> pl.DataFrame:
