@@ -14,7 +14,7 @@ import torch
 
 from finerank.data.columns import take_block
 from finerank.data.dataset import Dataset, Slices
-from finerank.errors import UserError
+from finerank.errors import UserError, nearest
 from finerank.explain.embedding_map import embedding_map, table_vectors
 from finerank.explain.importance import permutation_importance
 from finerank.explain.lift import Z95, _interval, lift
@@ -101,6 +101,15 @@ def test_users_whose_names_are_gone_are_an_error_of_the_data(tmp_path: Path) -> 
     (tmp_path / "data" / "users.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"users\.parquet: not readable \(\w+\); prepare again"):
         latest_request(data, "3", "test")
+
+
+def test_of_many_names_a_sentence_lists_a_few() -> None:
+    """An unknown user was told of by listing every user of the log, a hundred thousand of them."""
+    users = [f"u{i:04}" for i in range(2_000)]
+    said = nearest("u1999x", users)
+    assert said.startswith("did you mean 'u1999'? accepted: u0000, u0001, ")
+    assert said.endswith(", u0019 and 1,980 more")
+    assert nearest("x", users[:100]).endswith(", u0099")  # few enough to be read
 
 
 def test_whom_and_what_it_does_not_know_it_says(din: Trainer, data: Dataset) -> None:
