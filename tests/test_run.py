@@ -357,6 +357,10 @@ def one_class(folder: Path, low: float, high: float, label: int, monitor: str) -
     samples = samples.with_columns(pl.when(within).then(pl.lit(label)).otherwise("click").alias("click"))
     samples.write_parquet(folder / "samples.parquet")
     events.write_parquet(folder / "events.parquet")
+    return on_clicks(folder, monitor)
+
+
+def on_clicks(folder: Path, monitor: str) -> Result:
     there = table(monitor=monitor, epochs=1)
     there["task"] = [{"name": "click"}]
     there["model"] = {"name": "lr"}
@@ -379,6 +383,7 @@ def test_one_class_in_validation_is_a_sentence_before_any_training(tmp_path: Pat
     with pytest.raises(UserError, match=rf"training\.monitor = '{monitor}' is not defined .* monitor logloss"):
         one_class(tmp_path, 0.55, 0.85, 0, monitor)
     assert not (tmp_path / "run" / "checkpoints").exists()
+    on_clicks(tmp_path, "logloss")  # the remedy, in the same folder
 
 
 def test_one_class_in_validation_does_for_logloss(tmp_path: Path) -> None:

@@ -237,12 +237,22 @@ def _run(
     trainer = Trainer(recipe.model, dataset, recipe.training, folder, progress, old=beginning)
     _write(folder / "recipe.toml", recipe.toml())  # from here on the folder holds a run
     _write(folder / "environment.json", json.dumps(environment(trainer.device, trainer.options.precision), indent=1))
-    if recipe.model.stages:
-        del trainer  # it showed that the model can be built
-        trainer = after_stages(recipe.model, dataset, recipe.training, folder, progress, resume=resume, old=beginning)
-        if trainer.composition != recipe.model:
-            _write(folder / "trained.toml", replace(recipe, model=trainer.composition).toml())
-    history = trainer.fit(resume)
+    try:
+        if recipe.model.stages:
+            del trainer  # it showed that the model can be built
+            trainer = after_stages(
+                recipe.model, dataset, recipe.training, folder, progress, resume=resume, old=beginning
+            )
+            if trainer.composition != recipe.model:
+                _write(folder / "trained.toml", replace(recipe, model=trainer.composition).toml())
+        history = trainer.fit(resume)
+    except UserError:
+        if not any(
+            (folder / kept).exists() for kept in ("checkpoints", "stages")
+        ):  # nothing is learnt: no run is left behind
+            for name in ("recipe.toml", "environment.json", "warm_start.json"):
+                (folder / name).unlink(missing_ok=True)
+        raise
     rows = recipe.training.evaluate_rows
     shutil.rmtree(folder / "scores", ignore_errors=True)
     for old in folder.glob("evaluation_*.json"):  # of other scores
