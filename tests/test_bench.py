@@ -253,6 +253,19 @@ def test_the_verb_and_its_page(shop: Path) -> None:
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
+def test_what_comes_before_a_model_is_asked_of_the_schema_too(shop: Path) -> None:
+    """FNN is built for two tasks, but the factorization machine before it is not: known before anything is trained."""
+    data = Run.open(shop / "out" / "runs" / "lr" / "seed1").dataset
+    assert len(data.fitted.schema.tasks) == 2
+
+    def reason(**model: Any) -> str:
+        return inapplicable(Recipe.parse(test_run.table() | {"model": model}), data)
+
+    assert "stage 'fm': interaction 'fm' gives one output and the heads need 2; drop it" in reason(name="fnn")
+    assert "stage 'trees' serves one network" in reason(name="gbdt_lr", separate=True)
+    assert reason(name="fnn", stages=[]) == reason(name="unbias") == reason(name="gbdt_lr") == ""
+
+
 def test_applicable_is_asked_of_the_schema(shop: Path) -> None:
     opened = Run.open(shop / "out" / "runs" / "lr" / "seed1")
     assert inapplicable(opened.recipe, opened.dataset) == ""

@@ -157,6 +157,16 @@ def test_a_stage_that_the_model_cannot_use_is_refused(data: Dataset) -> None:
         after_stages(parse({"name": "base", "stages": ["fm"]}), data, QUICK)
 
 
+@pytest.mark.parametrize(("name", "stage"), [("fnn", "fm"), ("autofis_fm", "search"), ("gbdt_lr", "trees")])
+def test_a_stage_over_one_network_refuses_separate_ones(name: str, stage: str, data: Dataset) -> None:
+    """A search over networks side by side would find no gates and keep all, and say nothing."""
+    message = (
+        rf"stage '{stage}' serves one network, and separate = true makes one of each output; drop it: stages = \[\]"
+    )
+    with pytest.raises(UserError, match=message):
+        after_stages(parse({"name": name, "separate": True}), data, QUICK)
+
+
 def test_what_cannot_be_staged_is_refused_before_a_run_is_written(tmp_path: Path) -> None:
     for model, message in (
         ({"name": "din", "stages": ["search"]}, "stage 'search' chooses products of an interaction 'autofis'"),

@@ -97,6 +97,8 @@ class Propensities(Stage):
         kind: ClassVar[str] = "propensities"
         training: Mapping[str, Any] = field(default_factory=dict)
 
+    separate = True
+
     def check(self, model: Composition) -> None:
         """See `Stage.check`."""
         if not isinstance(model.heads, InversePropensity.Options) or not model.separate:

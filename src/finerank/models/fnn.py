@@ -22,11 +22,12 @@ from finerank.layers.activation import Activation
 from finerank.layers.checks import check_dropout, check_layers
 from finerank.layers.embedding import BlockVectors
 from finerank.layers.mlp import SplitMLP
-from finerank.models.composition import Features, FirstOrder, Interaction, Model, Widths
+from finerank.models.composition import Features, FirstOrder, Heads, Interaction, Model, Widths
 from finerank.models.fm import FM
 from finerank.models.lr import Linear
+from finerank.models.narrow import Narrowing
 from finerank.models.plain import EmbeddingOptions, Plain, TaskHeads
-from finerank.models.registry import Composition, named, part, stage
+from finerank.models.registry import Composition, named, part, part_class, stage
 from finerank.models.stages import Handover, Stage, Workshop
 from finerank.models.vectors import FieldVectors
 from finerank.schema import FittedSchema
@@ -112,6 +113,17 @@ class PretrainedFM(Stage):
         if not any(isinstance(o, FactorisedTower.Options) for o in model.interactions):
             kinds = ", ".join(o.kind for o in model.interactions)
             raise UserError(f"stage 'fm' gives values to an interaction 'fnn', and the model has {kinds}; drop it")
+
+    def fits(self, model: Composition, fitted: FittedSchema) -> None:
+        """See `Stage.fits`."""
+        seen = Narrowing(fitted, model.without).fitted if model.without else fitted
+        make: Any = part_class(Heads, model.heads)
+        outputs = make(seen, model.heads).inputs
+        if outputs != 1:
+            raise UserError(
+                f"stage 'fm': interaction 'fm' gives one output and the heads need {outputs}; drop it (stages = []) to train "
+                "from random values, or take a schema of one task"
+            )
 
     def run(self, model: Composition, shop: Workshop) -> Handover:
         """See `Stage.run`."""

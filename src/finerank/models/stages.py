@@ -19,6 +19,7 @@ from torch import Tensor
 
 from finerank.data.dataset import Dataset
 from finerank.models.composition import Model
+from finerank.schema import FittedSchema
 
 if TYPE_CHECKING:  # the registry imports this module
     from finerank.models.registry import Composition
@@ -76,9 +77,11 @@ class Stage(ABC):
     """One step before a model's own training. `Options` is its frozen dataclass; `kind` its name in a recipe.
 
     A stage that trains with the loop has an option `training`: keys of [training] that differ for it.
+    separate: it serves models whose outputs have a network each (`models.separate`), not those of one network.
     """
 
     Options: ClassVar[type[Any]]
+    separate: ClassVar[bool] = False
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -86,6 +89,9 @@ class Stage(ABC):
     @abstractmethod
     def check(self, model: Composition) -> None:
         """Raise UserError where the composition is not one that the stage can serve; asked before a run begins."""
+
+    def fits(self, model: Composition, fitted: FittedSchema) -> None:  # noqa: B027 - most stages fit any schema
+        """Raise UserError for a schema on which the stage cannot serve the model; asked before anything is trained."""
 
     @abstractmethod
     def run(self, model: Composition, shop: Workshop) -> Handover:

@@ -21,12 +21,13 @@ from typing import Any
 from finerank.data.dataset import Dataset
 from finerank.errors import UserError, nearest
 from finerank.evaluation.compare import Comparison
-from finerank.models.registry import build, names
+from finerank.models.registry import build, names, stage_of
 from finerank.recipe import Recipe
 from finerank.recipe import variants as recipe_variants
 from finerank.run import Run
 from finerank.search.runs import begin, finished, trained
 from finerank.search.standings import Bench, Standing, line, standings
+from finerank.training.stages import check
 from finerank.typed import apply_overrides, read_toml
 
 
@@ -175,9 +176,12 @@ def _trainings(name: str, seeds: object) -> int:
 
 
 def inapplicable(recipe: Recipe, data: Dataset) -> str:
-    """Why a recipe's model cannot run on this data; "" if it can. Building it tells."""
+    """Why a recipe's model cannot run on this data; "" if it can. Building it tells, and what is trained before it."""
     try:
         build(recipe.model, data.fitted)
+        check(recipe.model, recipe.training)
+        for stage in recipe.model.stages:
+            stage_of(stage).fits(recipe.model, data.fitted)
     except UserError as error:
         return str(error)
     return ""

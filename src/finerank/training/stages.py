@@ -46,6 +46,8 @@ def after_stages(
     """
     progress = progress or Progress()
     check(composition, options)
+    for stage_options in composition.stages:
+        stage_of(stage_options).fits(composition, dataset.fitted)
     requests, model, told = dataset.requests_of("train"), composition, dict[str, Any]()
     gifts: list[Callable[[Model], None]] = []
     for stage_options in composition.stages:
@@ -71,7 +73,13 @@ def after_stages(
 def check(composition: Composition, options: TrainingOptions) -> None:
     """Raise UserError for a stage that the model has no use for, and for a part that lacks the stage it needs."""
     for stage_options in composition.stages:
-        stage_of(stage_options).check(composition)
+        stage = stage_of(stage_options)
+        stage.check(composition)
+        if composition.separate and not stage.separate:
+            raise UserError(
+                f"stage {stage_options.kind!r} serves one network, and separate = true makes one of each output; drop it: "
+                "stages = [], or leave separate out"
+            )
         amended(options, stage_options)
     for o in composition.interactions:
         needed = part_class(Interaction, o).stage
