@@ -93,6 +93,14 @@ def judged(a: float, log_mean: float, elapsed: float, label: float) -> tuple[flo
     return float(loss.detach()), logits.grad[0]
 
 
+def test_a_conversion_that_came_when_it_is_known_is_judged_by_its_probability_alone() -> None:
+    """When it came, the delay's head says how likely that was. Rows of by hand wait long: here little time has passed."""
+    for elapsed in (0.5, 4.0, 9.0):
+        loss, grad = judged(0.7, 1.0, elapsed, 1.0)
+        assert math.isclose(loss, -math.log(by_hand.sigmoid(0.7)), rel_tol=1e-12)
+        assert grad.tolist() == pytest.approx([by_hand.sigmoid(0.7) - 1, 0.0], abs=1e-12)
+
+
 def test_long_watched_rows_are_plain_negatives() -> None:
     """e -> infinity: binary cross-entropy, and nothing is learnt about delays."""
     for elapsed in (1e4, 1e30):
