@@ -33,6 +33,7 @@ from finerank.errors import UserError
 from finerank.layers.products import inner_products, pairs, products, split_inner_products, split_pairs, split_products
 from finerank.models import registry
 from finerank.models.afm import AttentionalPairs
+from finerank.models.composition import Widths
 from finerank.models.ffm import met_within
 from finerank.schema import Columns
 
@@ -230,6 +231,17 @@ def test_afm_without_h_is_the_mean_of_products_and_with_p_of_n_it_is_fm() -> Non
     assert torch.allclose(of_part(model), fm_like(model), rtol=1e-12)
 
 
+def test_afm_of_two_fields_attends_to_their_one_product_whatever_its_weights() -> None:
+    """The softmax is over pairs, not over the numbers of a product nor over rows: of one pair it is 1."""
+    found = features_of(model_of(afm()), batch_of())
+    two = replace(found, fields_R=found.fields_R[:, :1], fields_N=found.fields_N[:, :1])
+    two = replace(two, numbers_R=found.numbers_R[:, :0], numbers_N=found.numbers_N[:, :0])
+    part = AttentionalPairs(fitted(), Widths(D, 1, 1, 0, 0), 1, AttentionalPairs.Options(factor=3)).double().eval()
+    torch.nn.init.normal_(part.score.weight)
+    product = two.fields_R[found.batch.request_of, 0] * two.fields_N[:, 0]
+    assert torch.allclose(part.pooled(two), product, rtol=1e-12)
+
+
 def test_afm_survives_scores_of_any_size() -> None:
     """Weights relative to the largest score of either side: no overflow, and the largest takes all."""
     model = model_of(afm())
@@ -277,6 +289,16 @@ def test_afm_drops_the_pooled_vector_in_training_only() -> None:
     model.train()
     torch.manual_seed(0)
     assert not torch.allclose(of_part(model), evaluated)
+
+
+@pytest.mark.parametrize(("table", "alike"), [(nfm(hidden=[3]), True), (afm(), True), (fwfm(), False)])
+def test_who_of_the_sums_over_pairs_knows_which_field_is_which(table: dict[str, Any], alike: bool) -> None:
+    """A sum over all pairs does not, whatever weighs or reads it; one with a number per pair of fields does."""
+    model = model_of(table)
+    found, part = features_of(model, batch_of()), model.interactions[1]
+    swapped = replace(found, fields_N=found.fields_N.flip(1))
+    assert not torch.allclose(swapped.fields_N, found.fields_N)
+    assert torch.allclose(part(swapped), part(found), rtol=1e-12) == alike
 
 
 # ------------------------------------------------------------------------------------------------ FFM

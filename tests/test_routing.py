@@ -169,9 +169,11 @@ def test_the_loss_is_charged_for_every_gate() -> None:
     assert snr("trans", penalty=0.0).interactions[0].penalties(features_of(model, batch)) == {}
 
 
-def test_utilisation_is_the_mean_of_a_tasks_gates() -> None:
-    model = snr("aver", layers=1, networks=3)
-    set_gates(model, [[50.0, 50.0, -50.0], [0.0, -50.0, -50.0]])
+@pytest.mark.parametrize("below", [0, 1])
+def test_utilisation_is_the_mean_of_a_tasks_gates(below: int) -> None:
+    """Of the gates that belong to a task, those on top; gates between sub-networks belong to none."""
+    model = snr("aver", layers=1 + below, networks=3)
+    set_gates(model, *[[[50.0] * 3] * 3] * below, [[50.0, 50.0, -50.0], [0.0, -50.0, -50.0]])
     (part,) = model.interactions
     assert part.utilisation() == pytest.approx({"click": 2 / 3, "conversion": settled(0.0) / 3})
     watched = part.monitor(features_of(model, batch_of()))
