@@ -417,7 +417,7 @@ CASES: dict[str, tuple[Break, tuple[str, ...], str]] = {
     "data: no text at all": (
         written("train.txt", bytes(range(256)) * 50),
         ("data", "criteo", "--from", ".", "-o", "x"),
-        "the file is not of the form it should have: ",
+        "no line is left of 51 (1 cut, 50 malformed); is it the right file, and whole?",
     ),
     "init: bytes": (
         written("b.csv", bytes(range(256)) * 20),
