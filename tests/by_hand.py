@@ -108,10 +108,9 @@ def single(batch: Batch) -> Batch:
     )
 
 
-def model_of(table: Mapping[str, Any], schema: FittedSchema | None = None, seed: int = 0) -> Model:
-    """The model in float64 with every parameter and statistic at a known, sizeable value; padding rows stay 0."""
-    model = registry.build(registry.parse(table), schema or fitted()).double().eval()
-    draw = np.random.default_rng(seed)
+def numbered(model: Model, draw: np.random.Generator) -> Model:
+    """The model in float64 with every parameter and statistic of Dice at a known, sizeable value; padding rows stay 0."""
+    model = model.double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.from_numpy(draw.normal(0, 0.7, parameter.shape).round(2)))
@@ -123,6 +122,11 @@ def model_of(table: Mapping[str, Any], schema: FittedSchema | None = None, seed:
             for start in tables.start.values():
                 tables.weight[start] = 0.0
     return model
+
+
+def model_of(table: Mapping[str, Any], schema: FittedSchema | None = None, seed: int = 0) -> Model:
+    """`numbered`, of the schema at the top."""
+    return numbered(registry.build(registry.parse(table), schema or fitted()), np.random.default_rng(seed))
 
 
 SMALL: dict[str, Any] = {"embedding": {"width": D}}

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from by_hand import numbered
 from torch import Tensor
 
 from finerank.data.batch import Batch
@@ -26,7 +27,6 @@ from finerank.data.builder import BatchBuilder
 from finerank.data.dataset import Dataset
 from finerank.data.prepare import Keys, prepare
 from finerank.data.split import Split
-from finerank.layers.activation import Dice
 from finerank.models import registry
 from finerank.models.composition import Model
 from finerank.schema import AGE_CUTS, FIRST, Categorical, History, MultiValued, Numeric, Schema, Task
@@ -157,22 +157,15 @@ def batch_of(data: Dataset, model: Model) -> Batch:
 
 
 def model_of(table: Mapping[str, Any], data: Dataset, seed: int = 0) -> Model:
-    """The model in float64 with every weight and statistic at a known, sizeable value; padding rows stay 0."""
-    model = registry.build(registry.parse(table), data.fitted).double().eval()
+    """`numbered`, and the statistics of batch normalisation too."""
     draw = np.random.default_rng(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.from_numpy(draw.normal(0, 0.7, parameter.shape).round(2)))
-        for module in model.modules():
-            if isinstance(module, Dice):
-                module.mean.copy_(torch.from_numpy(draw.normal(0, 0.5, module.mean.shape)))
-                module.var.copy_(torch.from_numpy(draw.uniform(0.5, 2.0, module.var.shape)))
-            if isinstance(module, torch.nn.BatchNorm1d):
-                module.running_mean.copy_(torch.from_numpy(draw.normal(0, 0.5, module.running_mean.shape)))  # type: ignore[union-attr]
-                module.running_var.copy_(torch.from_numpy(draw.uniform(0.5, 2.0, module.running_var.shape)))  # type: ignore[union-attr]
-        for tables in model.embeddings().values():
-            for start in tables.start.values():
-                tables.weight[start] = 0.0
+    model = numbered(registry.build(registry.parse(table), data.fitted), draw)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.copy_(torch.from_numpy(draw.normal(0, 0.5, module.running_mean.shape)))
+            module.running_var.copy_(torch.from_numpy(draw.uniform(0.5, 2.0, module.running_var.shape)))
     return model
 
 
