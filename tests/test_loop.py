@@ -524,7 +524,7 @@ def test_ftrl_keeps_its_own_l2(worlds: dict[str, Dataset]) -> None:
         optimisers = Trainer(
             composition("fm"), worlds["one task"], quick(first_order=FTRL(), regularise=kind)
         ).optimisers
-        charged = optimisers.whole.keys() | optimisers.per_row.keys()
+        charged = optimisers.regularisers.keys()
         assert charged == {n for n, row in optimisers.rows.items() if not isinstance(row, RowFTRL)}
         assert charged < optimisers.rows.keys()
 
