@@ -74,6 +74,8 @@ EVENTS: list[tuple[str, int, str, str, str, list[str]]] = [
 TRAINING = (0, 1, 2, 3)  # requests; the last one is for testing
 LENGTH = 3  # the most recent so many events of a history
 D = 2
+SMALL: dict[str, Any] = {"embedding": {"width": D}}
+TOWER: dict[str, Any] = {"kind": "tower", "hidden": [3, 2], "activation": "relu"}
 
 KINDS = {"clicks": "click", "carts": "cart"}
 """Histories: which events each holds."""

@@ -12,6 +12,8 @@ import pytest
 from by_rows import (
     CANDIDATES,
     REQUESTS,
+    SMALL,
+    TOWER,
     TRAINING,
     D,
     Pencil,
@@ -38,8 +40,6 @@ def split(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 SPLIT = split(PAIRS)
 
-SMALL: dict[str, Any] = {"embedding": {"width": D}}
-TOWER: dict[str, Any] = {"kind": "tower", "hidden": [3, 2], "activation": "relu"}
 Pass = Callable[[Pencil, int], float]
 MODELS: dict[str, tuple[dict[str, Any], Pass]] = {}
 """By name: a small table of the model, and its logit of a row without the global bias."""

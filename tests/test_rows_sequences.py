@@ -13,6 +13,8 @@ from by_rows import (
     KINDS,
     LENGTH,
     REQUESTS,
+    SMALL,
+    TOWER,
     D,
     Pencil,
     Vector,
@@ -28,8 +30,6 @@ from by_rows import (
 
 from finerank.schema import Schema
 
-SMALL: dict[str, Any] = {"embedding": {"width": D}}
-TOWER: dict[str, Any] = {"kind": "tower", "hidden": [3, 2], "activation": "relu"}
 K = 3 * D
 Pass = Callable[[Pencil, int], float]
 MODELS: dict[str, tuple[dict[str, Any], Pass]] = {}

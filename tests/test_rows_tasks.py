@@ -12,6 +12,8 @@ import pytest
 from by_rows import (
     CANDIDATES,
     KINDS,
+    SMALL,
+    TOWER,
     D,
     Pencil,
     Vector,
@@ -28,8 +30,6 @@ from by_rows import (
 
 from finerank.schema import MISSING, Schema
 
-SMALL: dict[str, Any] = {"embedding": {"width": D}}
-TOWER: dict[str, Any] = {"kind": "tower", "hidden": [3, 2], "activation": "relu"}
 AT = "interactions.0"
 Pass = Callable[[Pencil, int], Sequence[float]]
 MODELS: dict[str, tuple[dict[str, Any], Pass]] = {}
