@@ -28,6 +28,7 @@ def ours(world: str, kind: str) -> None:
     import shutil
     from dataclasses import replace
 
+    import numpy.ma  # noqa: F401  (Polars imports it at the first array it is given)
     import polars as pl
     from clock import folder, preparing
     from ours import BY_COLUMN, CLICKS, CRITEO

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from finerank.data.lists import joined_events, list_events
 from finerank.data.prepare import prepare
 from finerank.data.scratch import Scratch
 from finerank.data.staged import Ids
-from finerank.data.texts import NOWHERE, NULL, Integers, Joined, dictionary
+from finerank.data.texts import NOWHERE, NULL, Integers, Joined, dictionary, order, packed
 from finerank.kernels import build, texts
 from finerank.schema import History
 
@@ -112,6 +113,26 @@ def test_codes_stand_for_texts(blocks: list[list[str | None]], separator: str | 
         names = [None, *codes.texts().to_list()]
         assert codes.size == len(names) - 1 == len(set(names[1:]))
     assert [names[code] for code in found] == [entry for rows in blocks for entry in entries(rows, separator)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.sampled_from(ODD) | st.text(st.sampled_from("a\x00é~"), max_size=12), max_size=20),
+    st.integers(0, 3),
+    st.booleans(),
+)
+def test_texts_are_put_in_order_and_packed(rows: list[str], most: int, loops: bool) -> None:
+    """By falling counts, then by bytes; equal ones stay as they came."""
+    column = column_of([*rows], None)
+    assert isinstance(column, pl.Series)
+    counts = np.array([(7 * i) % (most + 1) for i in range(len(rows))], dtype=np.int64)
+    with build.switched(loops):
+        ordered, plain = order(column, counts).tolist(), order(column).tolist()
+        bytes_, ends = packed(column)
+    assert plain == sorted(range(len(rows)), key=lambda i: rows[i].encode())
+    assert ordered == sorted(range(len(rows)), key=lambda i: (-counts[i], rows[i].encode()))
+    assert bytes_.tobytes() == "".join(rows).encode()
+    assert [bytes_[a:b].tobytes().decode() for a, b in pairwise(ends.tolist())] == rows
 
 
 @compiled

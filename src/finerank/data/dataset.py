@@ -117,8 +117,11 @@ class Dataset:
             raise UserError(f"{self.folder}: its parts do not belong together; prepare again")
 
     @staticmethod
-    def open(folder: Path | str) -> Dataset:
-        """Open a prepared data set. Raises UserError when the folder holds none, or a part of it is damaged."""
+    def open(folder: Path | str, encoder: Encoder | None = None) -> Dataset:
+        """Open a prepared data set. Raises UserError when the folder holds none, or a part of it is damaged.
+
+        encoder   the one that lies in the folder, if it is at hand; None: it is read
+        """
         folder = Path(folder)
         path = folder / "manifest.json"
         if not path.exists():
@@ -131,13 +134,12 @@ class Dataset:
         if found != FORMAT:
             raise UserError(f"{path}: format is {found!r}, accepted: {FORMAT!r}; prepare again")
         try:
-            return _opened(folder, manifest)
+            return _opened(folder, manifest, encoder or Encoder.load(folder / "encoder"))
         except KeyError as error:
             raise UserError(f"{folder}: damaged, it has no column {error}; prepare again") from error
 
 
-def _opened(folder: Path, manifest: Mapping[str, Any]) -> Dataset:
-    encoder = Encoder.load(folder / "encoder")
+def _opened(folder: Path, manifest: Mapping[str, Any], encoder: Encoder) -> Dataset:
     requests, candidates = read_columns(folder / "requests"), read_columns(folder / "candidates")
     counts = read_columns(folder / "counts")
     events: dict[str, EventTable | ListTable] = {}

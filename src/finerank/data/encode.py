@@ -10,8 +10,9 @@ n rows · U distinct values · M entries of lists
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,8 +25,8 @@ from finerank.data.fit import Known, Occurrences, rows_at, whole
 from finerank.data.scratch import Pile, Scratch
 from finerank.data.staged import Column, Entries, Ids, Numbers, Rows, distinct, staged
 from finerank.data.staged import canonical_series as canonical_series
-from finerank.data.tally import hashed, packed
-from finerank.data.texts import dictionary
+from finerank.data.tally import hashed
+from finerank.data.texts import dictionary, packed
 from finerank.errors import UserError, nearest
 from finerank.kernels import ids as loops
 from finerank.runtime.blocks import Block, Lists
@@ -33,7 +34,7 @@ from finerank.runtime.encoder import Encoder
 from finerank.runtime.fields import Field, fields_of, is_weighted, rank_table, tag_and_rank
 from finerank.runtime.hashing import mix, splitmix64
 from finerank.runtime.history import flatten
-from finerank.runtime.symbols import GrowingTable, HashedTable, SymbolTable
+from finerank.runtime.symbols import GrowingTable, HashedTable, SymbolTable, Texts
 from finerank.schema import (
     FIRST,
     MISSING,
@@ -48,7 +49,10 @@ from finerank.schema import (
 Int64s: TypeAlias = NDArray[np.int64]
 
 FINE = 1 << 13
-"""Rows whose columns are put side by side, and written, at a time: they fit the processor's cache."""
+"""Rows whose numbers are put side by side, and written, at a time: they fit the processor's cache."""
+
+COARSE = 1 << 15
+"""The same of ids, whose loop cuts them finely itself. Between its calls a thread waits for others to let Python go."""
 
 
 def encode_block(
@@ -130,42 +134,39 @@ class BlockEncoder:
 
     def block(self, at: slice) -> tuple[NDArray[Any], NDArray[np.float32], dict[str, Int64s]]:
         """ids [n, F], numbers [n, C], and per list column which distinct list each row has [n]."""
-        return *self._plain(at, *self._room(at.stop - at.start)), self._index(at)
+        made = self._room(at.stop - at.start)
+        for fine, into in _steps(at, FINE):
+            self._fill_ids(fine, made.ids[into])
+            self._fill_numbers(fine, made.numbers[into])
+        return made.ids, made.numbers, self._index(at)
 
     def _index(self, at: slice) -> dict[str, Int64s]:
         rows = rows_at(self.index, at)
         return {name: lists.read(rows, at.stop - at.start) for name, lists in self._lists.items()}
 
-    def _room(self, n: int) -> tuple[NDArray[Any], NDArray[np.float32]]:
-        """ids and numbers of n rows, to be filled."""
-        return np.empty((n, len(self._of_ids)), dtype=self.dtype), np.empty((n, self._of_numbers), dtype=np.float32)
+    def _room(self, n: int) -> Block[NDArray[Any]]:
+        """A block of n rows without lists, to be filled."""
+        ids = np.empty((n, len(self._of_ids)), dtype=self.dtype)
+        return Block(ids, np.empty((n, self._of_numbers), dtype=np.float32), {})
 
-    def _plain(
-        self, at: slice, ids: NDArray[Any], numbers: NDArray[np.float32]
-    ) -> tuple[NDArray[Any], NDArray[np.float32]]:
-        """ids [n, F] and numbers [n, C], filled."""
-        for start in range(at.start, at.stop, FINE):
-            fine = slice(start, min(start + FINE, at.stop))
-            into = slice(fine.start - at.start, fine.stop - at.start)
-            self._fill(fine, ids[into], numbers[into])
-        return ids, numbers
-
-    def _fill(self, at: slice, ids: NDArray[Any], numbers: NDArray[np.float32]) -> None:
+    def _fill_ids(self, at: slice, ids: NDArray[Any]) -> None:
         rows = rows_at(self.index, at)
         if self._coded:
             loops.place(ids, self._coded, rows)
-        i, j = 0, 0
-        for field in self.fields:
+        for i, field in enumerate(self._of_ids):
             feature, column = field.feature, self.columns[field.feature.name]
             if isinstance(column, Ids):
                 if i not in self._coded:
                     ids[:, i] = self._symbols[field.name][column.codes(rows)]
-                i += 1
             elif isinstance(feature, Bucketed):
                 assert isinstance(column, Numbers)
                 ids[:, i] = self.encoder.cuts(feature).bucket(column.read(rows))
-                i += 1
-            elif isinstance(feature, Numeric):
+
+    def _fill_numbers(self, at: slice, numbers: NDArray[np.float32]) -> None:
+        rows, j = rows_at(self.index, at), 0
+        for field in self.fields:
+            feature, column = field.feature, self.columns[field.feature.name]
+            if isinstance(feature, Numeric):
                 assert isinstance(column, Numbers)
                 source = range(at.start, at.stop) if isinstance(rows, slice) else rows
 
@@ -178,32 +179,49 @@ class BlockEncoder:
 
     def empty(self) -> Block[NDArray[Any]]:
         """A block of no rows."""
-        ids, numbers = self._room(0)
-        return Block(ids, numbers, {name: lists.empty() for name, lists in self._lists.items()})
+        return replace(self._room(0), lists={name: lists.empty() for name, lists in self._lists.items()})
 
-    def write(self, out: ColumnWriter, prefix: str) -> None:
-        """All blocks, as columns of the names that `block_arrays` gives."""
-        like = self.empty()
-        out.append(block_arrays(like, prefix))
-        ids, numbers = self._room(min(FINE, self.n))
-        for start in range(0, self.n, FINE):
-            at = slice(start, min(start + FINE, self.n))
-            n = at.stop - at.start
-            self._plain(at, ids[:n], numbers[:n])
-            out.append({f"{prefix}ids": ids[:n], f"{prefix}numbers": numbers[:n]})
-        for at in self.scratch.pieces(self.n if self._lists else 0):
+    def writes(self, out: ColumnWriter, prefix: str) -> list[Callable[[], None]]:
+        """What writes all rows, as columns of the names that `block_arrays` gives: to be called once each, side by side if
+        need be."""
+        out.append(block_arrays(self.empty(), prefix))
+        parts = (("ids", self._fill_ids, COARSE), ("numbers", self._fill_numbers, FINE))
+        plain: list[Callable[[], None]] = [partial(self._write, out, prefix, *part) for part in parts]
+        return [*plain, partial(self._write_lists, out, prefix)] if self._lists else plain
+
+    def _write(
+        self, out: ColumnWriter, prefix: str, name: str, fill: Callable[[slice, NDArray[Any]], None], step: int
+    ) -> None:
+        room = block_arrays(self._room(min(step, self.n)))[name]
+        for at, into in _steps(slice(0, self.n), step):
+            fill(at, part := room[: into.stop - into.start])
+            out.append({f"{prefix}{name}": part})
+
+    def _write_lists(self, out: ColumnWriter, prefix: str) -> None:
+        for at in self.scratch.pieces(self.n):
             out.append({f"{prefix}{name}.index": rows for name, rows in self._index(at).items()})
-        lists = self.lists({name: column.index for name, column in like.lists.items()})  # no index: it is written
-        for name, array in block_arrays(replace(like, lists=lists), prefix).items():
-            out.append_all(name, array, self.scratch.block)
+        none = self.empty()
+        lists = self.lists({name: column.index for name, column in none.lists.items()})  # no index: it is written
+        for name, array in block_arrays(replace(none, lists=lists), prefix).items():
+            if name not in (f"{prefix}ids", f"{prefix}numbers"):
+                out.append_all(name, array, self.scratch.block)
 
     def lists(self, index: Mapping[str, Int64s]) -> dict[str, Lists[NDArray[Any]]]:
         """The list columns, after all blocks. index: of all rows [n]."""
         return {name: lists.close(index[name]) for name, lists in self._lists.items()}
 
 
+def _steps(at: slice, step: int) -> Iterator[tuple[slice, slice]]:
+    """The rows `step` at a time, and where they are among all of them."""
+    for start in range(at.start, at.stop, step):
+        stop = min(start + step, at.stop)
+        yield slice(start, stop), slice(start - at.start, stop - at.start)
+
+
 def symbols_of(encoder: Encoder, feature: Feature, column: Ids, known: Known | None) -> Int64s:
     """int64 [U + 1]: the symbol of each code of a column that occurs."""
+    if known is not None and column in known.symbols:
+        return known.symbols[column]
     out = np.full(column.size + 1, MISSING, dtype=np.int64)
     used = column.used()
     out[used] = _lookup(encoder.table(feature), column.texts(used), known)
@@ -216,7 +234,7 @@ def _lookup(table: SymbolTable, texts: pl.Series, known: Known | None) -> Int64s
         return hashed(table, texts)
     if known is None:
         return table.lookup_all(texts.to_list())
-    names = known[table.table]
+    names = known.texts[table.table]
     codes = dictionary()
     codes.codes(names)  # 1, 2, ... in the order of their symbols; what comes later is not in the table
     found = codes.codes(texts).astype(np.int64)
@@ -249,11 +267,11 @@ def _grow(
     if known is None:
         table.extend(texts.to_list())
         return
-    before = known[table.table]
+    before = known.texts[table.table]
     new = texts.unique(maintain_order=True)
     new = new.filter(pl.Series(_lookup(table, new, known) == OOV))
-    table.append(packed(new))
-    known[table.table] = pl.concat([before, new])
+    table.append(Texts(*packed(new)))
+    known.texts[table.table] = pl.concat([before, new])
 
 
 # ------------------------------------------------------------------------------------------------ lists

@@ -5,6 +5,8 @@ n rows · U distinct values
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,11 +21,21 @@ from finerank.kernels import ids as loops
 from finerank.runtime.encoder import Encoder
 from finerank.runtime.fields import declared_tables, rank_table, tag_and_rank
 from finerank.runtime.symbols import SymbolTable
-from finerank.schema import Feature, Growing, Hashed, ListFeature, Numeric, Schema, table_of
+from finerank.schema import MISSING, OOV, Feature, Growing, Hashed, ListFeature, Numeric, Schema, table_of
 
 Int64s: TypeAlias = NDArray[np.int64]
-Known: TypeAlias = dict[str, pl.Series]
-"""Per table, the texts of its symbols from `FIRST` on: the table in a form that many values are looked up in at once."""
+
+
+@dataclass
+class Known:
+    """The tables in forms that many values are looked up in at once.
+
+    texts    per table, the texts of its symbols from `FIRST` on
+    symbols  of a column that alone taught a vocabulary: int64 [size + 1], the symbol of each of its codes
+    """
+
+    texts: dict[str, pl.Series] = field(default_factory=dict)
+    symbols: dict[Ids, Int64s] = field(default_factory=dict)
 
 
 def whole(n: int) -> Scratch:
@@ -83,7 +95,8 @@ class Fitter:
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
         self.counts: dict[str, Int64s] = {}
-        self.known: Known = {}
+        self.known = Known()
+        self._coded: dict[str, tuple[Ids, Int64s]] = {}  # per table, a column that was counted, and its codes
         self._specs = declared_tables(schema)
         self._cuts = {name: CutsTally() for name, spec in self._specs.items() if spec.encoding == "cuts"}
         self._texts = {name: TextTally() for name, spec in self._specs.items() if spec.encoding != "cuts"}
@@ -124,8 +137,9 @@ class Fitter:
                 found.add(column, rows_at(index, at), weights[at])
             codes = found.used()
             first = found.first[codes] if len(found.first) else np.zeros(len(codes), dtype=np.int64)
-            missing = int(found.counts[0])
-            self._texts[str(table_of(feature))].add(column.texts(codes), found.counts[codes], first, missing)
+            missing, table = int(found.counts[0]), str(table_of(feature))
+            self._texts[table].add(column.texts(codes), found.counts[codes], first, missing)
+            self._coded[table] = column, codes
 
     def _count_entries(
         self, feature: ListFeature, column: Entries, weights: NDArray[Any], index: Int64s | None, scratch: Scratch
@@ -177,10 +191,17 @@ class Fitter:
     def finish(self) -> Encoder:
         """The encoder. A table that was given no values has the three reserved symbols only (a cut one: one bucket)."""
         tables: dict[str, SymbolTable] = {}
+        with ThreadPoolExecutor() as pool:
+            texts = {name: pool.submit(tally.fit, name, self._specs[name]) for name, tally in self._texts.items()}
         for name, spec in self._specs.items():
             if spec.encoding == "cuts":
                 tables[name], self.counts[name] = self._cuts[name].fit(name, spec)
-            else:
-                tables[name], self.counts[name], self.known[name] = self._texts[name].fit(name, spec)
+                continue
+            tables[name], self.counts[name], self.known.texts[name] = texts[name].result()
+            symbols = self._texts[name].symbols
+            if symbols is not None and name in self._coded:
+                column, codes = self._coded[name]
+                of_codes = self.known.symbols[column] = np.full(column.size + 1, OOV)
+                of_codes[0], of_codes[codes] = MISSING, symbols
         numbers = {f.name: self._numbers[f.name].fit(f) for f in self.schema.features if isinstance(f, Numeric)}
         return Encoder(self.schema, tables, numbers)

@@ -182,4 +182,5 @@ class PastOfLists(Past):
 
     def _write_events(self, folder: Path, made: BlockEncoder, scratch: Scratch) -> None:
         with ColumnWriter(folder) as out:
-            made.write(out, EVENT)
+            for write in made.writes(out, EVENT):
+                write()

@@ -12,9 +12,11 @@ N rows · R requests · K tasks
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ import polars as pl
 from finerank.data.columns import ColumnWriter
 from finerank.data.dataset import FORMAT, USERS, Dataset, content_hash
 from finerank.data.encode import BlockEncoder
-from finerank.data.fit import Fitter
+from finerank.data.fit import Fitter, counted, rows_at
 from finerank.data.folders import vacant, whole_or_nothing
 from finerank.data.histories import Past, PastOfLists, PastOfLog
 from finerank.data.overlap import refuse_overlap
@@ -35,8 +37,12 @@ from finerank.data.scratch import BLOCK, Array, Pile, Scratch, total
 from finerank.data.split import NAMES, TRAIN, Split, assign
 from finerank.errors import UserError
 from finerank.kernels.arrow import forget
+from finerank.runtime.encoder import Encoder
 from finerank.runtime.hashing import hash_texts
 from finerank.schema import Schema
+
+WRITERS = min(4, os.cpu_count() or 1)
+"""Parts of a data set that are written at a time: much of it is Python, which only one of them runs."""
 
 
 def prepare(
@@ -64,12 +70,12 @@ def prepare(
     vacant(folder)
     with whole_or_nothing(folder, "while it is made, a data set needs about four times its final size") as partial:
         scratch = Scratch(partial / "scratch", block)
-        manifest = _prepared(partial, schema, samples, events, keys, split, progress, scratch)
+        manifest, encoder = _prepared(partial, schema, samples, events, keys, split, progress, scratch)
         shutil.rmtree(partial / "scratch", ignore_errors=True)
         manifest |= {"notes": [*notes, *manifest["notes"]], "content": content_hash(partial)}
         _write_json(partial / "manifest.json", manifest)  # last: without it the folder is no data set
     forget()
-    return Dataset.open(folder)
+    return Dataset.open(folder, encoder)
 
 
 def _prepared(
@@ -81,8 +87,8 @@ def _prepared(
     split: Split,
     progress: Callable[[str], None],
     scratch: Scratch,
-) -> dict[str, Any]:
-    """Write everything but the manifest, which is returned."""
+) -> tuple[dict[str, Any], Encoder]:
+    """Write everything but the manifest, which is returned with the encoder."""
     progress("keys")
     by_position = [h.name for h in schema.histories if h.ties == "file_order" and not h.lists]
     if by_position and keys.sequence is None:
@@ -141,35 +147,41 @@ def _prepared(
     train_only = encoded("candidate", samples.rows, requests.rows, "train_only")
 
     def write_requests() -> None:
-        with ColumnWriter(folder / "requests") as out:
-            for name in ("user", "time", "sequence"):
-                out.append_all(name, getattr(requests, name), scratch.block)
-            out.append_all("split", parts, scratch.block)
-            out.append_all("first", requests.first, scratch.block)
-            of_requests.write(out, "block.")
+        for name in ("user", "time", "sequence"):
+            files["requests"].append_all(name, getattr(requests, name), scratch.block)
+        files["requests"].append_all("split", parts, scratch.block)
+        files["requests"].append_all("first", requests.first, scratch.block)
 
     def write_candidates() -> None:
-        with ColumnWriter(folder / "candidates") as out:
-            out.append_all("labels", samples.labels, scratch.block, requests.rows)
-            out.append_all("weights", samples.weights, scratch.block, requests.rows)
-            of_rows.write(out, "block.")
-            train_only.write(out, "train_only.")
+        files["candidates"].append_all("labels", samples.labels, scratch.block, requests.rows)
+        files["candidates"].append_all("weights", samples.weights, scratch.block, requests.rows)
 
-    with ThreadPoolExecutor() as pool:  # parts of the data set, side by side
-        work = [pool.submit(write_requests), pool.submit(write_candidates)]
+    def write_encoder() -> None:
+        encoder.save(folder / "encoder")
+        requests.users.rename("user").to_frame().write_parquet(folder / USERS)
+
+    with ExitStack() as closed, ThreadPoolExecutor(WRITERS) as pool:  # parts of the data set, side by side
+        files = {name: closed.enter_context(ColumnWriter(folder / name)) for name in ("requests", "candidates")}
+        tasks = [
+            *of_rows.writes(files["candidates"], "block."),
+            *train_only.writes(files["candidates"], "train_only."),
+            *of_requests.writes(files["requests"], "block."),
+            write_candidates,
+            write_requests,
+        ]
+        work = [pool.submit(task) for task in tasks]
         for name, past in pasts.items():
             progress(f"encode {name}")
             made = past.encoder(encoder, fitter.known, scratch)
             work.append(pool.submit(past.write, folder / "histories" / name, made, scratch))
             if isinstance(past, PastOfLog) and f"{name}.age" in fitter.counts:
                 past.count_ages(fitter.counts[f"{name}.age"], encoder, requests, weight, scratch.block)
+        work.append(pool.submit(write_encoder))  # its tables have grown with all the encoders above
         for done in work:
             done.result()
     with ColumnWriter(folder / "counts") as out:
         out.append(dict(fitter.counts))
-    encoder.save(folder / "encoder")
-    requests.users.rename("user").to_frame().write_parquet(folder / USERS)
-    return {
+    manifest = {
         "format": FORMAT,
         "requests": len(requests),
         "rows": samples.rows,
@@ -181,6 +193,7 @@ def _prepared(
         "base_rates": base_rates,
         "notes": _unlabelled(schema, samples, scratch),
     }
+    return manifest, encoder
 
 
 # ------------------------------------------------------------------------------------------------ split and labels
@@ -202,7 +215,9 @@ def _split(samples: Samples, requests: Requests, split: Split, scratch: Scratch)
     refuse_overlap(samples.frame, given, samples.of_rows, samples.known, samples.row_hash, scratch)
     of_request = scratch.made(len(requests), lambda at: given[requests.heads[at]], np.int8)
     of_row = requests.spread(of_request, scratch)
-    if any((of_row[at] != given[requests.order[at]]).any() for at in scratch.pieces(len(given))):
+    if len(requests) < len(given) and any(
+        (of_row[at] != given[requests.order[at]]).any() for at in scratch.pieces(len(given))
+    ):
         raise UserError(f"samples: rows of one request have different values of {split.column!r}; split whole requests")
     return of_request
 
@@ -214,9 +229,10 @@ def _base_rates(
     for k, task in enumerate(schema.tasks):
         products, weights = Pile(scratch, np.float64), Pile(scratch, np.float64)
         for at in scratch.pieces(samples.rows):
-            rows = requests.order[at][in_training[at]]
-            y, w = samples.labels[rows, k].astype(np.float64), samples.weights[rows, k].astype(np.float64)
-            y, w = y[w != 0], w[w != 0]
+            rows, these = rows_at(requests.rows, at), counted(in_training[at])
+            y, w = (array[rows, k][these].astype(np.float64) for array in (samples.labels, samples.weights))
+            if not w.all():
+                y, w = y[w != 0], w[w != 0]
             products.append(y * w)
             weights.append(w)
         a, w = products.close(), weights.close()

@@ -53,7 +53,7 @@ class Requests:
 
     def spread(self, values: Array, scratch: Scratch) -> Array:
         """[N], in the order: the value of each row's request."""
-        return scratch.spread(self.first, values)
+        return values if len(self) == len(self.order) else scratch.spread(self.first, values)
 
 
 def requests_of(samples: Samples, scratch: Scratch) -> Requests:
@@ -87,10 +87,14 @@ def requests_of(samples: Samples, scratch: Scratch) -> Requests:
         for at in scratch.pieces(n):  # a request stands at the first of its rows' places in the log
             np.minimum.at(earliest, head[at], sequence[at])
         sequence = scratch.take(earliest, head)
-    number = head if head is not None else scratch.made(n, lambda at: np.arange(at.start, at.stop))
-    order = scratch.order(*(key for key in ((time, sequence) if time is not None else ()) if key is not None), number)
-    first = scratch.runs(order) if head is None else scratch.runs(scratch.take(head, order))
-    heads = scratch.take(order, first[:-1])
+    each = scratch.made(n + 1, lambda at: np.arange(at.start, at.stop))
+    number = each[:-1] if head is None else head
+    keys_of_time = [] if time is None else [key for key in (time, sequence) if key is not None]
+    order = scratch.order(*keys_of_time, number) if keys_of_time or head is not None else number
+    first, heads = each, order  # where each row is a request
+    if head is not None:
+        first = scratch.runs(scratch.take(head, order))
+        heads = scratch.take(order, first[:-1])
 
     def of_heads(values: Array | None) -> Int64s:
         return heads if values is None else scratch.take(values, heads)

@@ -12,6 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from finerank.data.scratch import total
+from finerank.data.texts import order, packed
 from finerank.errors import UserError
 from finerank.runtime.encoder import NumberStats
 from finerank.runtime.fields import TableSpec
@@ -32,16 +33,20 @@ CRITEO_LOW, CRITEO_HIGH = -100.0, 2.0**63
 
 
 class TextTally:
-    """Occurrences of each text of one table. What is added first comes first in a growing or hashed table."""
+    """Occurrences of each text of one table. What is added first comes first in a growing or hashed table.
+
+    symbols   after `fit` of a vocabulary, if all was added at once: int64 [U], the symbol of each text
+    """
 
     def __init__(self) -> None:
+        self.symbols: Int64s | None = None
         self._pieces: list[pl.DataFrame] = []
         self._missing = 0
 
     def add(self, texts: pl.Series, counts: Int64s, first: Int64s, missing: int = 0) -> None:
         """Count distinct texts [U]. first: the row in which each occurs first, within what is added now."""
-        order = first + len(self._pieces) * _APART
-        piece = {"text": texts, "count": pl.Series(counts, dtype=pl.Int64), "order": pl.Series(order, dtype=pl.Int64)}
+        place = first + len(self._pieces) * _APART
+        piece = {"text": texts, "count": pl.Series(counts, dtype=pl.Int64), "order": pl.Series(place, dtype=pl.Int64)}
         self._pieces.append(pl.DataFrame(piece))
         self._missing += missing
 
@@ -50,34 +55,33 @@ class TextTally:
         frame = pl.concat(self._pieces) if self._pieces else pl.DataFrame(schema=_PIECE)
         if len(self._pieces) > 1:
             frame = frame.group_by("text").agg(pl.col("count").sum(), pl.col("order").min())
+        texts, counts = frame["text"], frame["count"].to_numpy()
+        if isinstance(spec.encoding, Vocabulary):  # what is too rare comes last
+            enough = int((counts >= spec.encoding.min_count).sum())
+            rows = order(texts, counts)[:enough][: spec.encoding.max_size]
+        else:
+            rows = np.argsort(frame["order"].to_numpy())
+        kept = texts.gather(rows)
         match spec.encoding:
-            case Vocabulary(min_count=least, max_size=most):
-                kept = frame.filter(pl.col("count") >= least).sort(["count", "text"], descending=[True, False])
-                kept = kept if most is None else kept.head(most)
-                table: SymbolTable = VocabularyTable(name, packed(kept["text"]))
+            case Vocabulary():
+                table: SymbolTable = VocabularyTable(name, Texts(*packed(kept)))
             case Growing():
-                kept = frame.sort("order")
-                table = GrowingTable(name, packed(kept["text"]))
+                table = GrowingTable(name, Texts(*packed(kept)))
             case Hashed(buckets=buckets):
-                kept = frame.sort("order")
-                table = HashedTable(name, buckets, packed(kept["text"]))
+                table = HashedTable(name, buckets, Texts(*packed(kept)))
             case _:
                 raise TypeError(f"a table of texts cannot be encoded as {spec.encoding!r}")
-        counts = np.zeros(table.size, dtype=np.int64)
+        of_symbols = np.zeros(table.size, dtype=np.int64)
         if isinstance(table, HashedTable):
-            np.add.at(counts, hashed(table, kept["text"]), kept["count"].to_numpy())
+            np.add.at(of_symbols, hashed(table, kept), counts[rows])
         else:
-            counts[FIRST:] = kept["count"].to_numpy()
-            counts[OOV] = int(frame["count"].sum()) - int(kept["count"].sum())
-        counts[MISSING] += self._missing
-        return table, counts, kept["text"]
-
-
-def packed(texts: pl.Series) -> Texts:
-    """The texts as a symbol table keeps them."""
-    joined = texts.str.join("").item() if len(texts) else ""
-    ends = texts.str.len_bytes().cast(pl.Int64).cum_sum().to_numpy()
-    return Texts(np.frombuffer(joined.encode(), dtype=np.uint8), np.concatenate([[0], ends]).astype(np.int64))
+            of_symbols[FIRST:] = counts[rows]
+            of_symbols[OOV] = int(counts.sum()) - int(counts[rows].sum())
+        of_symbols[MISSING] += self._missing
+        if isinstance(spec.encoding, Vocabulary) and len(self._pieces) == 1:
+            self.symbols = np.full(len(texts), OOV)
+            self.symbols[rows] = FIRST + np.arange(len(rows))
+        return table, of_symbols, kept
 
 
 def hashed(table: HashedTable, texts: pl.Series) -> Int64s:

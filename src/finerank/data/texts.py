@@ -128,6 +128,22 @@ def _taken(column: pl.Series) -> Int64s | None:
     return None if out.min(initial=0) == NULL and (out == NULL).sum() > column.null_count() else out
 
 
+def order(column: pl.Series, counts: Int64s | None = None) -> Int64s:
+    """int64 [n]: the rows of a column without nulls by falling counts [n], if any, then by their bytes."""
+    if loops.fits() and len(column) < 1 << 32:
+        return loops.order(column, None if counts is None else np.ascontiguousarray(counts, dtype=np.int64))
+    keys = [column.alias("text")] if counts is None else [pl.Series("count", -counts), column.alias("text")]
+    return pl.DataFrame(keys).with_row_index("row").sort([key.name for key in keys])["row"].cast(pl.Int64).to_numpy()
+
+
+def packed(column: pl.Series) -> tuple[NDArray[np.uint8], Int64s]:
+    """The texts of a column without nulls one after the other, uint8, and where each begins and ends, int64 [n + 1]."""
+    if loops.fits():
+        return loops.packed(column)
+    ends = np.concatenate([[0], column.str.len_bytes().cast(pl.Int64).cum_sum().to_numpy()])
+    return np.frombuffer("".join(column.to_list()).encode(), dtype=np.uint8), ends.astype(np.int64)
+
+
 # ------------------------------------------------------------------------------------------------ dictionaries
 
 

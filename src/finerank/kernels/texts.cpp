@@ -3,6 +3,7 @@
 //
 // n rows · m entries: those of all rows one after the other, or the rows themselves where nothing is split
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -252,6 +253,44 @@ extern "C" void texts_codes(const Column* column, int separator, Dictionary* dic
             if (p == end) return true;
         }
     });
+}
+
+// ends [n + 1]: where each row begins and ends, were they one after the other; then their bytes, if there is room for them.
+extern "C" void texts_packed(const Column* column, i64* ends, char* bytes) {
+    i64 end = *ends = 0;
+    each_row(*column, [&](const char* p, u32 n) {
+        if (bytes != nullptr) std::memcpy(bytes + end, p, n);
+        *++ends = end += n;
+        return true;
+    });
+}
+
+// out [n]: the rows by falling counts [n] (null: all alike), then by their bytes.
+extern "C" void texts_order(const Column* column, i64 n, const i64* counts, i64* out) {
+    struct Row {
+        i64 count;
+        u64 start;  // the first 8 bytes, the first one highest; zeros behind
+        const char* p;
+        u32 size, number;
+    };
+    std::vector<Row> rows;
+    rows.reserve(n);
+    each_row(*column, [&](const char* p, u32 size) {
+        u64 start = 0;
+        std::memcpy(&start, p, std::min(size, 8u));
+        const i64 row = static_cast<i64>(rows.size());
+        rows.push_back({counts != nullptr ? counts[row] : 0, __builtin_bswap64(start), p, size, static_cast<u32>(row)});
+        return true;
+    });
+    std::sort(rows.begin(), rows.end(), [](const Row& a, const Row& b) {
+        if (a.count != b.count) return a.count > b.count;
+        if (a.start != b.start) return a.start < b.start;
+        const u32 both = std::min(a.size, b.size);
+        const int found = both > 8 ? std::memcmp(a.p + 8, b.p + 8, both - 8) : 0;
+        if (found != 0) return found < 0;
+        return a.size != b.size ? a.size < b.size : a.number < b.number;
+    });
+    for (const Row& row : rows) *out++ = row.number;
 }
 
 extern "C" Dictionary* dictionary_new() { return new Dictionary; }

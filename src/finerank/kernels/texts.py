@@ -50,6 +50,24 @@ def integers(
     return out, *facts.tolist()
 
 
+def order(column: pl.Series, counts: Int64s | None) -> Int64s:
+    """int64 [n]: the rows of a column without nulls by falling counts [n], if any, then by their bytes."""
+    out = np.empty(len(column), dtype=np.int64)
+    with _opened(column) as handle:
+        _function("texts_order", None)(handle, ctypes.c_int64(len(column)), pointer(counts), pointer(out))
+    return out
+
+
+def packed(column: pl.Series) -> tuple[NDArray[np.uint8], Int64s]:
+    """The texts of a column one after the other, uint8, and where each begins and ends, int64 [n + 1]."""
+    ends, pack = np.empty(len(column) + 1, dtype=np.int64), _function("texts_packed", None)
+    with _opened(column) as handle:
+        pack(handle, pointer(ends), None)
+        out = np.empty(ends[-1], dtype=np.uint8)
+        pack(handle, pointer(ends), pointer(out))
+    return out, ends
+
+
 class Dictionary:
     """Codes 1...`size` for texts in the order of their first occurrence, 0 for null and empty text."""
 
