@@ -5,8 +5,9 @@ N rows of the samples · E events · R requests · K tasks
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,14 +71,33 @@ def _read(frame: pl.LazyFrame, takers: Sequence[_Taker], scratch: Scratch, where
     lacking = keys and not set(wanted) <= set(frame.collect_schema().names())
     if lacking and not sum(block.height for block in blocks(frame, keys, scratch.block, where)):
         raise UserError(NO_ROWS)
-    rows = 0
-    with ThreadPoolExecutor() as pool:  # a taker keeps to itself, so they may run side by side
+    rows, threads = 0, min(len(takers), os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
         for block in blocks(frame, wanted, min(scratch.block, PIECE), where):
-            work = [pool.submit(taker.take, block, rows) for taker in takers]
-            for done in work:  # the first taker's complaint comes first
-                done.result()
+            _give(block, rows, takers, pool, threads)
             rows += block.height
+            del block  # its memory is for the next one
     return rows
+
+
+def _give(block: pl.DataFrame, start: int, takers: Sequence[_Taker], pool: Executor, threads: int) -> None:
+    """Give a block to all takers. Each keeps to itself, so they run side by side; the first one's complaint is raised."""
+    todo, complaints = iter(list(enumerate(takers))), []
+
+    def work() -> None:  # one after the other: to wake a thread for each would take longer than many of them do
+        for i, taker in todo:
+            try:
+                taker.take(block, start)
+            except UserError as error:
+                complaints.append((i, error))
+                return
+
+    others = [pool.submit(work) for _ in range(threads - 1)]
+    work()
+    for done in others:
+        done.result()
+    if complaints:
+        raise min(complaints, key=lambda complaint: complaint[0])[1]
 
 
 def _into(column: Column, names: Sequence[str]) -> _Taker:

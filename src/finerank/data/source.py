@@ -129,6 +129,7 @@ def blocks(frame: pl.LazyFrame, columns: Iterable[str], rows: int, where: str) -
         if batch is None:
             return
         yield batch
+        del batch  # its memory is for the next one
 
 
 def _checked(frame: pl.LazyFrame, columns: Iterable[str], where: str) -> list[str]:
