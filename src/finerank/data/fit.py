@@ -174,13 +174,11 @@ class Fitter:
             if not isinstance(tally, Moments):
                 tally.add(x, w.astype(np.int64, copy=False))
                 continue
-            if np.isnan(x).any():
-                tally.missing = True
-                x, w = x[~np.isnan(x)], w[~np.isnan(x)]
             tally.span(x)
             if exact:
-                numbers.append(x)
-                counts.append(w)
+                known = ~np.isnan(x)
+                numbers.append(x[known])
+                counts.append(w[known])
         if isinstance(tally, Moments):
             tally.add(numbers.close(), counts.close())
 

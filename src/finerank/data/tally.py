@@ -173,9 +173,12 @@ class Moments:
         self.n = both
 
     def span(self, x: Floats) -> None:
-        """Take in the range of some numbers."""
+        """Take in the range of some numbers, and whether one is missing (NaN)."""
         if len(x):
-            self.low, self.high = min(self.low, float(x.min()) + 0.0), max(self.high, float(x.max()) + 0.0)
+            low, high = float(np.fmin.reduce(x)) + 0.0, float(np.fmax.reduce(x)) + 0.0
+            if low <= high:  # else all are NaN
+                self.low, self.high = min(self.low, low), max(self.high, high)
+            self.missing |= bool(np.isnan(x).any())
 
     def fit(self, feature: Numeric) -> NumberStats:
         """The statistics that the feature's transform needs. A constant column becomes 0."""
