@@ -1001,3 +1001,20 @@ def test_the_manifest_says_what_was_done(tmp_path: Path) -> None:
     assert manifest["ties"] == {"clicks": "strict"}
     assert manifest["split_by"] == "time"
     assert [sum(n[i] for n in manifest["split"].values()) for i in (0, 1)] == [60, samples.height]
+
+
+def test_of_two_complaints_about_a_block_the_first_column_s_is_raised(tmp_path: Path) -> None:
+    """Columns are read side by side, but what the user is told does not depend on which thread was faster."""
+    fine, bad = [str(i) for i in range(200)], ["x"] * 200
+    declared = Schema(
+        features=(
+            Categorical(name="item", level="candidate"),
+            Numeric(name="price", level="candidate"),
+            Numeric(name="stock", level="candidate"),
+        ),
+        tasks=(Task(name="label"),),
+    )
+    samples = log(item=fine, price=bad, stock=bad, label=[i % 2 for i in range(200)])
+    for attempt in range(20):
+        with pytest.raises(UserError, match="feature 'price', row 0"):
+            prepare(tmp_path / str(attempt), declared, samples)

@@ -256,8 +256,8 @@ class ListPast:
         plain = {name: column for name, column in self.columns.items() if isinstance(column, Ids)}
         joined = joined_events(self.history, block) if len(plain) == len(self.history.list_columns) else None
         if joined is not None:
-            for name, ids in plain.items():
-                ids.add([joined[name]])
+            with ThreadPoolExecutor(len(plain)) as pool:  # long columns
+                list(pool.map(lambda name: plain[name].add([joined[name]]), plain))
             return joined[self.history.fields[0]].lengths
         events, lengths = list_events(self.history, block, rows)
         for name, column in self.columns.items():
