@@ -183,9 +183,9 @@ class Scratch:
 
 
 class Pile:
-    """An array that grows: `append` pieces, then `close` gives it as a whole.
+    """An array that grows: pieces are put behind each other, then `close` gives it as a whole.
 
-    Pieces held in memory are written into rooms for many of them: most arrays have one, and need not be put together again.
+    Pieces held in memory lie in rooms for many of them: most arrays have one, and need not be put together again.
     """
 
     def __init__(self, scratch: Scratch, dtype: DTypeLike, width: int | None = None) -> None:
@@ -199,10 +199,24 @@ class Pile:
 
     def append(self, piece: Array) -> None:
         """[n] or [n, width], of any type that fits."""
-        piece = np.ascontiguousarray(piece, dtype=self.dtype)
-        self.rows += len(piece)
-        if self._file is None and self.scratch.holds(piece.nbytes):
-            self._hold(piece)
+        room = self.room(len(piece))
+        np.copyto(room, piece, casting="unsafe")
+        self.put(room)
+
+    def room(self, n: int) -> Array:
+        """Where the next n rows may be written, to be `put` or not."""
+        if self._file is not None:
+            return np.empty((n, *self._width), self.dtype)
+        if n > self._left or not self._held:
+            self._make_room(n)
+        start = len(self._held[-1]) - self._left
+        return self._held[-1][start : start + n]
+
+    def put(self, room: Array) -> None:
+        """The room last asked for holds the next rows."""
+        self.rows += len(room)
+        if self._file is None and self.scratch.holds(room.nbytes):
+            self._left -= len(room)
             return
         if self._file is None:
             self._path = self.scratch.path()
@@ -210,31 +224,26 @@ class Pile:
             for held in self._full():
                 self._file.write(held.data if held.size else b"")
             self._held = []
-        self._file.write(piece.data if piece.size else b"")
+        self._file.write(room.data if room.size else b"")
 
-    def _hold(self, piece: Array) -> None:
-        if not self._held:  # it may be the only one
-            self._held.append(piece)
+    def _make_room(self, n: int) -> None:
+        """For n rows, which may be the only ones; then for many times as much: what is not touched costs nothing."""
+        if not self._held:
+            self._open(n)
             return
-        if len(self._held) == 1 and not self._left:
-            first = self._held.pop()
-            self._room(len(first))
-            self._fill(first)
-        if len(piece) > self._left:
-            self._held = self._full()
-            self._room(len(piece))
-        self._fill(piece)
+        before = self._full()
+        if len(before) > 1:
+            self._held = before
+            self._open(MANY * n)
+            return
+        self._held = []
+        self._open(MANY * max(n, len(before[0])))
+        self._held[0][: len(before[0])] = before[0]
+        self._left -= len(before[0])
 
-    def _room(self, least: int) -> None:
-        """Memory for many pieces like this one; what is not touched costs nothing."""
-        self._left = MANY * least
-        self._held.append(np.empty((self._left, *self._width), self.dtype))
-
-    def _fill(self, piece: Array) -> None:
-        room = self._held[-1]
-        start = len(room) - self._left
-        room[start : start + len(piece)] = piece
-        self._left -= len(piece)
+    def _open(self, n: int) -> None:
+        self._held.append(np.empty((n, *self._width), self.dtype))
+        self._left = n
 
     def _full(self) -> list[Array]:
         """What is held, without what is free."""

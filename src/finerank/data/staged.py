@@ -61,10 +61,11 @@ class Ids:
         """The next rows: of a cross all its columns; or the entries of joined text."""
         columns = [c if isinstance(c, Joined) else simple(c, self.place) for c in columns]
         if self._integers is not None:
-            found = Integers.of(columns[0], self._base) if len(columns) == 1 else None
+            room = self._integers.room(len(columns[0]))
+            found = Integers.of(columns[0], self._base, room) if len(columns) == 1 else None
             if found is not None and self._narrow(found):
-                self._integers.append(found.distances)
-                self._missing |= bool(found.distances.min(initial=0) == NOWHERE)
+                self._integers.put(room)
+                self._missing |= bool(room.min(initial=0) == NOWHERE)
                 return
             self._leave_integers()
         first, *others = columns
@@ -73,7 +74,9 @@ class Ids:
             first = pl.select(pl.concat_str(texts, separator=CROSS)).to_series()
         elif isinstance(first, pl.Series) and first.dtype != pl.String:
             first = canonical_series(first)
-        self._codes.append(self._dictionary.codes(first))
+        coded = self._codes.room(len(first))
+        self._dictionary.codes(first, coded)
+        self._codes.put(coded)
 
     def close(self) -> None:
         """After the last `add`."""
@@ -310,9 +313,9 @@ def floats(series: pl.Series, place: str, rows: range | Int64s) -> Floats:
             except UserError as error:
                 raise UserError(f"{place}, row {rows[row]}: {error}") from None
         return np.array([np.nan if x is None else x for x in found], dtype=np.float64)[inverse]
-    out: Floats = series.cast(pl.Float64).to_numpy()  # NaN where null
     if series.dtype.is_integer():
-        return out
+        return series.to_numpy().astype(np.float64, copy=False)  # NaN where null
+    out: Floats = series.cast(pl.Float64).to_numpy()
     infinite = np.flatnonzero(np.isinf(out))
     if len(infinite):
         i = int(infinite[0])

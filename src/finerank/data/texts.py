@@ -69,35 +69,38 @@ class Integers:
     high: int
 
     @staticmethod
-    def of(column: Texts, base: int | None) -> Integers | None:
+    def of(column: Texts, base: int | None, out: NDArray[np.int32] | None = None) -> Integers | None:
         """The column's values, if each is an integer, or the canonical text of one, within an int32 of the base; else None.
 
-        base  None: one of them
+        base  None: one of them · out: int32 [m], where the distances are to be; None: anywhere
         """
+        out = np.empty(len(column), dtype=np.int32) if out is None else out
         text, separator = (column.column, column.separator) if isinstance(column, Joined) else (column, None)
         if text.dtype == pl.String and loops.fits(separator):
-            found = loops.integers(text, separator, len(column), base)
-            return None if found is None else Integers(*found)
+            found = loops.integers(text, separator, base, out)
+            return None if found is None else Integers(out, *found)
         if isinstance(column, Joined):
             column = column.split()
         values = _read(column) if column.dtype == pl.String else _taken(column)
-        return None if values is None else _plain(values, column.null_count() > 0 or column.dtype == pl.String, base)
+        return (
+            None if values is None else _plain(values, column.null_count() > 0 or column.dtype == pl.String, base, out)
+        )
 
 
-def _plain(values: Int64s, some_missing: bool, base: int | None) -> Integers | None:
+def _plain(values: Int64s, some_missing: bool, base: int | None, out: NDArray[np.int32]) -> Integers | None:
     missing = values == NULL if some_missing else None
     known = values if missing is None else values[~missing]
     if not len(known):
-        return Integers(np.full(len(values), NOWHERE, dtype=np.int32), base or 0, 0, -1)
+        out[:] = NOWHERE
+        return Integers(out, base or 0, 0, -1)
     low, high = int(known.min()), int(known.max())
     base = low if base is None else base
     if low - base <= NOWHERE or high - base >= -NOWHERE:
         return None
-    distances = np.empty(len(values), dtype=np.int32)
-    np.subtract(values, base, out=distances, casting="unsafe")  # no int64 array between
+    np.subtract(values, base, out=out, casting="unsafe")  # no int64 array between
     if missing is not None:
-        distances[missing] = NOWHERE
-    return Integers(distances, base, low, high)
+        out[missing] = NOWHERE
+    return Integers(out, base, low, high)
 
 
 def _read(column: pl.Series) -> Int64s | None:
@@ -155,8 +158,8 @@ class Dictionary(Protocol):
         """How many texts there are."""
         ...
 
-    def codes(self, column: Texts) -> NDArray[np.uint32]:
-        """uint32 [m]; texts not met before are added."""
+    def codes(self, column: Texts, out: NDArray[np.uint32] | None = None) -> NDArray[np.uint32]:
+        """uint32 [m], in `out` if it is given; texts not met before are added."""
         ...
 
     def texts(self) -> pl.Series:
@@ -177,10 +180,11 @@ class _Compiled:
     def size(self) -> int:
         return self._loops.size
 
-    def codes(self, column: Texts) -> NDArray[np.uint32]:
-        if isinstance(column, Joined):
-            return self._loops.codes(column.column, column.separator, len(column))
-        return self._loops.codes(column, None, len(column))
+    def codes(self, column: Texts, out: NDArray[np.uint32] | None = None) -> NDArray[np.uint32]:
+        out = np.empty(len(column), dtype=np.uint32) if out is None else out
+        text, separator = (column.column, column.separator) if isinstance(column, Joined) else (column, None)
+        self._loops.code(text, separator, out)
+        return out
 
     def texts(self) -> pl.Series:
         return self._loops.texts()
@@ -194,10 +198,11 @@ class _Plain:
         self._texts: list[pl.Series] = []
         self._categories = pl.Series([], dtype=pl.Categorical(pl.Categories.random()))
 
-    def codes(self, column: Texts) -> NDArray[np.uint32]:
+    def codes(self, column: Texts, out: NDArray[np.uint32] | None = None) -> NDArray[np.uint32]:
         texts = (column.split() if isinstance(column, Joined) else column).replace("", None)
         physical = texts.cast(self._categories.dtype).to_physical().fill_null(np.iinfo(np.uint32).max)
-        codes = physical.to_numpy().astype(np.uint32, copy=False) + np.uint32(1)  # one more than the greatest is 0
+        # one more than the greatest is 0
+        codes: NDArray[np.uint32] = np.add(physical.to_numpy().astype(np.uint32, copy=False), np.uint32(1), out=out)
         new = np.flatnonzero(codes > self.size)
         if len(new):
             count = int(codes[new].max()) - self.size

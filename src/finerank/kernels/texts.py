@@ -38,16 +38,17 @@ def lengths(column: pl.Series, separator: str) -> tuple[Int64s, int]:
 
 
 def integers(
-    column: pl.Series, separator: str | None, m: int, base: int | None
-) -> tuple[NDArray[np.int32], int, int, int] | None:
-    """(distances of the entries from the base int32 [m], the base, the least entry, the greatest); None: not all are integers
-    that far. The least int32 where missing; base None: the first integer."""
-    out, facts = np.empty(m, dtype=np.int32), np.array([base or 0, 0, 0], dtype=np.int64)
+    column: pl.Series, separator: str | None, base: int | None, out: NDArray[np.int32]
+) -> tuple[int, int, int] | None:
+    """(the base, the least entry, the greatest), and in `out` [m] the entries' distances from the base; None: not all are
+    integers that far. The least int32 where missing; base None: the first integer."""
+    facts = np.array([base or 0, 0, 0], dtype=np.int64)
     with _opened(column) as handle:
         call, based = _function("texts_integers", ctypes.c_int), ctypes.c_int(base is not None)
         if not call(handle, _byte(separator), based, pointer(out), pointer(facts)):
             return None
-    return out, *facts.tolist()
+    found: tuple[int, int, int] = tuple(facts.tolist())
+    return found
 
 
 def order(column: pl.Series, counts: Int64s | None) -> Int64s:
@@ -75,13 +76,11 @@ class Dictionary:
         self._handle = _function("dictionary_new", ctypes.c_void_p)()
         weakref.finalize(self, _function("dictionary_free", None), ctypes.c_void_p(self._handle))
 
-    def codes(self, column: pl.Series, separator: str | None, m: int) -> NDArray[np.uint32]:
-        """uint32 [m]; texts not met before are added."""
-        out = np.empty(m, dtype=np.uint32)
+    def code(self, column: pl.Series, separator: str | None, out: NDArray[np.uint32]) -> None:
+        """Write the codes to `out` [m]; texts not met before are added."""
         with _opened(column) as handle:
             call = _function("texts_codes", None)
             call(handle, _byte(separator), ctypes.c_void_p(self._handle), pointer(out))
-        return out
 
     @property
     def size(self) -> int:
