@@ -207,6 +207,32 @@ def test_long_arrays_are_files_and_short_ones_are_not(tmp_path: Path) -> None:
     assert len(short) == 4
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["append", "put", "not put"])), max_size=40),
+    st.sampled_from([None, 0, 1]),
+)
+def test_a_pile_is_its_pieces_one_behind_the_other(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[tuple[int, str]], block: int | None
+) -> None:
+    """In memory, in a file, and from the one to the other; a room that was asked for need not be used."""
+    folder = tmp_path_factory.mktemp("pile") / "s"
+    scratch = Scratch(None if block is None else folder, block or 0)
+    pile, expected = Pile(scratch, np.int32), []
+    for number, (n, how) in enumerate(pieces):
+        piece = [1_000 * number + i for i in range(n)]
+        if how == "append":
+            pile.append(np.array(piece, dtype=np.int64))
+        else:
+            room = pile.room(n)
+            room[:] = piece
+            if how == "put":
+                pile.put(room)
+        expected += [] if how == "not put" else piece
+        assert pile.rows == len(expected)
+    assert pile.close().tolist() == expected
+
+
 def test_runs_and_their_values_reach_over_blocks() -> None:
     for block in (1, 2, 3, 100):
         scratch = Scratch(None, block)

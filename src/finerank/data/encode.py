@@ -218,8 +218,8 @@ def _steps(at: slice, step: int) -> Iterator[tuple[slice, slice]]:
         yield slice(start, stop), slice(start - at.start, stop - at.start)
 
 
-def symbols_of(encoder: Encoder, feature: Feature, column: Ids, known: Known | None) -> Int64s:
-    """int64 [U + 1]: the symbol of each code of a column that occurs."""
+def symbols_of(encoder: Encoder, feature: Feature, column: Ids, known: Known | None) -> NDArray[np.integer[Any]]:
+    """int32 or int64 [U + 1]: the symbol of each code of a column that occurs."""
     if known is not None and column in known.symbols:
         return known.symbols[column]
     out = np.full(column.size + 1, MISSING, dtype=np.int64)

@@ -5,6 +5,7 @@ n rows · U distinct values
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -31,11 +32,11 @@ class Known:
     """The tables in forms that many values are looked up in at once.
 
     texts    per table, the texts of its symbols from `FIRST` on
-    symbols  of a column that alone taught a vocabulary: int64 [size + 1], the symbol of each of its codes
+    symbols  of a column that alone taught a vocabulary: int32 [size + 1], the symbol of each of its codes
     """
 
     texts: dict[str, pl.Series] = field(default_factory=dict)
-    symbols: dict[Ids, Int64s] = field(default_factory=dict)
+    symbols: dict[Ids, NDArray[np.int32]] = field(default_factory=dict)
 
 
 def whole(n: int) -> Scratch:
@@ -189,7 +190,7 @@ class Fitter:
     def finish(self) -> Encoder:
         """The encoder. A table that was given no values has the three reserved symbols only (a cut one: one bucket)."""
         tables: dict[str, SymbolTable] = {}
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # sorted side by side
             texts = {name: pool.submit(tally.fit, name, self._specs[name]) for name, tally in self._texts.items()}
         for name, spec in self._specs.items():
             if spec.encoding == "cuts":
@@ -199,7 +200,7 @@ class Fitter:
             symbols = self._texts[name].symbols
             if symbols is not None and name in self._coded:
                 column, codes = self._coded[name]
-                of_codes = self.known.symbols[column] = np.full(column.size + 1, OOV)
+                of_codes = self.known.symbols[column] = np.full(column.size + 1, OOV, dtype=np.int32)
                 of_codes[0], of_codes[codes] = MISSING, symbols
         numbers = {f.name: self._numbers[f.name].fit(f) for f in self.schema.features if isinstance(f, Numeric)}
         return Encoder(self.schema, tables, numbers)
