@@ -40,6 +40,7 @@ from finerank.training.memory import keep_freed_memory, settled_objects
 from finerank.training.optimisers import Optimisers
 from finerank.training.options import TrainingOptions
 from finerank.training.sampling import Sampled
+from finerank.training.scales import outweighed
 from finerank.training.signs import check_signs
 from finerank.training.warm_start import Learnt, OldRun, Taken, take_over
 from finerank.typed import plain
@@ -202,6 +203,8 @@ class Trainer:
         self._check(validation)
         if not (resume and self._resume()):
             self.begin()
+            if told := outweighed(self.model, self.dataset, self.requests):
+                self.progress.note(told)
         with settled_objects():
             self._epochs(validation)
         if not best:
