@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from finerank.errors import UserError
 from finerank.evaluation.compare import Comparison, compare, differences
 from finerank.evaluation.document import METRICS, Evaluation, evaluation_path
 from finerank.evaluation.evaluate import evaluate, evaluate_run
+from finerank.evaluation.measure import HeadRows
 from finerank.evaluation.slices import slicings
 from finerank.metrics.estimate import Influence, student_quantile, student_tail
 from finerank.metrics.probability import logloss
@@ -65,6 +67,21 @@ def test_metrics_are_those_called_by_hand(shop: Path) -> None:
         assert name in opened.metrics()["test"]
     stored = opened.metrics()["test"]["click"]
     assert found.heads["click"].metrics["auc"].value == pytest.approx(stored["auc"])
+
+
+def test_the_rows_of_a_head_are_gathered_once(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For its metrics and for what is beyond accuracy alike: they are as large as the split."""
+    gathered: list[int] = []
+    of = HeadRows.of
+
+    def counted(*arguments: Any) -> HeadRows:
+        gathered.append(len(arguments[1]))
+        return of(*arguments)
+
+    monkeypatch.setattr(HeadRows, "of", counted)
+    found = evaluate(Run.open(shop / "a"), "test")
+    assert gathered == [found.rows] * len(found.heads)
+    assert all(head.beyond for head in found.heads.values())
 
 
 def test_by_request_the_groups_are_requests_and_the_intervals_still_over_users(shop: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from finerank.evaluation.measure import HeadRows, dense, estimates
 from finerank.evaluation.slices import Slicing, questions, slice_table, slicings
 from finerank.fresh.past import coded, codes
 from finerank.fresh.score import FreshScorer
+from finerank.metrics.estimate import Estimate
 from finerank.metrics.ranking import of_rankings
 from finerank.models.composition import Head
 from finerank.run import Run
@@ -47,13 +48,12 @@ def evaluate(
     requests = data.requests_of(split)
     of_row = data.spread(requests, requests)
     found = run.predictions(split)
-    whole = _judge(run, split, found, of_row, slicings(data, requests, columns), by)
-    heads = {}
-    for i, head in enumerate(found.heads):
-        rows, at = head_rows(found, i, of_row, by), found.rows[found.weights[:, i] != 0]
-        tops = beyond(data, head, rows, at, k, amount, run.unit, order)
-        heads[head.name] = replace(whole.heads[head.name], beyond=tops)
-    return replace(whole, heads=heads)
+
+    def tops(i: int, rows: HeadRows) -> dict[str, Estimate]:
+        at = found.rows[found.weights[:, i] != 0]
+        return beyond(data, found.heads[i], rows, at, k, amount, run.unit, order)
+
+    return _judge(run, split, found, of_row, slicings(data, requests, columns), by, tops)
 
 
 def evaluate_files(
@@ -127,9 +127,20 @@ def _hashed(values: pl.Series) -> np.ndarray:
 
 
 def _judge(
-    run: Run, split: str, found: Predictions, requests: np.ndarray, answered: Sequence[Slicing], by: By
+    run: Run,
+    split: str,
+    found: Predictions,
+    requests: np.ndarray,
+    answered: Sequence[Slicing],
+    by: By,
+    tops: Callable[[int, HeadRows], Mapping[str, Estimate]] = lambda i, rows: {},
 ) -> Evaluation:
-    """requests: int64 [N], the request of each row."""
+    """requests: int64 [N], the request of each row; tops: what is beyond accuracy, of a head and its rows."""
+    heads = {}
+    for i, head in enumerate(found.heads):
+        rows = head_rows(found, i, requests, by)  # of one head at a time: they are as large as the split
+        whole = _head(head, rows, answered, found.weights[:, i] != 0, run.unit)
+        heads[head.name] = replace(whole, beyond=tops(i, rows))
     return Evaluation(
         run=str(run.folder),
         model=run.recipe.model.name,
@@ -140,10 +151,7 @@ def _judge(
         rows=len(found.rows),
         users=len(np.unique(found.groups)),
         unit=run.unit,
-        heads={
-            head.name: _head(head, head_rows(found, i, requests, by), answered, found.weights[:, i] != 0, run.unit)
-            for i, head in enumerate(found.heads)
-        },
+        heads=heads,
     )
 
 
