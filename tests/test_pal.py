@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from test_run import logs, table
 from typer.testing import CliRunner
 
 from finerank.cli.app import verbs
@@ -34,7 +35,7 @@ from finerank.models.train_only import TrainOnly
 from finerank.recipe import Recipe
 from finerank.run import Run, run
 from finerank.runtime.blocks import Block
-from finerank.schema import MISSING, Categorical, Columns, FittedSchema, FittedTable, Growing, Vocabulary
+from finerank.schema import FIRST, MISSING, Categorical, Columns, FittedSchema, FittedTable, Growing, Vocabulary
 from finerank.training.evaluate import metrics, predict
 from finerank.training.loop import Trainer
 from finerank.training.options import Adam, HotItems, Sampling, TrainingOptions
@@ -381,3 +382,23 @@ def test_what_cannot_be_held_or_judged_is_told(tmp_path: Path) -> None:
         sweep(found, "item", ["never seen"], advance=pytest.fail)
     with pytest.raises(UserError, match="no test rows to judge; accepted: a split that the data set has rows in"):
         sweep(found, "item", split="test", advance=pytest.fail)
+
+
+def test_buckets_of_numbers_and_values_that_share_a_bucket_are_held(tmp_path: Path) -> None:
+    """What stands for several values has a name that is none of them: it is held by its symbol, not looked up."""
+    logs(tmp_path)
+    made = table(epochs=1) | {"model": {"name": "lr"}}
+    shared = {"encoding": {"kind": "hashed", "buckets": 3}}
+    made["feature"] = [f | shared if f["name"] == "category" else f for f in made["feature"]]
+    run(Recipe.parse(made, tmp_path), tmp_path / "run")
+    found = Run.open(tmp_path / "run")
+    prices, held = found.dataset.encoder.tables["price"], sweep(found, "price")
+    assert [d.value for d in held] == [LOGGED, *prices.names[FIRST:]]
+    again = sweep(found, "price", [prices.names[FIRST], "1e9"])
+    assert repr(again[1]) == repr(held[1])  # by its name,
+    assert repr(again[2].metrics) == repr(held[-1].metrics)  # and by a number in it
+    with pytest.raises(UserError, match=r"value 'dear' is none of 'price' in the training rows; accepted: '\[-inf, "):
+        sweep(found, "price", ["dear"])
+    together = next(d for d in sweep(found, "category") if " | " in d.value)
+    (each,) = sweep(found, "category", [together.value.split(" | ")[0]])[1:]
+    assert repr(together.metrics) == repr(each.metrics)

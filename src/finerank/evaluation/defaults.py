@@ -69,7 +69,8 @@ def sweep(
 ) -> list[Default]:
     """The metrics of a split as it was logged, and with `feature` held at each value.
 
-    values  as texts; none: all values of the training rows, at most the `MANY` most frequent, in the order of their names
+    values  as texts; of a bucketed feature numbers, or names of buckets; none: all values of the training rows, at most the
+            `MANY` most frequent, in the order of their names, buckets rising
     Raises UserError for a feature that is no input with one id per row, and for a value that the run does not know.
     """
     data, trainer = run.dataset, run.trainer()
@@ -87,15 +88,20 @@ def sweep(
         )
     block, place, name = places[feature]
     table, counts = data.encoder.tables[name], data.fitted.tables[name].counts
-    if not values:
-        frequent = np.argsort(-counts[FIRST:], kind="stable")[:MANY] + FIRST
-        values = sorted((table.name(int(s)) for s in frequent if counts[s]), key=lambda v: (len(v), v))
-    symbols = {value: table.lookup(value) for value in values}
+    rising = table.kind == "cuts"
+    if values:
+        buckets = {n: symbol for symbol, n in enumerate(table.names)} if rising else {}
+        symbols = {value: buckets.get(value, table.lookup(value)) for value in values}
+    else:  # by symbol: a name need not be a value, as of an interval, or of values that share a bucket
+        frequent = [int(s) for s in np.argsort(-counts[FIRST:], kind="stable")[:MANY] + FIRST if counts[s]]
+        named = [(table.name(symbol), symbol) for symbol in frequent]
+        symbols = dict(sorted(named, key=lambda one: (one[1], "") if rising else (len(one[0]), one[0])))
     for value, symbol in symbols.items():  # before anything is scored, which may take long
         if symbol == OOV or not counts[symbol]:  # the latter: a hash bucket that no training row fell into
+            known = (table.name(int(s)) for s in np.flatnonzero(counts) if s >= FIRST)
             raise UserError(
                 f"{run.folder}: value {value!r} is none of {feature!r} in the training rows; "
-                f"{nearest(value, table.names[FIRST:])}"
+                f"{nearest(value, known, quoted=rising)}"
             )
     requests = data.requests_of(split)
     if not len(requests):
