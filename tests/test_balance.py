@@ -106,6 +106,38 @@ def test_a_task_of_weight_0_is_scored_and_not_trained(data: Dataset) -> None:
         assert not torch.equal(after[name][1], before[name][1])
 
 
+@pytest.mark.parametrize(
+    ("name", "term"),
+    [
+        ("sim_soft", "clicks search"),
+        ("deepmcp", "matching"),
+        ("dssm", "click in batch"),
+    ],
+)
+def test_losses_that_parts_take_of_labels_are_weighed_as_the_tasks(data: Dataset, name: str, term: str) -> None:
+    """Also of a task that is not trained: its labels move nothing."""
+    table = {"dssm": {"interactions": [{"kind": "late_crossing", "in_batch": 1.0}], "heads": "tasks"}}.get(name, {})
+    plain, half, none = (
+        Trainer(
+            registry.parse({"name": name} | table), data, TrainingOptions(tasks=tasks, keep_memory=False, threads=1)
+        )
+        for tasks in (None, Fixed(weights={"click": 0.5, "conversion": 0.5}), Fixed(weights={"click": 0.0}))
+    )
+    (step, *_) = plain.feed.steps(data.requests_of("train"), plain.options.batch, 0)
+    (batch,) = plain.feed.batches(step, 0)
+    other = replace(batch, labels=batch.labels.clone())
+    other.labels[:, 0] = 1 - other.labels[:, 0]
+
+    def loss(trainer: Trainer, given: Any) -> float:
+        trainer.model.train()
+        torch.manual_seed(1)
+        return float(trainer.model(given).losses[term].detach())
+
+    assert loss(half, batch) == pytest.approx(0.5 * loss(plain, batch), rel=1e-5)
+    assert loss(plain, batch) != loss(plain, other)
+    assert loss(none, batch) == loss(none, other)
+
+
 # ------------------------------------------------------------------------------------------------ uncertainty
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol, cast
 
@@ -311,11 +311,13 @@ class Model(nn.Module):
     calibration  applied to the logits in evaluation mode, and so wherever scores are given: served graphs included
     table        the [model] table that it was built from, so that a bundle can say what it is
     balance      weighs the terms of the loss; None: all 1
+    task_weights  given weights of the tasks, by which losses that parts take of their labels count too; None: all 1
     """
 
     calibration: Calibration | None
     table: Mapping[str, Any]
     balance: Balance | None
+    task_weights: tuple[float, ...] | None
 
     def __init__(
         self,
@@ -337,11 +339,14 @@ class Model(nn.Module):
         for interaction in interactions:
             self.needs = self.needs | interaction.needs
         self.table = {}
-        self.calibration = self.balance = None
+        self.calibration = self.balance = self.task_weights = None
 
     def forward(self, batch: Batch) -> Output:
         """Logits of every row and head."""
-        features = self._features(batch)
+        seen = batch
+        if self.training and self.task_weights is not None:
+            seen = replace(batch, weights=batch.weights * batch.weights.new_tensor(self.task_weights))
+        features = self._features(seen)
         logits = self.interactions[0](features)
         for interaction in self.interactions[1:]:
             logits = logits + interaction(features)

@@ -2,7 +2,8 @@
 
 The loss of a step is sum_i w_i L_i over the heads that are trained, L_i as ever: sum of weight · loss / N.
 
-    fixed        w_i is given (`Fixed`); 0 leaves a task out: it is neither trained nor watched. Positives may count more
+    fixed        w_i is given (`Fixed`); 0 leaves a task out: it is neither trained nor watched. Positives may count more.
+                 What a part loses on a task's labels beside the heads (SIM's soft search) is weighed alike
     uncertainty  Kendall et al., CVPR 2018, section 3: with s_i = log sigma_i^2 learnt, a probability's cross-entropy is
                  multiplied by exp(-s_i), a number's squared error by exp(-s_i) / 2, and every row of the task adds s_i / 2,
                  the normaliser of the likelihood (which rows outside the task's space have not)
@@ -145,6 +146,7 @@ def balance(model: Model, options: TaskWeighting | None) -> None:
         model.heads = tuple(replace(h, trained=h.trained and h.task not in off) for h in model.heads)
         if not any(h.trained for h in model.heads):
             raise UserError("training.tasks.weights: every task has the weight 0; leave one above 0")
+        model.task_weights = tuple(options.weights.get(name, 1.0) for name in tasks) if options.weights else None
     trained = [h for h in model.heads if h.trained]
     match options:
         case Fixed():
