@@ -47,8 +47,40 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sim, soft": {"name": "sim_soft", "representation": {"top": 3, "recent": 0, "heads": 3}},
     "dsin, mean": {"name": "dsin", "representation": {"merge": "mean", "gap": 1_000, "heads": 3, "bias": False}},
     "hstu, places alone": {"name": "hstu", "representation": {"layers": 1, "heads": 3, "time": False}},
+    "dien, gates of their own": {"name": "dien", "representation": {"cell": "agru", "also": ["sum_product"]}},
+    "dien, no attention": {"name": "dien", "representation": {"cell": "gru", "auxiliary": 0.0}},
+    "sim, no times": {"name": "sim", "representation": {"top": 2, "recent": 0, "interval": False}},
+    "sim, soft and units": {
+        "name": "sim_soft",
+        "representation": {"top": 2, "recent": 3, "exact": "din", "interval": False, "short": "din", "unit": UNIT},
+    },
+    "base, fading": {"name": "base", "representation": {"decay": 9_000.0}},
+    "base, a fading mean": {
+        "name": "base",
+        "representation": {"pooling": "mean", "decay": 9_000.0},
+        "without": ["item"],
+    },
+    "din, joined units, unscaled": {
+        "name": "din",
+        "representation": {
+            "mode": "separate",
+            "share": "concat",
+            "age": False,
+            "unit": UNIT | {"softmax": True, "scale": False, "inputs": ["query", "inner", "product"]},
+        },
+    },
+    "sim, separate": {"name": "sim", "separate": True, "representation": {"top": 2, "recent": 1}},
+    "sim, separate units": {
+        "name": "sim",
+        "separate": True,
+        "representation": {"top": 2, "recent": 2, "exact": "din", "short": "din", "unit": UNIT},
+    },
+    "sim, soft, separate": {"name": "sim_soft", "separate": True, "representation": {"top": 2, "recent": 2}},
+    "dien, separate": {"name": "dien", "separate": True, "representation": {"attention": "unit", "unit": UNIT}},
+    "bst, separate": {"name": "bst", "separate": True, "representation": {"heads": 3}},
+    "hstu, separate": {"name": "hstu", "separate": True, "representation": {"layers": 1, "heads": 3}},
 }
-QUICK = ["sim, soft"]
+QUICK = ["sim, soft", "sim, separate"]
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS])
@@ -61,7 +93,8 @@ def test_every_variant_makes_the_trip(
 ) -> None:
     table = VARIANTS[name] | {"representation": TINY | VARIANTS[name]["representation"]}
     table |= {"interactions": [{"kind": "tower", "hidden": [8]}]}
-    check_the_trip(trained(table, worlds[1].data), worlds[1], tmp_path, monkeypatch, capfd)
+    world = worlds[2 if table.get("separate") else 1]  # a network each makes sense for several tasks
+    check_the_trip(trained(table, world.data), world, tmp_path, monkeypatch, capfd)
 
 
 def test_expected_watch_time_makes_the_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Text) -> None:
