@@ -95,6 +95,10 @@ def every_kind() -> Schema:
             name="w_sum", level="candidate", column="tags", weights="w", pooling="sum", encoding=Hashed(buckets=5)
         ),
         MultiValued(name="joined", level="candidate", column="joined", separator="|"),
+        MultiValued(name="own", level="candidate", separator="|", weight_separator=":"),
+        MultiValued(
+            name="own_g", level="candidate", column="own", separator="|", weight_separator=":", encoding=ENCODINGS["g"]
+        ),
         Ranked(name="joined_ranked", level="candidate", column="joined", separator="|", max_rank=2),
         Cross(name="three", level="candidate", of=("id", "flag", "joined"), encoding=Vocabulary()),
         Categorical(name="flag", level="candidate"),
@@ -105,7 +109,7 @@ def every_kind() -> Schema:
     ]
     past = History(
         name="past",
-        fields=("id_v", "kind", "x_standard", "b_fitted", "weighted", "ranked_h", "x_powers", "ranks_segments"),
+        fields=("id_v", "kind", "x_standard", "b_fitted", "weighted", "ranked_h", "x_powers", "ranks_segments", "own"),
         columns={"id_v": "item", "kind": "flag"},
     )
     lists = History(name="given", fields=("id_v",), lists={"id_v": "clicked"})
@@ -113,7 +117,7 @@ def every_kind() -> Schema:
 
 
 SCHEMA = every_kind()
-GOOD = {"id": 1, "x": 1.0, "flag": True, "tags": ["a"], "w": [1.0], "ranked": ["a#1"], "joined": "a"}
+GOOD = {"id": 1, "x": 1.0, "flag": True, "tags": ["a"], "w": [1.0], "ranked": ["a#1"], "joined": "a", "own": "a:1"}
 TRAIN = pl.DataFrame([GOOD])
 
 # ------------------------------------------------------------------------------------------------ columns of any sort
@@ -165,6 +169,9 @@ def two_frames(draw: st.DrawFn) -> tuple[pl.DataFrame, pl.DataFrame]:
     flag_type = draw(st.sampled_from(list(IDS)))
     lists = st.lists(st.tuples(st.none() | ENTRIES[entry], st.sampled_from([1.0, 0.5, -0.0, 0.0, 1e-3])), max_size=3)
     joined = st.lists(st.sampled_from(["a", "b", "", "a#1", "a#9", "军事#2", "x#y#1"]), max_size=3).map("|".join)
+    own = st.lists(st.sampled_from(["a:1", "b:.5", "", ":3", ":", "a:b:-2", "军事: 1e-3 ", "a:1.0"]), max_size=3).map(
+        "|".join
+    )
     frames = []
     for n in (draw(st.integers(1, 12)), draw(st.integers(0, 12))):
         pairs = draw(st.lists(st.none() | lists, min_size=n, max_size=n))
@@ -181,6 +188,7 @@ def two_frames(draw: st.DrawFn) -> tuple[pl.DataFrame, pl.DataFrame]:
                         dtype=pl.List(pl.String),
                     ),
                     "joined": pl.Series(draw(st.lists(st.none() | joined, min_size=n, max_size=n)), dtype=pl.String),
+                    "own": pl.Series(draw(st.lists(st.none() | own, min_size=n, max_size=n)), dtype=pl.String),
                 }
             )
         )
@@ -224,7 +232,7 @@ def by_field(frame: pl.DataFrame) -> pl.DataFrame:
         "weighted": "tags",
         "weighted·weights": "w",
     }
-    names |= {"ranked_h": "ranked", "x_powers": "x", "ranks_segments": "ranked"}
+    names |= {"ranked_h": "ranked", "x_powers": "x", "ranks_segments": "ranked", "own": "own"}
     return frame.select(**{field: pl.col(c) for field, c in names.items()})
 
 
@@ -470,6 +478,78 @@ def test_lists_are_stored_once_in_order_of_first_occurrence() -> None:
     assert_same(encoder.candidates(rows), encode_block(encoder, "candidate", pl.DataFrame({"m": values, "w": weights})))
 
 
+def test_weights_in_the_text_of_their_values() -> None:
+    """As if they were a column of their own: joined text, or lists of texts."""
+    feature = MultiValued(name="m", level="candidate", separator="|", weight_separator=":")
+    encoder, counts = one(feature, ["sports:.7|music:.3", "sports:1", None])
+    assert encoder.tables["m"].names[FIRST:] == ["sports", "music"]
+    assert counts["m"].tolist() == [0, 0, 0, 2, 1]
+    assert encoder.columns("candidate").lists == (ListColumn(name="m", table="m", weighted=True, pooling="mean"),)
+    values = ["music:.3|sports:-2", "sports:1|", ":5|new:0", "", None]  # of no value the weight means nothing
+    split = [None if v is None else v.split("|") for v in values]
+    for column in (pl.Series(values), pl.Series(split)):
+        single = encoder.candidates([{"m": v} for v in column.to_list()])
+        lists = single.lists["m"]
+        assert lists.ids[:, 0].tolist() == [4, 3, 3, OOV]
+        assert lists.weights is not None
+        assert lists.weights.tolist() == [np.float32(0.3), -2, 1, 0]
+        assert lists.index.tolist() == [0, 1, 2, 3, 3]
+        assert_same(encode_block(encoder, "candidate", pl.DataFrame({"m": column})), single)
+    beside = MultiValued(name="m", level="candidate", weights="w")
+    other, _ = one(beside, [["sports", "music"], ["sports"]], w=[[0.7, 0.3], [1.0]])
+    columns = {"m": [["music", "sports"], ["sports"], ["new"], [], None], "w": [[0.3, -2.0], [1.0], [0.0], [], None]}
+    assert_same(encode_block(other, "candidate", pl.DataFrame(columns)), single)
+
+
+def test_an_entry_is_split_at_the_last_weight_separator() -> None:
+    feature = MultiValued(name="m", level="candidate", separator=" ", weight_separator="::")
+    encoder, _ = one(feature, ["a::b::1", "a:::2 \n::3"])
+    assert encoder.tables["m"].names[FIRST:] == ["\n", "a:", "a::b"]
+
+
+@pytest.mark.parametrize("bad", ["sports", "sports:", "sports:x", "sports:nan", "sports:-inf", "sports:1_0", "7"])
+def test_an_entry_without_a_weight_is_named_with_its_row(bad: str) -> None:
+    feature = MultiValued(name="m", level="candidate", separator="|", weight_separator=":")
+    encoder, _ = one(feature, ["sports:.7"])
+    words = (
+        f"got {bad!r}, which has no finite number behind its last ':'; accepted: a value and its weight, "
+        "such as 'sports:0.7'"
+    )
+    with pytest.raises(UserError) as caught:
+        encode_block(encoder, "candidate", pl.DataFrame({"m": ["a:1", "", f"b:2|{bad}|c"]}))
+    assert str(caught.value) == f"feature 'm', row 2: {words}"
+    with pytest.raises(UserError) as caught:
+        encoder.candidates([{"m": "a:1"}, {"m": ""}, {"m": f"b:2|{bad}|c"}])
+    assert str(caught.value) == f"candidate 2: feature 'm': {words}"
+
+
+def test_a_weight_beyond_float32_is_refused_wherever_it_stands() -> None:
+    encoder, _ = one(MultiValued(name="m", level="candidate", separator="|", weight_separator=":"), ["a:1"])
+    with pytest.raises(UserError, match=r"^feature 'm': got an entry whose weight is missing or beyond float32"):
+        encode_block(encoder, "candidate", pl.DataFrame({"m": ["a:1e300"]}))
+    with pytest.raises(UserError, match="candidate 0: feature 'm': got an entry whose weight is missing or beyond"):
+        encoder.candidates([{"m": "a:1e300"}])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"weight_separator": ""}, "weight_separator is empty; accepted: the text between a value and its weight"),
+        (
+            {"weight_separator": ":", "weights": "w"},
+            "weights = 'w' beside weight_separator = ':'; accepted: one of the",
+        ),
+        (
+            {"weight_separator": ":", "separator": ":"},
+            "weight_separator = ':' beside separator = ':'; accepted: two texts",
+        ),
+    ],
+)
+def test_separators_that_could_not_be_told_apart_are_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        MultiValued(name="m", level="candidate", **given)
+
+
 def test_distinct_lists_survive_hashes_that_collide(monkeypatch: pytest.MonkeyPatch) -> None:
     import finerank.data.encode as module
 
@@ -518,7 +598,8 @@ def test_history_reads_its_feature_and_ages_compare_exactly() -> None:
     columns = encoder.columns("past")
     assert columns.ids == (("id_v", "id_v"), ("kind", "kind"), ("b_fitted", "b_fitted"), ("age", "past.age"))
     assert columns.numbers == ("x_standard", "x_powers", "x_powers²", "√x_powers")
-    assert [c.name for c in columns.lists] == ["weighted", "ranked_h", "ranks_segments.top1", "ranks_segments.top3"]
+    lists = ["weighted", "ranked_h", "ranks_segments.top1", "ranks_segments.top3", "own"]
+    assert [c.name for c in columns.lists] == lists
     assert encoder.columns("given").ids == (("id_v", "id_v"),)  # list columns have no times, so no ages
     assert "given.age" not in encoder.tables
     block = encoder.events("past", [{"item": 1, "flag": True}, {"item": 2}])

@@ -6,6 +6,7 @@ of buckets and widths by rule beside them; a history of joined text whose events
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,14 @@ def with_lists(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(
         tag_weights=pl.col("tags").list.eval(pl.int_range(pl.len()) - 0.5),
         ranked=pl.Series([joined[s % 6] for s in frame["sequence"]]),
-    )
+    ).with_columns(own=pl.struct("tags", "tag_weights").map_elements(own_weights, pl.String))
+
+
+def own_weights(row: Mapping[str, Sequence[object] | None]) -> str | None:
+    """Tags and their weights as one text."""
+    if row["tags"] is None:
+        return None
+    return "|".join(f"{tag}:{weight}" for tag, weight in zip(row["tags"], row["tag_weights"] or (), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +95,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         past_ranked=pl.Series([[f"t{r % 7}#1", "t1#2", "t3"] for r in requests]),
         past_items=pl.Series(["^".join(f"i{(r + i) % 9}" for i in range(r % 4)) for r in requests]),
         past_words=pl.Series(["^".join(["t1|t2", "", "t3|"][: r % 4]) for r in requests]),
+        past_moods=pl.Series(["^".join(["m1:.5|m2:-2", "", "m1:1|"][: r % 4]) for r in requests]),
     )
     features: list[Feature] = [
         Categorical(name="user", level="request", dim=5),
@@ -94,16 +103,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         Categorical(name="item", level="candidate", dim="dcn"),
         *lists_of("candidate", "tags", "tag_weights", "ranked"),
         MultiValued(name="words", level="event", separator="|"),
+        MultiValued(name="moods", level="event", separator="|", weight_separator=":"),
+        MultiValued(name="own", level="candidate", separator="|", weight_separator=":", table="tags", dim="log2"),
         Numeric(name="powers", level="candidate", column="price", transform="powers"),
         Bucketed(name="criteo", level="candidate", column="price", law="criteo"),
         Bucketed(name="width", level="candidate", column="price", law="equal_width", buckets=7, dim="log2"),
     ]
     histories = (
-        History(name="clicks", fields=("item", "powers", "criteo", "c_wmean", "c_max", "c_segments"), max_length=50),
+        History(
+            name="clicks", fields=("item", "powers", "criteo", "c_wmean", "c_max", "c_segments", "own"), max_length=50
+        ),
         History(
             name="past",
-            fields=("item", "words"),
-            lists={"item": "past_items", "words": "past_words"},
+            fields=("item", "words", "moods"),
+            lists={"item": "past_items", "words": "past_words", "moods": "past_moods"},
             separator="^",
             max_length=3,
         ),
@@ -150,6 +163,16 @@ def test_every_list_pools_to_what_its_row_says(world: World) -> None:
                     np.testing.assert_allclose(found[block].column(name).numpy(), expected, atol=1e-5, err_msg=name)
 
 
+def test_weights_in_the_text_weigh_like_those_of_a_column(world: World) -> None:
+    embed = Embedding(world.data.fitted, width=4, std=1.0).eval()
+    batch = BatchBuilder(world.data, Needs()).batch(np.arange(world.data.requests))
+    with torch.no_grad():
+        found = embed(batch)["candidate"]
+    own = found.column("own").numpy()
+    assert own.any()
+    np.testing.assert_array_equal(own, found.column("c_wmean").numpy())
+
+
 def pooled(
     embed: Embedding, data: Dataset, feature: MultiValued | Ranked, row: dict[str, object], top: int | None
 ) -> np.ndarray:
@@ -190,7 +213,7 @@ def test_events_of_joined_text_have_their_tags(world: World) -> None:
     data = world.data
     batch = BatchBuilder(data, Needs()).batch(np.arange(data.requests))
     past, columns = batch.histories["past"], data.fitted.histories["past"]
-    assert [c.name for c in columns.lists] == ["words"]
+    assert [c.name for c in columns.lists] == ["words", "moods"]
     names, lists = data.encoder.tables["words"].names, past.events.lists["words"]
     tags = [[names[int(s)] for s in lists.ids[lists.segments == i, 0]] for i in range(len(lists.lengths))]
     samples = world.samples.to_dicts()

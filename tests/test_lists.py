@@ -168,7 +168,8 @@ def test_both_engines_read_the_same_events(rows: list[list[Any] | None], joined:
 # ------------------------------------------------------------------------------------------------ weighted entries
 
 TAGS = MultiValued(name="tags", level="event", weights="w", pooling="sum", separator="|")
-FORMS = ["lists", "text in lists", "joined", "one"]
+OWN = MultiValued(name="tags", level="event", weight_separator=":", pooling="sum", separator="|")
+FORMS = ["lists", "text in lists", "joined", "one", "own", "own in lists"]
 LOG = Schema(
     features=(Categorical(name="item", level="candidate"), TAGS),
     histories=(History(name="past", fields=("item", "tags"), max_length=3, age_cuts=()),),
@@ -180,17 +181,18 @@ EVENT = st.tuples(
 
 
 def weighted_past(form: str) -> Schema:
-    """The same history from columns of the samples."""
-    lists, weights = {"item": "past_item", "tags": "past_tags"}, {"tags": "past_w"}
+    """The same history from columns of the samples. own: the weights stand in the text of the tags."""
+    own = form.startswith("own")
+    lists, weights = {"item": "past_item", "tags": "past_tags"}, {} if own else {"tags": "past_w"}
     past = History(
         name="past",
         fields=("item", "tags"),
         max_length=3,
         lists=lists,
         weights=weights,
-        separator="^" if form == "joined" else None,
+        separator="^" if form in ("joined", "own") else None,
     )
-    return Schema(features=LOG.features, histories=(past,))
+    return Schema(features=(LOG.features[0], OWN) if own else LOG.features, histories=(past,))
 
 
 def told(block: Block[Any], encoder: Any, these: slice) -> list[tuple[str, list[tuple[str, float]]]]:
@@ -231,6 +233,13 @@ def columns_of(pasts: list[list[Any]], form: str) -> dict[str, pl.Series]:
         case "text in lists":
             texts = [[[joined(v) for v in past] for past in side] for side in (tags, weights)]
             made = tuple(pl.Series(side, dtype=pl.List(pl.String)) for side in (items, *texts))  # type: ignore[assignment]
+        case "own" | "own in lists":
+            own = [[joined([f"{t}:{w}" for t, w in entries]) for _, entries in past] for past in pasts]
+            if form == "own":
+                made = (pl.Series(["^".join(v) for v in side], dtype=pl.String) for side in (items, own))  # type: ignore[assignment]
+            else:
+                made = (pl.Series(side, dtype=pl.List(pl.String)) for side in (items, own))  # type: ignore[assignment]
+            return dict(zip(("past_item", "past_tags"), made, strict=True))
         case "joined":
             texts = [[[joined(v) for v in past] for past in side] for side in (tags, weights)]
             made = tuple(pl.Series(["^".join(v) for v in side], dtype=pl.String) for side in (items, *texts))  # type: ignore[assignment]
@@ -243,13 +252,13 @@ def columns_of(pasts: list[list[Any]], form: str) -> dict[str, pl.Series]:
 @settings(derandomize=True, max_examples=25, deadline=None)
 @given(
     st.lists(st.lists(EVENT, max_size=4), min_size=4, max_size=5),
-    st.sampled_from(["lists", "text in lists", "joined", "one"]),
+    st.sampled_from(FORMS),
 )
 def test_weighted_lists_equal_the_event_log(pasts: list[list[Any]], form: str) -> None:
     """Every user has one request, so his past is the past of the request; the encoders are compared by names."""
     if form == "one":  # an event has one tag
         pasts = [[(item, entries[:1]) for item, entries in past if entries] for past in pasts]
-    if form == "joined":  # text cannot say "two values, both empty" of a single event otherwise
+    if form in ("joined", "own"):  # text cannot say "two values, both empty" of a single event otherwise
         pasts = [[(item, entries) for item, entries in past if entries] for past in pasts]
     pasts[0] = [("a", [("x", 0.5)]), ("b", [("y", 1.0), ("z", -2.0)][: 1 if form == "one" else 2])]
     n = len(pasts)

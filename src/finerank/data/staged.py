@@ -19,9 +19,9 @@ from finerank.data.scratch import Array, Int64s, Pile, Scratch
 from finerank.data.texts import NOWHERE, Integers, Joined, Texts, dictionary
 from finerank.errors import UserError, nearest
 from finerank.kernels.ids import Coded
-from finerank.runtime.fields import is_weighted, source_columns
+from finerank.runtime.fields import source_columns, weight_separator
 from finerank.runtime.history import flatten
-from finerank.runtime.values import CROSS, canonical, list_weights, number
+from finerank.runtime.values import CROSS, canonical, list_weights, no_weight, number, weight_of
 from finerank.schema import Bucketed, Feature, ListFeature, Numeric
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -179,17 +179,18 @@ class Entries:
         self.feature, self.scratch = feature, scratch
         self.place = f"feature {feature.name!r}"
         self.ids = Ids(scratch, self.place)
+        self._own = weight_separator(feature)
         self._lengths = Pile(scratch, np.int64)
         self._weights = Pile(scratch, np.float64)
         self._ends: Int64s = np.empty(0, dtype=np.int64)
         self._closed: Floats = np.empty(0)
 
     def add(self, columns: Sequence[pl.Series]) -> None:
-        """The next rows: the lists, and their weights (which counting does not need)."""
+        """The next rows: the lists, and their column of weights if they have one (which counting does not need)."""
         start = self._lengths.rows
-        lengths = self._add(columns[0])
+        lengths = self._add(columns[0], start)
         self._lengths.append(lengths)
-        if not is_weighted(self.feature) or len(columns) == 1:
+        if len(columns) == 1:
             return
         given, given_lengths = flat_weights(self.feature, columns[1])
         uneven = np.flatnonzero(given_lengths != lengths)
@@ -201,13 +202,17 @@ class Entries:
             )
         self._weights.append(floats(given, self.place, np.repeat(np.arange(start, start + len(lengths)), lengths)))
 
-    def _add(self, column: pl.Series) -> Int64s:
-        separator = self.feature.separator if column.dtype == pl.String else None
+    def _add(self, column: pl.Series, start: int) -> Int64s:
+        separator = self.feature.separator if column.dtype == pl.String and self._own is None else None
         joined = None if separator is None else Joined.of(column, separator)
         if joined is not None:
             self.ids.add([joined])
             return joined.lengths
         flat, lengths = flat_entries(self.feature, column)
+        if self._own is not None:
+            rows = np.repeat(np.arange(start, start + len(lengths)), lengths)
+            flat, weights = _split_weights(simple(flat, self.place), self._own, self.place, rows)
+            self._weights.append(weights)
         self.ids.add([flat])
         return lengths
 
@@ -346,6 +351,21 @@ def flat_weights(feature: ListFeature, series: pl.Series) -> tuple[pl.Series, In
         return flat_entries(feature, series)
     known = series.is_not_null() & series.cast(pl.Float64).is_not_nan().fill_null(True)
     return series.filter(known), known.cast(pl.Int64).to_numpy()
+
+
+def _split_weights(entries: pl.Series, separator: str, place: str, rows: Int64s) -> tuple[pl.Series, Floats]:
+    """`split_weight` of each entry: values (null where missing) and their weights [M]. rows: [M], where each is, for errors."""
+    texts = canonical_series(entries)
+    pattern = f"(?s)^(.*){pl.escape_regex(separator)}(.*)$"  # the first part takes all it can: split at the last one
+    values, behind = texts.str.extract(pattern, 1), texts.str.extract(pattern, 2)
+    distinct_weights, _, inverse = distinct([behind])
+    weights = np.array([weight_of(w or "") for (w,) in distinct_weights.iter_rows()], dtype=np.float64)[inverse]
+    empty = (values == "").fill_null(False) | texts.is_null()
+    bad = np.flatnonzero(np.isnan(weights) & ~empty.to_numpy())
+    if len(bad):
+        i = int(bad[0])
+        raise UserError(f"{place}, row {rows[i]}: {no_weight(texts[i], separator)}")
+    return values.replace("", None), weights
 
 
 def columns_of(feature: Feature, series: Columns) -> list[pl.Series]:

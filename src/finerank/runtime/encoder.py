@@ -27,9 +27,10 @@ from finerank.runtime.fields import (
     is_weighted,
     rank_table,
     tag_and_rank,
+    weight_separator,
 )
 from finerank.runtime.symbols import CutsTable, Int64s, SymbolTable, read_json, write_json
-from finerank.runtime.values import canonical, cross_text, list_weights, number, shown
+from finerank.runtime.values import canonical, cross_text, list_weights, number, shown, split_weight
 from finerank.schema import (
     FIRST,
     SECOND,
@@ -96,7 +97,7 @@ class Encoder:
                         name=name,
                         table=str(table_of(feature)),
                         ranks=rank_table(feature),
-                        weighted=len(field.columns) > 1,
+                        weighted=is_weighted(feature),
                         pooling=feature.pooling,
                     )
                 )
@@ -184,18 +185,25 @@ class Encoder:
     def _lists(self, field: Field, columns: list[list[object]], place: Place) -> Lists[NDArray[Any]]:
         feature = field.feature
         assert isinstance(feature, ListFeature)
+        own = weight_separator(feature)
 
         def read(values: tuple[object, ...]) -> tuple[tuple[tuple[int, ...], ...], bytes]:
             """The symbols of each entry that is not null, and the bytes of the weights."""
-            items = list_items(values[0], feature.separator)
-            entries = [self.entry(feature, canonical(item), field.top) for item in items]
+            texts = [canonical(item) for item in list_items(values[0], feature.separator)]
+            given: list[float | None] = []
+            if own is not None:
+                pairs = [split_weight(text, own) for text in texts]
+                texts, given = [text for text, _ in pairs], [weight for _, weight in pairs]
+            elif len(values) > 1:
+                column = weight_items(values[1], feature.separator)
+                if len(column) != len(texts):
+                    raise UserError(f"got {len(texts)} values but {len(column)} weights; give one weight per value")
+                given = [number(weight) for weight in column]
+            entries = [self.entry(feature, text, field.top) for text in texts]
             known = tuple(entry for entry in entries if entry is not None)
-            if len(values) == 1:
+            if not is_weighted(feature):
                 return known, b""
-            given = weight_items(values[1], feature.separator)
-            if len(given) != len(items):
-                raise UserError(f"got {len(items)} values but {len(given)} weights; give one weight per value")
-            weights = np.array([np.nan if w is None else w for w in map(number, given)], dtype=np.float64)
+            weights = np.array([np.nan if w is None else w for w in given], dtype=np.float64)
             return known, list_weights(weights[[entry is not None for entry in entries]]).tobytes()
 
         distinct: dict[tuple[tuple[tuple[int, ...], ...], bytes], int] = {}

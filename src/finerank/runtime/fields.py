@@ -73,7 +73,12 @@ def source_columns(feature: Feature) -> tuple[str, ...]:
 
 def is_weighted(feature: Feature) -> bool:
     """Whether the entries of a list feature carry weights."""
-    return isinstance(feature, MultiValued) and feature.weights is not None
+    return isinstance(feature, MultiValued) and (feature.weights is not None or feature.weight_separator is not None)
+
+
+def weight_separator(feature: ListFeature) -> str | None:
+    """What stands between an entry's value and its weight; None: entries are values alone."""
+    return feature.weight_separator if isinstance(feature, MultiValued) else None
 
 
 def rank_table(feature: Feature) -> str | None:

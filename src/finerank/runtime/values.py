@@ -99,6 +99,38 @@ def split_rank(text: str, max_rank: int) -> tuple[str | None, int]:
     return tag or None, int(rank) if known else 0
 
 
+def split_weight(text: str | None, separator: str) -> tuple[str | None, float | None]:
+    """`sports:.7` -> ("sports", 0.7), split at the last `:`. An empty value is missing, whatever its weight: (None, None).
+
+    Errors: a value without a weight, or whose weight is no finite number.
+    """
+    if text is None:
+        return None, None
+    value, found, weight = text.rpartition(separator)
+    if found and not value:
+        return None, None
+    if math.isnan(w := weight_of(weight) if found else math.nan):
+        raise no_weight(text, separator)
+    return value, w
+
+
+def no_weight(text: str, separator: str) -> UserError:
+    """What is wrong with an entry that brings no weight."""
+    return UserError(
+        f"got {shown(text)}, which has no finite number behind its last {separator!r}; accepted: a value and its weight, "
+        f"such as {f'sports{separator}0.7'!r}"
+    )
+
+
+def weight_of(text: str) -> float:
+    """The number that a text writes; NaN where it writes none, or an infinite one."""
+    try:
+        found = number(text)
+    except UserError:
+        return math.nan
+    return math.nan if found is None else found
+
+
 def cross_text(values: Iterable[object]) -> str | None:
     """The canonical texts of several values joined by `CROSS`; None if any is missing."""
     texts = [canonical(value) for value in values]

@@ -20,7 +20,14 @@ def rising(values: Sequence[float]) -> bool:
     return all(a < b for a, b in pairwise(values))
 
 
-def check_separator(separator: str | None) -> None:
-    """A separator is some text, or there is none."""
+def check_separator(separator: str | None, of_weights: str | None = None) -> None:
+    """A separator is some text, or there is none; and that of values tears no value from its weight."""
     if separator == "":
         raise UserError("separator is empty; accepted: the text between two values, or none for lists")
+    if of_weights == "":
+        raise UserError("weight_separator is empty; accepted: the text between a value and its weight, or none")
+    if separator is not None and of_weights is not None and separator in of_weights:
+        raise UserError(
+            f"weight_separator = {of_weights!r} beside separator = {separator!r}; accepted: two texts of which the first "
+            "does not hold the second"
+        )

@@ -105,9 +105,11 @@ class Categorical:
 class MultiValued:
     """A list of ids per row, pooled to one vector. Null entries are dropped; an empty or null list pools to zero.
 
-    weights    a second list column of the same lengths: the pooled sum is weighted (mean divides by Σ|weight|)
-    pooling    sum · mean · max
-    separator  for text columns that join their values (`a|b|c`); lists need none
+    weights           a second list column of the same lengths: the pooled sum is weighted (mean divides by Σ|weight|)
+    weight_separator  instead of `weights`, for entries that bring their own (`sports:.7`): what stands before the weight.
+                      An entry is split at the last one; without a number behind it, it is an error
+    pooling           sum · mean · max
+    separator         for text columns that join their values (`a|b|c`); lists need none
     """
 
     kind: ClassVar[str] = "multivalued"
@@ -116,6 +118,7 @@ class MultiValued:
     use: Use = "input"
     column: str | None = None
     weights: str | None = None
+    weight_separator: str | None = None
     pooling: Literal["sum", "mean", "max"] = "mean"
     separator: str | None = None
     encoding: Encoding = Vocabulary()
@@ -126,7 +129,11 @@ class MultiValued:
     def __post_init__(self) -> None:
         check_dim(self.dim)
         check_std(self.std)
-        check_separator(self.separator)
+        check_separator(self.separator, self.weight_separator)
+        if self.weights is not None and self.weight_separator is not None:
+            raise UserError(
+                f"weights = {self.weights!r} beside weight_separator = {self.weight_separator!r}; accepted: one of the two"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
