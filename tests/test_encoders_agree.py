@@ -96,6 +96,11 @@ def every_kind() -> Schema:
         ),
         MultiValued(name="joined", level="candidate", column="joined", separator="|"),
         MultiValued(name="own", level="candidate", separator="|", weight_separator=":"),
+        MultiValued(name="padded", level="candidate", column="tags", weights="w", padding=1),
+        MultiValued(name="padded_joined", level="candidate", column="joined", separator="|", padding="a"),
+        MultiValued(
+            name="padded_own", level="candidate", column="own", separator="|", weight_separator=":", padding="a"
+        ),
         MultiValued(
             name="own_g", level="candidate", column="own", separator="|", weight_separator=":", encoding=ENCODINGS["g"]
         ),
@@ -499,6 +504,49 @@ def test_weights_in_the_text_of_their_values() -> None:
     other, _ = one(beside, [["sports", "music"], ["sports"]], w=[[0.7, 0.3], [1.0]])
     columns = {"m": [["music", "sports"], ["sports"], ["new"], [], None], "w": [[0.3, -2.0], [1.0], [0.0], [], None]}
     assert_same(encode_block(other, "candidate", pl.DataFrame(columns)), single)
+
+
+@pytest.mark.parametrize("padding", [0, "0"])
+def test_what_fills_lists_up_is_no_value(padding: int | str) -> None:
+    """Before or behind, as numbers or text; one value, however it is written: as of histories."""
+    columns: list[tuple[pl.Series, list[list[str]]]] = [
+        (pl.Series([[3, 7, 0, 0], [0, 0, 0, 3], [0, 0, 0, 0]]), [["3", "7"], ["3"], []]),
+        (pl.Series([[0.0, 7.0], [-0.0, math.nan]]), [["7"], []]),
+        (pl.Series([[3, 0], [7, 0]], dtype=pl.Array(pl.Int64, 2)), [["3"], ["7"]]),
+        (pl.Series([["0", "00", "3"], None]), [["00", "3"], []]),
+        (pl.Series([["0", "3"]], dtype=pl.List(pl.Categorical)), [["3"]]),
+        (pl.Series(["3|7|0|0", "0", "", None]), [["3", "7"], [], [], []]),
+    ]
+    feature = MultiValued(name="m", level="candidate", separator="|", padding=padding)
+    for column, expected in columns:
+        encoder, counts = one(feature, column)
+        table = encoder.tables["m"]
+        assert sorted(table.names[FIRST:]) == sorted({text for row in expected for text in row})
+        assert counts["m"].sum() == sum(map(len, expected))
+        bulk = encode_block(encoder, "candidate", pl.DataFrame({"m": column}))
+        assert_same(bulk, encoder.candidates([{"m": v} for v in column.to_list()]))
+        lists = bulk.lists["m"]
+        found = [lists.ids[lists.segments == i, 0].tolist() for i in lists.index]
+        assert found == [[table.lookup(text) for text in row] for row in expected]
+    plain, _ = one(MultiValued(name="m", level="candidate"), [[0, 3]])  # a value like any other, unless it is said
+    assert plain.tables["m"].names[FIRST:] == ["0", "3"]
+
+
+def test_padding_goes_with_its_weight() -> None:
+    beside = MultiValued(name="m", level="candidate", weights="w", padding=0)
+    own = MultiValued(name="m", level="candidate", separator="|", weight_separator=":", padding=0)
+    encoder, _ = one(beside, [[3, 0]], w=[[1.0, None]])
+    rows = {"m": [[3, 0], [0, 3], [0, 0]], "w": [[0.5, 9.0], [None, 2.0], [math.nan, 0.0]]}
+    block = encode_block(encoder, "candidate", pl.DataFrame(rows))
+    assert block.lists["m"].lengths.tolist() == [1, 1, 0]
+    assert block.lists["m"].weights.tolist() == [0.5, 2]  # type: ignore[union-attr]
+    assert_same(block, encoder.candidates([{"m": m, "w": w} for m, w in zip(*rows.values(), strict=True)]))
+    encoder, _ = one(own, ["3:1|0"])  # with a weight or without
+    texts = ["3:.5|0:9", "0|3:2", "0:0|0"]
+    assert_same(block, encode_block(encoder, "candidate", pl.DataFrame({"m": texts})))
+    assert_same(block, encoder.candidates([{"m": text} for text in texts]))
+    with pytest.raises(UserError, match="got 1 values but 2 weights"):
+        encode_block(one(beside, [[3]], w=[[1.0]])[0], "candidate", pl.DataFrame({"m": [[0]], "w": [[1.0, 2.0]]}))
 
 
 def test_an_entry_is_split_at_the_last_weight_separator() -> None:

@@ -91,6 +91,23 @@ def test_padding_of_a_log_is_refused() -> None:
         History(name="past", fields=("item",), padding=0)
 
 
+def test_padding_within_the_list_of_an_event() -> None:
+    """What is an event says the history; what is a value of it, the feature."""
+    features = (Categorical(name="item", level="candidate"), MultiValued(name="tags", level="event", padding=0))
+    lists = {"item": "past_item", "tags": "past_tags"}
+    schema = Schema(features=features, histories=(History(name="past", fields=("item", "tags"), lists=lists),))
+    frame = pl.DataFrame({"past_item": [["a", "b"]], "past_tags": [[[3, 7, 0], [0, 0, 0]]]})
+    events, _ = list_events(schema.histories[0], frame, np.array([0]))
+    fitter = Fitter(schema)
+    fitter.add("tags", events["tags"])
+    encoder = fitter.finish()
+    assert encoder.tables["tags"].names[3:] == ["3", "7"]
+    bulk = encode_block(encoder, "past", events).lists["tags"]
+    one = encoder.events("past", list_rows(encoder, "past", frame.row(0, named=True))).lists["tags"]
+    assert bulk.lengths.tolist() == one.lengths.tolist() == [2, 0]
+    assert bulk.ids.tolist() == one.ids.tolist() == [[3], [4]]
+
+
 def test_an_entry_of_which_one_field_is_known_stays_in_line() -> None:
     frame = pl.DataFrame({"past_item": ["a^^c^"], "past_price": [[1.0, 2.0, None, None]], "past_tags": ["^x|y^^"]})
     events, lengths = list_events(PAST, frame, np.array([0]))

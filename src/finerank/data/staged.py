@@ -19,7 +19,7 @@ from finerank.data.scratch import Array, Int64s, Pile, Scratch
 from finerank.data.texts import NOWHERE, Integers, Joined, Texts, dictionary
 from finerank.errors import UserError, nearest
 from finerank.kernels.ids import Coded
-from finerank.runtime.fields import source_columns, weight_separator
+from finerank.runtime.fields import filler_of, source_columns, weight_separator
 from finerank.runtime.history import flatten
 from finerank.runtime.values import CROSS, canonical, list_weights, no_weight, number, weight_of
 from finerank.schema import Bucketed, Feature, ListFeature, Numeric
@@ -179,7 +179,7 @@ class Entries:
         self.feature, self.scratch = feature, scratch
         self.place = f"feature {feature.name!r}"
         self.ids = Ids(scratch, self.place)
-        self._own = weight_separator(feature)
+        self._own, self._filler = weight_separator(feature), filler_of(feature)
         self._lengths = Pile(scratch, np.int64)
         self._weights = Pile(scratch, np.float64)
         self._ends: Int64s = np.empty(0, dtype=np.int64)
@@ -203,7 +203,8 @@ class Entries:
         self._weights.append(floats(given, self.place, np.repeat(np.arange(start, start + len(lengths)), lengths)))
 
     def _add(self, column: pl.Series, start: int) -> Int64s:
-        separator = self.feature.separator if column.dtype == pl.String and self._own is None else None
+        plain = column.dtype == pl.String and self._own is None and self._filler is None
+        separator = self.feature.separator if plain else None
         joined = None if separator is None else Joined.of(column, separator)
         if joined is not None:
             self.ids.add([joined])
@@ -211,10 +212,18 @@ class Entries:
         flat, lengths = flat_entries(self.feature, column)
         if self._own is not None:
             rows = np.repeat(np.arange(start, start + len(lengths)), lengths)
-            flat, weights = _split_weights(simple(flat, self.place), self._own, self.place, rows)
+            flat, weights = _split_weights(self._known(flat), self._own, self.place, rows)
             self._weights.append(weights)
-        self.ids.add([flat])
+        self.ids.add([self._known(flat)])
         return lengths
+
+    def _known(self, entries: pl.Series) -> pl.Series:
+        """The entries, those that fill up lists turned into missing ones, which nothing counts or keeps."""
+        entries = simple(entries, self.place)
+        if self._filler is None:
+            return entries
+        fills = canonical_series(entries) == self._filler
+        return pl.select(pl.when(~fills.fill_null(False)).then(entries)).to_series()
 
     def close(self) -> None:
         """After the last `add`."""

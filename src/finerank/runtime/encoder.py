@@ -24,6 +24,7 @@ from finerank.runtime.fields import (
     age_table,
     declared_tables,
     fields_of,
+    filler_of,
     is_weighted,
     rank_table,
     tag_and_rank,
@@ -185,26 +186,30 @@ class Encoder:
     def _lists(self, field: Field, columns: list[list[object]], place: Place) -> Lists[NDArray[Any]]:
         feature = field.feature
         assert isinstance(feature, ListFeature)
-        own = weight_separator(feature)
+        own, filler = weight_separator(feature), filler_of(feature)
+
+        def known(text: str | None) -> str | None:
+            """A value, or None for what fills up lists."""
+            return None if text == filler else text
 
         def read(values: tuple[object, ...]) -> tuple[tuple[tuple[int, ...], ...], bytes]:
-            """The symbols of each entry that is not null, and the bytes of the weights."""
-            texts = [canonical(item) for item in list_items(values[0], feature.separator)]
+            """The symbols of each entry that is neither null nor padding, and the bytes of the weights."""
+            texts = [known(canonical(item)) for item in list_items(values[0], feature.separator)]
             given: list[float | None] = []
             if own is not None:
                 pairs = [split_weight(text, own) for text in texts]
-                texts, given = [text for text, _ in pairs], [weight for _, weight in pairs]
+                texts, given = [known(text) for text, _ in pairs], [weight for _, weight in pairs]
             elif len(values) > 1:
                 column = weight_items(values[1], feature.separator)
                 if len(column) != len(texts):
                     raise UserError(f"got {len(texts)} values but {len(column)} weights; give one weight per value")
                 given = [number(weight) for weight in column]
             entries = [self.entry(feature, text, field.top) for text in texts]
-            known = tuple(entry for entry in entries if entry is not None)
+            symbols = tuple(entry for entry in entries if entry is not None)
             if not is_weighted(feature):
-                return known, b""
+                return symbols, b""
             weights = np.array([np.nan if w is None else w for w in given], dtype=np.float64)
-            return known, list_weights(weights[[entry is not None for entry in entries]]).tobytes()
+            return symbols, list_weights(weights[[entry is not None for entry in entries]]).tobytes()
 
         distinct: dict[tuple[tuple[tuple[int, ...], ...], bytes], int] = {}
         index = [distinct.setdefault(key, len(distinct)) for key in _each(read, zip(*columns, strict=True), place)]

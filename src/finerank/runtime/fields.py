@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from finerank.errors import UserError
-from finerank.runtime.values import split_rank
+from finerank.runtime.values import canonical, split_rank
 from finerank.schema import (
     Bucketed,
     Cross,
@@ -79,6 +79,11 @@ def is_weighted(feature: Feature) -> bool:
 def weight_separator(feature: ListFeature) -> str | None:
     """What stands between an entry's value and its weight; None: entries are values alone."""
     return feature.weight_separator if isinstance(feature, MultiValued) else None
+
+
+def filler_of(feature: ListFeature) -> str | None:
+    """The canonical text of what fills a feature's lists up; None: nothing does."""
+    return canonical(feature.padding) if isinstance(feature, MultiValued) else None
 
 
 def rank_table(feature: Feature) -> str | None:

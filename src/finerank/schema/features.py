@@ -110,6 +110,8 @@ class MultiValued:
                       An entry is split at the last one; without a number behind it, it is an error
     pooling           sum · mean · max
     separator         for text columns that join their values (`a|b|c`); lists need none
+    padding           what fills lists up to one length where data were made for padding (often 0): it is dropped, and its
+                      weight with it
     """
 
     kind: ClassVar[str] = "multivalued"
@@ -121,6 +123,7 @@ class MultiValued:
     weight_separator: str | None = None
     pooling: Literal["sum", "mean", "max"] = "mean"
     separator: str | None = None
+    padding: str | int | None = None
     encoding: Encoding = Vocabulary()
     table: str | None = None
     dim: Dim | None = None
