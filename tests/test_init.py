@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from finerank.data.dataset import Dataset
 from finerank.errors import UserError
 from finerank.propose.proposal import Given, Proposal, propose
 from finerank.recipe import Recipe
-from finerank.run import run
+from finerank.run import prepared, run
 
 
 def finerank(*words: object) -> None:
@@ -271,6 +272,59 @@ def test_lists_that_are_filled_up_are_no_longer_pasts(tmp_path: Path, filler: in
     (history,) = Recipe.read(tmp_path / "recipe.toml").schema.histories
     assert history.lists == {"item_id": "hist_item"}
     assert history.padding == proposed
+
+
+def test_tags_that_are_filled_up_have_a_padding(tmp_path: Path) -> None:
+    """As lists or as text; what stands in one place of each list is no filler, however common."""
+    draw = np.random.default_rng(14)
+    tags = [draw.integers(1, 9, n).tolist() for n in [0, 1, 2, 3] * 100]
+    columns = {
+        "genres": [t + [0] * (6 - len(t)) for t in tags],
+        "moods": ["|".join(map(str, [-1] * (6 - len(t)) + t)) for t in tags],
+        "traits": [[a, a % 3, b] for a, b in zip(draw.integers(10, 19, 400).tolist(), [0, 0, 1, 0] * 100, strict=True)],
+        "apart": [t + [0] * (6 - len(t)) if i else [0, 1, 0, 2, 0, 0] for i, t in enumerate(tags)],
+        "uneven": [[*t, 0] for t in tags],
+    }
+    found = guessed(tmp_path, columns)
+    features = {f["name"]: f for f in tomllib.loads(found.recipe)["feature"]}
+    assert {f["kind"] for f in features.values()} == {"multivalued"}
+    paddings = {name: f.get("padding") for name, f in features.items()}
+    assert paddings == {"genres": "0", "moods": "-1", "traits": None, "apart": None, "uneven": None}
+    why = {g.column: g.why for g in found.guesses}
+    assert "lists of one length, filled up with '0'" in why["genres"]
+    (tmp_path / "recipe.toml").write_text(found.recipe)
+    assert Recipe.read(tmp_path / "recipe.toml").schema.feature("moods").padding == "-1"  # type: ignore[union-attr]
+
+
+def test_tags_with_weights_behind_them(tmp_path: Path) -> None:
+    """The weights may never recur, the values do; and not every number behind a colon is a weight."""
+    draw = np.random.default_rng(15)
+    tags = [draw.integers(1, 9, 1 + i % 4).tolist() for i in range(400)]
+
+    def joined(form: Callable[[int], str], separator: str = "|") -> list[str]:
+        return [separator.join(form(t) for t in row) for row in tags]
+
+    weighted = joined(lambda t: f"t{t}:{draw.random()}")
+    columns = {
+        "taste": weighted,
+        "words": joined(lambda t: f"a:b{t}={draw.random():.1e}", ","),
+        "listed": [text.split("|") for text in weighted],
+        "hours": joined(lambda t: f"{10 + t}:30", " "),
+        "sizes": joined(lambda t: f"size:{t}"),
+        "versions": joined(lambda t: f"ios:{t}.5"),
+        "some": joined(lambda t: f"t{t}:0.5" if t > 1 else "t1"),
+    }
+    found = guessed(tmp_path, columns)
+    features = {f["name"]: f for f in tomllib.loads(found.recipe)["feature"]}
+    separators = {name: f.get("weight_separator") for name, f in features.items() if f["kind"] == "multivalued"}
+    weighted_ones = {"taste": ":", "words": "=", "listed": ":"}
+    assert separators == weighted_ones | dict.fromkeys(["hours", "sizes", "versions", "some"])
+    assert features["taste"]["separator"] == "|"
+    assert "texts joined by '|', a weight behind each ':'" in {g.column: g.why for g in found.guesses}["taste"]
+    (tmp_path / "recipe.toml").write_text(found.recipe)
+    recipe = Recipe.read(tmp_path / "recipe.toml")
+    assert recipe.schema.feature("words").weight_separator == "="  # type: ignore[union-attr]
+    prepared(recipe, tmp_path / "data")
 
 
 def test_a_joined_past_beside_events_is_said_to_be_left_out(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import polars as pl
 
 from finerank.metrics.ranking import auc
 from finerank.propose.guess import NAMES, Guess, dates, mean
+from finerank.propose.padding import filler
 
 GIVES_AWAY = 0.97
 """A column whose values alone order the labels this well was written after them."""
@@ -34,6 +35,7 @@ THINGS = (
 )
 """Whole names of what whole numbers stand for, not measure: an item's number taken as a size would teach nothing."""
 SEPARATORS = ("|", "^", ";", " ", ",")
+WEIGHT_SEPARATORS = (":", "=")
 
 
 def guess_feature(frame: pl.DataFrame, column: pl.Series, label: pl.Series, keys: Mapping[str, str]) -> Guess:
@@ -84,7 +86,7 @@ def _kind(column: pl.Series, known: pl.Series, distinct: int) -> tuple[str | Non
     """(kind, further keys, why) of a feature; kind None: leave it out."""
     dtype = column.dtype
     if isinstance(dtype, pl.List):
-        return "multivalued", {}, "lists"
+        return "multivalued", *_entries(known, "lists")
     if dtype.is_temporal() or dates(column):
         return None, {}, "a date that is no key: derive hour or weekday from it if it matters"
     if dtype == pl.Boolean:
@@ -96,7 +98,8 @@ def _kind(column: pl.Series, known: pl.Series, distinct: int) -> tuple[str | Non
             joined = f"texts joined by {separator!r}"
             if mean(entries.str.contains(r"#\d+$")) > 0.9:
                 return "ranked", {"separator": separator}, f"{joined}, entries like {entries[0]!r}"
-            return "multivalued", {"separator": separator}, joined
+            more, why = _entries(known.str.split(separator), joined)
+            return "multivalued", {"separator": separator, **more}, why
         return "categorical", _encoding(distinct, len(known)), f"text, {distinct:,} values"
     if dtype.is_integer():
         name = column.name.lower()
@@ -115,6 +118,31 @@ def _kind(column: pl.Series, known: pl.Series, distinct: int) -> tuple[str | Non
     return "numeric", {"transform": "standard"}, f"a number, {low:g} to {high:g}"
 
 
+def _entries(lists: pl.Series, why: str) -> tuple[dict[str, Any], str]:
+    """(further keys, why) of a multivalued feature, from its lists."""
+    if (weights := weight_separator_of(lists.explode())) is not None:
+        return {"weight_separator": weights}, f"{why}, a weight behind each {weights!r}"
+    fills = filler(lists.head(5_000))
+    return ({}, why) if fills is None else ({"padding": fills}, f"{why} of one length, filled up with {fills!r}")
+
+
+def weight_separator_of(entries: pl.Series) -> str | None:
+    """What stands between values and their weights: behind each a number up to 1, and not only whole ones.
+
+    `10:30` may be a time, `size:3` a value and `ios:14.2` a version; a recipe can still say that they are weights.
+    """
+    if entries.dtype != pl.String:
+        return None
+    some = entries.filter((entries != "").fill_null(False))
+    for separator in WEIGHT_SEPARATORS:
+        texts = some.str.extract(rf"(?s)^.+{separator}(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)$", 1)
+        if len(texts) and not texts.null_count():
+            weights = texts.cast(pl.Float64)
+            if (weights <= 1).all() and (weights != weights.round()).any():
+                return separator
+    return None
+
+
 def _encoding(distinct: int, rows: int) -> dict[str, Any]:
     """Rare values of a large vocabulary teach nothing: seen twice, or out of vocabulary."""
     large = distinct > 1_000 and distinct > rows / 50
@@ -129,6 +157,8 @@ def separator_of(texts: pl.Series) -> str | None:
         if mean(lengths) < 0.5:
             continue
         parts = some.str.split(separator).explode()
+        if (weights := weight_separator_of(parts)) is not None:
+            parts = parts.str.replace(rf"{weights}[^{weights}]*$", "")  # values recur, whatever they weigh
         if parts.n_unique() < 0.5 * len(parts):
             return separator
     return None

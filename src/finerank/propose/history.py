@@ -9,6 +9,7 @@ import polars as pl
 
 from finerank.data.encode import canonical_series
 from finerank.propose.guess import Guess, mean
+from finerank.propose.padding import fillers
 
 HISTORY_SHARE = 0.5
 """A list is a history of a column when more than this share of its entries are among the column's values."""
@@ -68,16 +69,8 @@ def joined_history(frame: pl.DataFrame, guesses: list[Guess]) -> tuple[dict[str,
 
 
 def _filler(lists: pl.Series, known: pl.Series) -> str | None:
-    """What fills lists up to one length: it ends, or begins, most of them, and is no candidate."""
-    lists = lists.drop_nulls()
-    if lists.list.len().n_unique() != 1:
-        return None
-    for end in (-1, 0):
-        values = canonical_series(lists.list.get(end, null_on_oob=True)).value_counts(sort=True)
-        value, rows = values.row(0)
-        if value is not None and rows > 0.5 * len(lists) and not pl.Series([value]).is_in(known).item():
-            return str(value)
-    return None
+    """What fills lists up to one length and is no candidate."""
+    return next((value for value, _ in fillers(lists) if not pl.Series([value]).is_in(known).item()), None)
 
 
 def event_history(
