@@ -95,6 +95,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         past_ranked=pl.Series([[f"t{r % 7}#1", "t1#2", "t3"] for r in requests]),
         past_items=pl.Series(["^".join(f"i{(r + i) % 9}" for i in range(r % 4)) for r in requests]),
         past_words=pl.Series(["^".join(["t1|t2", "", "t3|"][: r % 4]) for r in requests]),
+        past_padded=pl.Series(
+            [
+                None if r % 5 == 0 else [f"t{(r + i) % 7}" for i in range(r % 4)] + ["none"] * (3 - r % 4)
+                for r in requests
+            ]
+        ),
         past_moods=pl.Series(["^".join(["m1:.5|m2:-2", "", "m1:1|"][: r % 4]) for r in requests]),
     )
     features: list[Feature] = [
@@ -104,6 +110,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         *lists_of("candidate", "tags", "tag_weights", "ranked"),
         MultiValued(name="words", level="event", separator="|"),
         MultiValued(name="moods", level="event", separator="|", weight_separator=":"),
+        MultiValued(
+            name="padded",
+            level="request",
+            column="past_padded",
+            padding="none",
+            pooling="max",
+            table="tags",
+            dim="log2",
+        ),
         MultiValued(name="own", level="candidate", separator="|", weight_separator=":", table="tags", dim="log2"),
         Numeric(name="powers", level="candidate", column="price", transform="powers"),
         Bucketed(name="criteo", level="candidate", column="price", law="criteo"),
@@ -163,14 +178,16 @@ def test_every_list_pools_to_what_its_row_says(world: World) -> None:
                     np.testing.assert_allclose(found[block].column(name).numpy(), expected, atol=1e-5, err_msg=name)
 
 
-def test_weights_in_the_text_weigh_like_those_of_a_column(world: World) -> None:
+def test_weights_in_the_text_and_padding_change_nothing_but_the_form(world: World) -> None:
+    """Weights in the text weigh like those of a column, and lists that were filled up are the lists that they were."""
     embed = Embedding(world.data.fitted, width=4, std=1.0).eval()
     batch = BatchBuilder(world.data, Needs()).batch(np.arange(world.data.requests))
     with torch.no_grad():
-        found = embed(batch)["candidate"]
-    own = found.column("own").numpy()
-    assert own.any()
-    np.testing.assert_array_equal(own, found.column("c_wmean").numpy())
+        found = embed(batch)
+    for block, name, other in (("candidate", "own", "c_wmean"), ("request", "padded", "r_max")):
+        made = found[block].column(name).numpy()
+        assert made.any()
+        np.testing.assert_array_equal(made, found[block].column(other).numpy())
 
 
 def pooled(

@@ -366,7 +366,7 @@ def _split_weights(entries: pl.Series, separator: str, place: str, rows: Int64s)
     """`split_weight` of each entry: values (null where missing) and their weights [M]. rows: [M], where each is, for errors."""
     texts = canonical_series(entries)
     pattern = f"(?s)^(.*){pl.escape_regex(separator)}(.*)$"  # the first part takes all it can: split at the last one
-    values, behind = texts.str.extract(pattern, 1), texts.str.extract(pattern, 2)
+    values, behind = texts.str.extract_groups(pattern).struct.unnest().get_columns()
     distinct_weights, _, inverse = distinct([behind])
     weights = np.array([weight_of(w or "") for (w,) in distinct_weights.iter_rows()], dtype=np.float64)[inverse]
     empty = (values == "").fill_null(False) | texts.is_null()
