@@ -317,12 +317,18 @@ def schemas(draw: st.DrawFn) -> schema.Schema:
         if "table" in fields:
             given["table"] = st.just(f"table {i}")
         if cls is schema.MultiValued:
-            given["weights"] = st.sampled_from([None, f"weights {i}"])
+            weights = draw(st.sampled_from([None, "in a column", "in the text"]))  # one of the two
+            given["weights"] = st.just(f"weights {i}" if weights == "in a column" else None)
+            given["weight_separator"] = (
+                word.filter(lambda text: "·" not in text) if weights == "in the text" else st.none()
+            )
         cuts = rising(st.floats(allow_nan=False, allow_infinity=False))
         law = draw(st.sampled_from(["quantile", "equal_width", "criteo"]))
         valid = {"law": st.just(law), "cuts": cuts if law == "quantile" else st.just(())}
         valid |= {"buckets": st.integers(min_value=2), "max_rank": st.integers(min_value=9)}
-        valid |= {"segments": st.sampled_from([(1,), (3, 9), (1, 2, 8)]), "separator": st.none() | word}
+        # "·": a mark of weights may not hold the mark between values
+        marks = st.none() | word.map(lambda text: f"{text}·")
+        valid |= {"segments": st.sampled_from([(1,), (3, 9), (1, 2, 8)]), "separator": marks}
         valid |= {
             "dim": st.none() | counts | st.sampled_from(["log2", "quarter:2.5", "dcn"]),
             "std": st.none() | st.floats(0, 1e9),
