@@ -80,7 +80,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bst, separate": {"name": "bst", "separate": True, "representation": {"heads": 3}},
     "hstu, separate": {"name": "hstu", "separate": True, "representation": {"layers": 1, "heads": 3}},
 }
-QUICK = ["sim, soft", "sim, separate"]
+QUICK = ["sim, soft"]
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS])

@@ -201,7 +201,7 @@ def _lines(path: Path) -> Iterator[bytes]:
     try:
         for batch in frame.collect_batches(maintain_order=True):
             for part in batch.fill_null("").iter_slices(_PIECE):
-                yield "".join(f"{line}\n" for line in part["line"]).encode()
+                yield f"{part['line'].str.join(chr(_NEWLINE)).item()}\n".encode()
     except pl.exceptions.ComputeError:  # a line with that separator: Polars' word must do
         return
 

@@ -247,8 +247,16 @@ class CutsTable(_Loadable):
         return MISSING if x is None else int(self.bucket(np.array([x]))[0])
 
     def _value_name(self, symbol: int) -> str:
-        edges = ["-inf", *(f"{c:g}" if c == float(f"{c:g}") else repr(c) for c in self.cuts.tolist()), "inf"]
-        return f"[{edges[symbol - FIRST]}, {edges[symbol - FIRST + 1]})"
+        above = symbol - FIRST
+        return f"[{self._edge(above - 1)}, {self._edge(above)})"
+
+    def _edge(self, i: int) -> str:
+        """The i-th cut; infinity before the first and after the last."""
+        if not 0 <= i < len(self.cuts):
+            return "-inf" if i < 0 else "inf"
+        cut = float(self.cuts[i])
+        short = f"{cut:g}"
+        return short if cut == float(short) else repr(cut)
 
     def _state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         return {}, {"cuts": self.cuts}
