@@ -21,6 +21,7 @@ from finerank.evaluation.slices import candidate_ids, item_of
 from finerank.metrics import beyond as metrics
 from finerank.metrics.estimate import COVERS, FEW, Estimate, estimate_of
 from finerank.metrics.influence import mean_influence_of, ratio_influence, through
+from finerank.metrics.runs import distinct
 from finerank.models.composition import Head
 from finerank.schema import FIRST, Task, table_of
 
@@ -74,7 +75,8 @@ def beyond(
     ids = candidate_ids(data, at, item)
     trained = data.rows_of(data.requests_of("train"))
     seen = candidate_ids(data, trained, item)
-    catalogue = len(np.union1d(seen, ids))  # what could be recommended: known items, and those that are there
+    # what could be recommended: known items, and those that are there
+    catalogue = len(distinct(np.concatenate([seen, ids])))
 
     def over_lists(values: NDArray[np.float64], slope: float = 1.0, most: float = 1.0) -> Estimate:
         values = np.append(values, np.full(len(rows.owner) - len(values), np.nan))
@@ -87,7 +89,7 @@ def beyond(
 
     users = rows.clusters[tops]
     alike = f"of as many {unit}, all lists together"  # others would see other items, more of them more
-    seen_by = len(np.unique(users))
+    seen_by = len(distinct(users))
     gini = metrics.gini_influence(ids, catalogue, users, rows.count).estimate(0.0, 1.0, unit)
     few = f" (fewer than {FEW}: a rough guide)" if seen_by < FEW else ""
     out = {
@@ -137,7 +139,7 @@ def _users_of(data: Dataset, head: Head, trained: Ints, seen: Ints, ids: Ints) -
     of_row = data.spread(requests, user)
     positive = _labels(data, trained, [t.name for t in data.fitted.schema.tasks].index(head.task)) > 0
     table = data.encoder.tables[str(table_of(data.fitted.schema.feature(str(item_of(data)))))]
-    pairs = np.unique(of_row[positive] * table.size + seen[positive])  # a user counts once for an item
+    pairs = distinct(of_row[positive] * table.size + seen[positive])  # a user counts once for an item
     had = np.bincount(pairs % table.size, minlength=table.size)
     had[:FIRST] = 0
     return had[ids].astype(np.float64), int(user.max()) + 1 if len(user) else 0

@@ -24,6 +24,7 @@ from finerank.evaluation.evaluate import head_rows
 from finerank.evaluation.measure import influences
 from finerank.metrics.estimate import COVERS, Influence, holm, mean_influence, student_quantile, student_tail
 from finerank.metrics.ranking import rela_impr
+from finerank.metrics.runs import distinct
 from finerank.run import Run
 from finerank.training.evaluate import Predictions
 
@@ -157,7 +158,7 @@ def compare(
                 between_seeds=spread[name],
             )
         )
-    rows, users = len(found[0].rows), len(np.unique(found[0].groups))
+    rows, users = len(found[0].rows), len(distinct(found[0].groups))
     on = f"{rows:,} rows of {users:,} {runs[0].unit}"
     how = "covers the data and the seeds" if any(len(group) > 1 for group in groups) else COVERS
     return Comparison(

@@ -21,6 +21,7 @@ from finerank.fresh.past import coded, codes
 from finerank.fresh.score import FreshScorer
 from finerank.metrics.estimate import Estimate
 from finerank.metrics.ranking import of_rankings
+from finerank.metrics.runs import distinct
 from finerank.models.composition import Head
 from finerank.run import Run
 from finerank.training.evaluate import Predictions, judged
@@ -147,9 +148,9 @@ def _judge(
         seed=run.recipe.training.seed,
         split=split,
         by=by,
-        requests=len(np.unique(requests)),
+        requests=len(distinct(requests)),
         rows=len(found.rows),
-        users=len(np.unique(found.groups)),
+        users=len(distinct(found.groups)),
         unit=run.unit,
         heads=heads,
     )

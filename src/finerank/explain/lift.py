@@ -80,7 +80,7 @@ def _interval(positive: np.ndarray, cluster: np.ndarray, rate: float) -> tuple[f
     _, of = np.unique(cluster, return_inverse=True)
     surplus = np.bincount(of, weights=positive - rate)
     variance = float((surplus**2).sum()) / n**2
-    worth = min(n, rate * (1 - rate) / variance) if variance > 0 and 0 < rate < 1 else float(len(np.unique(cluster)))
+    worth = min(n, rate * (1 - rate) / variance) if variance > 0 and 0 < rate < 1 else float(len(surplus))
     centre = (rate + Z95**2 / (2 * worth)) / (1 + Z95**2 / worth)
     half = Z95 / (1 + Z95**2 / worth) * (rate * (1 - rate) / worth + Z95**2 / (4 * worth**2)) ** 0.5
     return max(0.0, centre - half), min(1.0, centre + half)

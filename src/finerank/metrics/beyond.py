@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from finerank.errors import UserError
 from finerank.metrics.estimate import Influence
-from finerank.metrics.runs import Floats, Ints, moves_on, over, sums
+from finerank.metrics.runs import Floats, Ints, distinct, moves_on, over, sums
 
 
 def top(scores: ArrayLike, lists: Ints, k: int = 10) -> Ints:
@@ -49,7 +49,7 @@ def coverage(items: Ints, catalogue: int) -> float:
     >>> coverage(np.array([3, 3, 8, 3]), catalogue=10)
     0.2
     """
-    return len(np.unique(items)) / catalogue if catalogue else float("nan")
+    return len(distinct(items)) / catalogue if catalogue else float("nan")
 
 
 def coverage_se(items: Ints, clusters: Ints, catalogue: int) -> float:

@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from finerank.evaluation.compare import Comparison, compare, p_value
 from finerank.evaluation.document import METRICS, write_json, write_whole
 from finerank.evaluation.evaluate import head_rows
 from finerank.evaluation.measure import influences
 from finerank.metrics.estimate import Estimate, mean_influence
+from finerank.metrics.runs import distinct
 from finerank.run import Run, reader_notes
 from finerank.search.runs import peak_memory
 
@@ -87,7 +86,7 @@ def standings(
         head=head,
         metric=metric,
         rows=0 if test is None else len(test.rows),
-        users=0 if test is None else len(np.unique(test.groups)),
+        users=0 if test is None else len(distinct(test.groups)),
         standings=(*done, *others),
         unit=every[0].unit if every else "users",
         notes=tuple(dict.fromkeys(note for run in every for note in reader_notes(run.recipe, run.dataset))),
