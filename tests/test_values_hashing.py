@@ -110,6 +110,9 @@ def test_vectorised_twins_equal_the_single_hash() -> None:
     values = np.concatenate([rng.integers(-(2**63), 2**63 - 1, 500), np.arange(-50, 50)])
     texts = [str(v) for v in values.tolist()]
     assert hash_integers("t", values).tolist() == hash_texts("t", texts).tolist() == [hash64("t", t) for t in texts]
+    mixed = ["a", "7", "", "07", "-3", "9223372036854775808", "0", "é"]
+    assert hash_texts("t", mixed).tolist() == [hash64("t", t) for t in mixed]
+    assert hash_texts("t", []).tolist() == []
     small = np.array([[1, -2], [3, 4]], dtype=np.int32)
     assert hash_integers("t", small).tolist() == hash_integers("t", small.astype(np.int64)).tolist()
     assert (
