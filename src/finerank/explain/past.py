@@ -29,6 +29,9 @@ from finerank.runtime.values import canonical
 from finerank.schema import SECOND
 from finerank.training.loop import Trainer
 
+PAIRS = 1 << 18
+"""Pairs of candidate and event that are scored at a time."""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -91,7 +94,7 @@ def explain(
     trainer.model.eval()
     with torch.inference_mode():
         out = trainer.model(batch.to(trainer.device))
-        without = trainer.model(_each_event_left_out(batch).to(trainer.device)).logits[:, h].cpu()
+        without = _without_each_event(trainer, batch)[:, h]
         between = between_fields(trainer.model, batch.to(trainer.device))
     logits = out.logits[:, h].cpu()
     candidates = names_of(data.encoder, data.fitted.candidate, take_block(data.candidate, rows))
@@ -122,11 +125,11 @@ def explain(
 
 def latest_request(data: Dataset, user: str, split: str) -> int:
     """The user's last request of a split. Raises UserError for a user who is unknown or has none there."""
-    names = data.users.to_list()
-    wanted = canonical(user)
-    if wanted not in names:
-        raise UserError(f"user {user!r} is not in the data; {nearest(user, names[:100_000])}")
-    mine = np.flatnonzero(data.user == names.index(wanted))
+    names = data.users
+    code = names.index_of(canonical(user))
+    if code is None:
+        raise UserError(f"user {user!r} is not in the data; {nearest(user, names.head(100_000))}")
+    mine = np.flatnonzero(data.user == code)
     here = mine[np.isin(mine, data.requests_of(split))]
     if not len(here):
         raise UserError(
@@ -196,9 +199,18 @@ def _weights(attention: Mapping[str, Tensor], history: str, candidates: int, eve
     return None if found is None else found.view(candidates, events)
 
 
-def _each_event_left_out(batch: Batch) -> Batch:
-    """The request once per event of each history, in order, without that event. batch: of one request with C candidates."""
+def _without_each_event(trainer: Trainer, batch: Batch) -> Tensor:
+    """[T C, heads]: the logits of the request without one event, for each event of each history. Some at a time: all together
+    are T² C pairs, gigabytes of them for a long past."""
     total = sum(len(h.segments) for h in batch.histories.values())
+    events = torch.split(torch.arange(total), max(1, PAIRS // max(1, total * batch.N)))
+    return torch.cat([trainer.model(_left_out(batch, some).to(trainer.device)).logits.cpu() for some in events])
+
+
+def _left_out(batch: Batch, left_out: Tensor) -> Batch:
+    """The request once for each of these events, numbered through all histories, without it. batch: of one request with C
+    candidates."""
+    total = len(left_out)
     copies = torch.arange(total)
     request_of = copies.repeat_interleave(batch.N)
     histories: dict[str, Jagged] = {}
@@ -207,9 +219,8 @@ def _each_event_left_out(batch: Batch) -> Batch:
         events = len(history.segments)
         segments = copies.repeat_interleave(events)
         event = torch.arange(events).repeat(total)
-        kept = segments != event + first
-        lengths = torch.full((total,), events)
-        lengths[first : first + events] -= 1
+        kept = left_out[segments] != event + first
+        lengths = events - ((left_out >= first) & (left_out < first + events)).long()
         starts = lengths.cumsum(0) - lengths
         segments, event = segments[kept], event[kept]
         histories[name] = Jagged(
