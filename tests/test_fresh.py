@@ -17,6 +17,7 @@ from finerank.data.source import scan
 from finerank.errors import UserError
 from finerank.evaluation.evaluate import evaluate, evaluate_files
 from finerank.fresh.files import predict_file
+from finerank.fresh.past import Users
 from finerank.fresh.score import FreshScorer
 from finerank.recipe import Recipe
 from finerank.run import Run, run
@@ -71,6 +72,13 @@ def test_the_order_of_rows_is_theirs(shop: Path) -> None:
     samples = pl.read_parquet(shop / "samples.parquet")
     mixed = np.random.default_rng(0).permutation(samples.height)
     np.testing.assert_allclose(scored(opened, samples[mixed], rows=11), scored(opened, samples)[mixed], atol=1e-5)
+
+
+def test_users_have_the_codes_of_their_names_whoever_was_asked_for_before() -> None:
+    users = Users(pl.Series(["b", "a", "7"]))
+    assert users.codes(pl.Series(["7", "stranger", None, "a"])).tolist() == [2, -1, -1, 1]
+    assert users.codes(pl.Series(["stranger", "b", "other"])).tolist() == [-1, 0, -1]
+    assert Users(pl.Series([], dtype=pl.String)).codes(pl.Series(["a"])).tolist() == [-1]
 
 
 def test_later_events_change_nothing_and_earlier_ones_do(shop: Path) -> None:

@@ -17,7 +17,7 @@ from finerank.evaluation.curves import curves
 from finerank.evaluation.document import By, Evaluation, HeadEvaluation, evaluation_path
 from finerank.evaluation.measure import HeadRows, dense, estimates
 from finerank.evaluation.slices import Slicing, questions, slice_table, slicings
-from finerank.fresh.past import coded, codes
+from finerank.fresh.past import Users
 from finerank.fresh.score import FreshScorer
 from finerank.metrics.estimate import Estimate
 from finerank.metrics.ranking import of_rankings
@@ -77,7 +77,7 @@ def evaluate_files(
             raise UserError(
                 f"samples: no label column {column!r}; {nearest(column, names)}. `finerank predict` needs none"
             )
-    users = coded(run.dataset.users)
+    users = Users(run.dataset.users)
     parts: list[Predictions] = []
     requests: list[np.ndarray] = []
     answers: list[list[np.ndarray]] = [[] for _ in asked]
@@ -94,8 +94,8 @@ def evaluate_files(
             texts = canonical_series(frame[keys.user]).cast(pl.String)
             nobody = texts.is_null().to_numpy()
             groups = np.where(nobody, groups, _hashed(texts))
-            found = codes(texts, users)
-            stranger = users.height  # somebody whom the run does not know
+            found = users.codes(texts)
+            stranger = users.count  # somebody whom the run does not know
             user = np.where(nobody, -1, np.where(found < 0, stranger, found))
             data = replace(data, user=user[batch.order[data.first[:-1]]])
         for values, question in zip(answers, asked, strict=True):

@@ -16,6 +16,7 @@ from finerank.data.events import EventTable, ListTable
 from finerank.data.lists import list_events
 from finerank.data.prepare import Keys
 from finerank.data.source import collect, microseconds, whole_numbers
+from finerank.data.texts import dictionary
 from finerank.errors import UserError
 from finerank.runtime.encoder import Encoder
 from finerank.runtime.fields import fields_of
@@ -23,18 +24,35 @@ from finerank.runtime.values import canonical
 from finerank.schema import SECOND, History
 
 
+class Users:
+    """The codes of users by name, as canonical text. names: by code, each once.
+
+    Read into a dictionary once: a join would read all of them again for every batch of rows.
+    """
+
+    def __init__(self, names: pl.Series) -> None:
+        self.count = len(names)
+        self._dictionary = dictionary()
+        self._dictionary.codes(names)  # 1, 2, ... in their order; who is met later is a stranger
+
+    def codes(self, names: pl.Series) -> np.ndarray:
+        """int64 [n]: the code of each user, -1 for a stranger or one without a name."""
+        found = self._dictionary.codes(names.cast(pl.String)).astype(np.int64)
+        return np.where(found <= self.count, found - 1, -1)
+
+
 @dataclass(frozen=True)
 class Log:
     """The past of users: an event table per history that reads the log, and users' codes in them."""
 
     tables: dict[str, EventTable]
-    users: pl.DataFrame  # user (text), code (int64)
+    users: Users
 
     @staticmethod
     def stored(data: Dataset) -> Log:
         """The events that the run was prepared from."""
         tables = {name: table for name, table in data.events.items() if isinstance(table, EventTable)}
-        return Log(tables, coded(data.users))
+        return Log(tables, Users(data.users))
 
     @staticmethod
     def read(encoder: Encoder, keys: Keys, events: pl.LazyFrame) -> Log:
@@ -51,9 +69,9 @@ class Log:
                 "events: no rows; is this the right file? (left out, it is the log the run was prepared from)"
             )
         names = canonical_series(frame[keys.user])
-        users = coded(names.drop_nulls().unique().sort())
-        code = codes(names, users)
-        return Log({h.name: _table(encoder, h, keys, frame, code, len(users)) for h in histories}, users)
+        users = Users(names.drop_nulls().unique().sort())
+        code = users.codes(names)
+        return Log({h.name: _table(encoder, h, keys, frame, code, users.count) for h in histories}, users)
 
 
 def _table(
@@ -75,17 +93,6 @@ def _table(
         columns |= dict(zip((field.feature.name, f"{field.feature.name}·weights"), field.columns, strict=False))
     block = encode_block(encoder, history.name, part.select(**{name: pl.col(c) for name, c in columns.items()}))
     return EventTable.build(None, code[kept], time, known_at, sequence[kept], block, users=users)
-
-
-def coded(users: pl.Series) -> pl.DataFrame:
-    """user (text), code (int64): as `codes` looks them up."""
-    return pl.DataFrame({"user": users, "code": pl.Series(range(len(users)), dtype=pl.Int64)})
-
-
-def codes(names: pl.Series, users: pl.DataFrame) -> np.ndarray:
-    """int64 [n]: the code of each user, -1 for one without events or name."""
-    joined = pl.DataFrame({"user": names.cast(pl.String)}).join(users, on="user", how="left", maintain_order="left")
-    return joined["code"].fill_null(-1).to_numpy()
 
 
 def from_lists(encoder: Encoder, history: History, heads: pl.DataFrame, rows: np.ndarray) -> tuple[ListTable, Slices]:

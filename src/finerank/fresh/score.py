@@ -2,9 +2,9 @@
 
     samples ──batches in file order──► encode with the run's own encoder ──► slice the event table ──► model ──► scores
 
-Memory follows the batch and the event log, never the samples. Rows keep their order and number. A score depends on its
-own row, its request and its user's past alone, so a request whose rows lie in two batches is scored as two; its rows need
-not be adjacent. The past is the event log that is given, whole, or else the one that the run was prepared from.
+Memory follows the batch, the event log and the names of users, never the samples. Rows keep their order and number. A score
+depends on its own row, its request and its user's past alone, so a request whose rows lie in two batches is scored as two;
+its rows need not be adjacent. The past is the event log that is given, whole, or else the one that the run was prepared from.
 
 n rows of a batch · R requests · H heads
 """
@@ -23,7 +23,7 @@ from finerank.data.encode import canonical_series, encode_block
 from finerank.data.events import EventTable, ListTable
 from finerank.data.source import collect, microseconds, whole_numbers
 from finerank.errors import UserError, nearest
-from finerank.fresh.past import Log, codes, from_lists
+from finerank.fresh.past import Log, from_lists
 from finerank.run import Run
 from finerank.runtime.fields import fields_of
 from finerank.training.evaluate import predict
@@ -96,7 +96,7 @@ class FreshScorer:
         number = np.arange(first_row, first_row + frame.height)
         keys = self.keys
         time = microseconds(frame[keys.time], keys.time_unit, "samples") if keys.time else number
-        user = codes(canonical_series(frame[keys.user]), self.log.users) if keys.user else np.full(len(number), -1)
+        user = self.log.users.codes(canonical_series(frame[keys.user])) if keys.user else np.full(len(number), -1)
         request = frame[keys.request].rank("dense").fill_null(0).cast(pl.Int64).to_numpy() if keys.request else number
         if keys.request and frame[keys.request].null_count():
             raise UserError(f"samples: {frame[keys.request].null_count()} rows have no {keys.request!r}")
