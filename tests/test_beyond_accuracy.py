@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from finerank.cli.app import verbs
 from finerank.errors import UserError
+from finerank.evaluation import beyond
 from finerank.evaluation.beyond import TITLES
 from finerank.evaluation.document import Evaluation, evaluation_path
 from finerank.evaluation.evaluate import evaluate
@@ -243,7 +244,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.mark.parametrize(("by", "k"), [("user", 3), ("request", 2)])
-def test_a_run_against_loops(shop: Run, by: Any, k: int) -> None:
+def test_a_run_against_loops(shop: Run, by: Any, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beyond, "AT_ONCE", 7)  # so that pasts are compared in several turns
     found = {n: e.value for n, e in evaluate(shop, "test", by, k=k).heads["click"].beyond.items()}
     data, scores = shop.dataset, shop.predictions("test")
     column = {name: j for j, (name, _) in enumerate(data.fitted.candidate.ids)}

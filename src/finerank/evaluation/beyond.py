@@ -27,6 +27,9 @@ from finerank.schema import FIRST, Task, table_of
 
 Ints = NDArray[np.int64]
 
+AT_ONCE = 1 << 12
+"""Rows whose pasts are compared at a time: the pasts of a whole split may be larger than memory."""
+
 TITLES: dict[str, str] = {
     "coverage": "coverage: distinct items / items of the catalogue",
     "gini": "Gini of the items' places: 0 alike, 1 all to one",
@@ -166,21 +169,23 @@ def _likeness(
 ) -> NDArray[np.float64]:
     """[m]: for the relevant rows, the share of attributes that the most similar event of any past has too; 0 for the others."""
     out = np.zeros(len(at))
-    wanted = np.flatnonzero(relevant)
-    requests = np.searchsorted(data.first, at[wanted], side="right") - 1
+    every = np.flatnonzero(relevant)
     for name, slices in data.slices.items():
         past = [n for n, _ in data.fitted.histories[name].ids]
         if not all(n in past for n in names):
             continue
-        index, segment, _ = flatten(slices.start[requests], slices.end[requests])
-        events = _known(
-            np.asarray(data.events[name].block.ids[index], dtype=np.int64)[:, [past.index(n) for n in names]]
-        )
-        mine = described[wanted][segment]
-        alike = ((events == mine) & (mine >= 0)).mean(axis=1)
-        best = np.zeros(len(wanted))
-        np.maximum.at(best, segment, alike)
-        out[wanted] = np.maximum(out[wanted], best)
+        for begin in range(0, len(every), AT_ONCE):
+            wanted = every[begin : begin + AT_ONCE]
+            requests = np.searchsorted(data.first, at[wanted], side="right") - 1
+            index, segment, _ = flatten(slices.start[requests], slices.end[requests])
+            events = _known(
+                np.asarray(data.events[name].block.ids[index], dtype=np.int64)[:, [past.index(n) for n in names]]
+            )
+            mine = described[wanted][segment]
+            alike = ((events == mine) & (mine >= 0)).mean(axis=1)
+            best = np.zeros(len(wanted))
+            np.maximum.at(best, segment, alike)
+            out[wanted] = np.maximum(out[wanted], best)
     return out
 
 
