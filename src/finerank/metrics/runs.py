@@ -38,7 +38,7 @@ def moves_on(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def distinct(values: NDArray[Any]) -> NDArray[Any]:
-    """The different values, ascending, by a sort: asked for values alone `np.unique` hashes, which takes 80 times as long.
+    """The different values, ascending, by a sort: asked for values alone `np.unique` hashes, which takes 30 times as long.
 
     >>> distinct(np.array([7, 3, 7])).tolist()
     [3, 7]
