@@ -129,7 +129,11 @@ def main() -> None:
             command = [sys.executable, __file__, "--one", str(Path(folder) / "data"), name, str(rows)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                print(f"  {name:<10} failed: {done.stderr.strip().splitlines()[-1]}", flush=True)
+                said = done.stderr.strip().splitlines()
+                print(
+                    f"  {name:<10} failed ({done.returncode}): {said[-1] if said else 'killed, for memory?'}",
+                    flush=True,
+                )
                 continue
             found = json.loads(done.stdout)
             print(

@@ -33,7 +33,7 @@ from transformer_by_hand import block, gelu
 
 from finerank.data.batch import Batch, Drawn
 from finerank.errors import UserError
-from finerank.models import registry
+from finerank.models import bert4rec, registry
 from finerank.models.catalogue import in_batch_softmax
 from finerank.models.composition import Model
 from finerank.schema import FIRST, OOV, Task
@@ -95,6 +95,29 @@ def test_cloze_loss_by_hand() -> None:
     assert float(losses["cloze"].detach()) == pytest.approx(sum(terms) / 3, rel=1e-9)
     half = replace(batch, rows_in_step=10)
     assert float(model(half).losses["cloze"].detach()) == pytest.approx(sum(terms) / 6, rel=1e-9)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_few_rows_at_a_time_learn_what_all_together_do(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """The softmax over items and the attention within groups, in slices of so many rows that are made again to go back."""
+
+    def run() -> list[torch.Tensor]:
+        model = model_of(BERT).train()
+        loss = model(masked(batch_of())).losses["cloze"]
+        loss.backward()  # type: ignore[no-untyped-call]
+        given = [t.values.grad for t in model.representation.catalogue.vectors.touched]  # type: ignore[union-attr]
+        return [loss.detach(), *(g for g in (*given, *(p.grad for p in model.parameters())) if g is not None)]
+
+    whole, sizes = run(), []
+    softmax = bert4rec.full_softmax
+    monkeypatch.setattr(bert4rec, "full_softmax", lambda logits, i: sizes.append(len(i)) or softmax(logits, i))
+    every = len(model_of(BERT).representation.catalogue.all())  # type: ignore[operator,union-attr]
+    monkeypatch.setattr("finerank.layers.slices.SLICE", rows * 3 * every)
+    sliced = run()
+    assert sizes[:2] == ([1, 1] if rows == 1 else [2, 1])
+    assert len(whole) == len(sliced)
+    for a, b in zip(whole, sliced, strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-14)
 
 
 def at_places(model: Model, past: list[list[Event]], hidden: list[list[bool]]) -> torch.Tensor:

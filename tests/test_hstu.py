@@ -12,8 +12,10 @@ from by_hand import OF, PAST, SMALL, D, Hand, batch_of, features_of, fitted, mod
 
 from finerank.data.batch import Batch
 from finerank.errors import UserError
+from finerank.layers import pointwise
+from finerank.layers.pointwise import BUCKETS, bucket
 from finerank.models import registry
-from finerank.models.hstu import CUTS, bucket
+from finerank.schema import SECOND
 
 AGES = [[7_000_000, 4_000_001, 0], [], [86_400_000_000, 1_500_000]]  # microseconds
 
@@ -125,8 +127,33 @@ def test_items_and_actions_take_turns(actions: str) -> None:
 def test_buckets_of_time_are_powers_of_two_of_a_second() -> None:
     given = torch.tensor([0, 999_999, 1_000_000, -1_999_999, 2_000_000, 4_000_001, 10**18])
     assert bucket(given).tolist() == [0, 0, 1, 1, 2, 3, 30]
-    many = torch.arange(0, 10**8, 777_777)
-    assert torch.equal(bucket(many), (many.unsqueeze(1) >= torch.tensor(CUTS)).sum(1))
+    cuts = torch.tensor([SECOND << i for i in range(BUCKETS - 1)])
+    many = torch.cat([torch.arange(0, 10**8, 777_777), *(cuts + off for off in (-1, 0, 1))])
+    assert torch.equal(bucket(many), (many.unsqueeze(1) >= cuts).sum(1))
+
+
+@pytest.mark.parametrize("timed", [True, False])
+@pytest.mark.parametrize(("queries", "room"), [(256, 1 << 20), (2, 1), (3, 60)])
+def test_attention_in_pieces_is_attention_and_so_are_its_gradients(
+    monkeypatch: pytest.MonkeyPatch, queries: int, room: int, timed: bool
+) -> None:
+    """One piece; one row and two places at a time; two rows and three places."""
+    monkeypatch.setattr(pointwise, "WHOLE", 0)
+    monkeypatch.setattr(pointwise, "QUERIES", queries)
+    monkeypatch.setattr(pointwise, "ROOM", room)
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(4, 2, 7, 3, dtype=torch.float64, generator=draw, requires_grad=True) for _ in range(3))
+    position = torch.randn(9, dtype=torch.float64, generator=draw, requires_grad=True)
+    time = torch.randn(BUCKETS, dtype=torch.float64, generator=draw, requires_grad=True) if timed else None
+    age = torch.randint(0, 10**9, (4, 7), generator=draw).sort(1, descending=True).values
+    there = torch.arange(7) < torch.tensor([[7], [3], [0], [5]])
+    given = [q, k, v, position, *([] if time is None else [time])]
+    found = []
+    for attention in (pointwise.pointwise, pointwise.plain):
+        out = attention(q, k, v * there[:, None, :, None], position, time, age, 9)
+        found.append([out, *torch.autograd.grad(out.square().sum(), given)])
+    for mine, twin in zip(*found, strict=True):
+        assert torch.allclose(mine, twin, rtol=1e-12, atol=1e-14)
 
 
 def test_repeating_an_event_adds_to_what_is_taken() -> None:

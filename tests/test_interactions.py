@@ -265,7 +265,7 @@ def test_afm_by_slices_of_rows_is_the_same_and_so_are_its_gradients(monkeypatch:
     calls: list[int] = []
     other = AttentionalPairs._other
     monkeypatch.setattr(AttentionalPairs, "_other", lambda self, a, b: calls.append(len(a)) or other(self, a, b))
-    monkeypatch.setattr("finerank.layers.products.SLICE", 2 * 9 * 2 * (2 + 3))  # two rows of nine pairs
+    monkeypatch.setattr("finerank.layers.slices.SLICE", 2 * 9 * 2 * (2 + 3))  # two rows of nine pairs
     for a, b in zip(run(), whole, strict=True):
         assert torch.allclose(a, b, rtol=1e-10)
     assert calls == [2, 2, 1, 1, 2, 2, 2, 2, 1]  # forward, backward again, and the evaluation

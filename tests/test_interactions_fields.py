@@ -97,7 +97,7 @@ def test_attention_by_slices_of_rows_is_attention_and_so_are_its_gradients(monke
     sliced: list[int] = []
     met = type(layer)._met
     monkeypatch.setattr(type(layer), "_met", lambda self, q, k, v: sliced.append(len(q)) or met(self, q, k, v))
-    monkeypatch.setattr("finerank.layers.products.SLICE", 2 * (2 * 2 * 5 * 5))  # two rows, two heads, five fields
+    monkeypatch.setattr("finerank.layers.slices.SLICE", 2 * (2 * 2 * 5 * 5))  # two rows, two heads, five fields
     by_slices = run()
     assert sliced == [2, 1, 1, 2]  # forward, and again in the backward pass, the last slice first
     layer.dropout = torch.nn.Identity()

@@ -26,6 +26,7 @@ from finerank.errors import UserError
 from finerank.layers.checks import check_dropout
 from finerank.layers.mlp import linear
 from finerank.layers.segments import gather, segment_sum, spread
+from finerank.layers.slices import by_slices
 
 SHORTEST = 8  # sequences up to this length share a grid
 MASKED = -1e30  # a logit whose exponential is 0 beside any other
@@ -103,6 +104,20 @@ def gathered(parts: Sequence[tuple[Grid, Tensor]], count: int, like: Tensor) -> 
     return values.new_zeros((count, values.shape[1])).index_copy(0, index, values)
 
 
+def _attended(q: Tensor, k: Tensor, v: Tensor, there: Tensor, of: Tensor | None = None) -> tuple[Tensor]:
+    """([B, H, L, d],): softmax(q k / sqrt(d)) v over the places that are `there` (bool [B, L]) and `of` one's group ([B, L]).
+
+    Fused, so that no weights are held: a fifth of the time at 200 places. Exporters take the plain operators.
+    """
+    seen = there[:, None, None]
+    if of is not None:
+        seen = seen & (of.unsqueeze(1) == of.unsqueeze(2)).unsqueeze(1)
+    added = torch.where(seen, 0.0, MASKED).to(q.dtype)  # [B, 1, 1 or L, L]
+    if not torch.compiler.is_exporting():
+        return (F.scaled_dot_product_attention(q, k, v, attn_mask=added),)
+    return (torch.softmax(q @ k.transpose(2, 3) / math.sqrt(q.shape[3]) + added, dim=3) @ v,)
+
+
 class Attention(nn.Module):
     """Multi-head attention: softmax(q k / sqrt(d)) v, heads side by side, through one last linear layer.
 
@@ -126,13 +141,12 @@ class Attention(nn.Module):
         for grid in at:
             shape = (grid.rows, grid.length, self.heads, self.each)
             q_g, k_g, v_g = (grid.fill(x).view(shape).transpose(1, 2) for x in (q, k, v))  # [B, H, L, d]
-            seen = grid.there().unsqueeze(1)  # [B, 1, L]
-            if groups is not None:
+            if groups is None:
+                (met,) = _attended(q_g, k_g, v_g, grid.there())
+            else:  # one mask of L x L for each row
                 of = grid.fill(groups.unsqueeze(1)).squeeze(2)
-                seen = seen & (of.unsqueeze(1) == of.unsqueeze(2))
-            logits = q_g @ k_g.transpose(2, 3) / math.sqrt(self.each)
-            weights = torch.softmax(torch.where(seen.unsqueeze(1), logits, MASKED), dim=3)
-            parts.append((grid, grid.take((weights @ v_g).transpose(1, 2).flatten(2))))
+                (met,) = by_slices(_attended, 2 * grid.length**2, q_g, k_g, v_g, grid.there(), of)
+            parts.append((grid, grid.take(met.transpose(1, 2).flatten(2))))
         out: Tensor = self.out(gathered(parts, x_TK.shape[0], q))
         return out
 

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from finerank.errors import UserError
 from finerank.layers.checks import check_dropout
 from finerank.layers.mlp import linear
-from finerank.layers.products import by_slices, products, spread_fields
+from finerank.layers.products import products, spread_fields
 from finerank.layers.segments import spread
+from finerank.layers.slices import by_slices
 from finerank.models.composition import Features, Interaction, Weighed, Widths
 from finerank.models.lr import Linear
 from finerank.models.plain import EmbeddingOptions, Plain, TaskHeads

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from finerank.errors import UserError
 from finerank.layers.checks import check_dropout
 from finerank.layers.mlp import linear
-from finerank.layers.products import by_slices
+from finerank.layers.slices import by_slices
 from finerank.models.base import Tower
 from finerank.models.composition import Features, Interaction, Weighed, Widths
 from finerank.models.plain import Plain, TaskHeads

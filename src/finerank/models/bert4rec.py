@@ -32,6 +32,7 @@ from finerank.data.masking import Masking
 from finerank.errors import UserError
 from finerank.layers.mlp import linear
 from finerank.layers.segments import gather
+from finerank.layers.slices import by_slices
 from finerank.layers.transformer import Block, check_sizes, grids
 from finerank.models.catalogue import (
     Catalogue,
@@ -117,7 +118,10 @@ class Cloze(Representation):
             at = (hidden & (items_T >= FIRST)).nonzero().squeeze(1)
             u_nD, true = u_TD.index_select(0, at), items_T.index_select(0, at)
             if drawn is None:
-                each = full_softmax(u_nD @ rest[0].T + rest_b[0], true)
+                items_VD, b_V = rest[0], rest_b[0]
+                (each,) = by_slices(
+                    lambda u, i: (full_softmax(u @ items_VD.T + b_V, i),), 3 * items_VD.shape[0], u_nD, true
+                )
             else:
                 of = history.segments.index_select(0, at)
                 logit = (u_nD * e_TD.index_select(0, at)).sum(1) + rest_b[1].index_select(0, at)

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from finerank.data.batch import Batch, Jagged, Pairs
 from finerank.layers.mlp import linear
+from finerank.layers.pointwise import BUCKETS, biases, pointwise
 from finerank.layers.segments import gather, segment_sum, spread
 from finerank.layers.transformer import Grid, check_sizes, gathered, grids
 from finerank.models.base import Tower
@@ -36,17 +37,7 @@ from finerank.models.composition import Features, Needs, Representation
 from finerank.models.pairs import pair_up
 from finerank.models.plain import EmbeddingOptions, FieldEmbedding, TaskHeads, plain_features, plain_widths
 from finerank.models.registry import Composition, named, part
-from finerank.schema import SECOND, FittedSchema
-
-CUTS = tuple(SECOND << i for i in range(30))  # 1 second ... 17 years
-
-
-def bucket(between: Tensor) -> Tensor:
-    """int64 microseconds -> 0 ... 30: how many of 1, 2, 4 ... seconds lie between, whatever the order. Compared exactly."""
-    cuts = torch.tensor(CUTS, device=between.device)
-    if torch.compiler.is_exporting():
-        return (between.abs().unsqueeze(-1) >= cuts).to(torch.int64).sum(-1)
-    return torch.bucketize(between.abs(), cuts, right=True)
+from finerank.schema import FittedSchema
 
 
 @part
@@ -156,7 +147,7 @@ class Unit(nn.Module):
         self.project = linear(width, 4 * heads * self.each)
         self.out = linear(heads * self.each, width)
         self.position = nn.Parameter(torch.randn(most) * 0.02)
-        self.time = nn.Parameter(torch.randn(len(CUTS) + 1) * 0.02) if timed else None
+        self.time = nn.Parameter(torch.randn(BUCKETS) * 0.02) if timed else None
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -179,11 +170,6 @@ class Unit(nn.Module):
         out: Tensor = x + self.dropout(self.out(F.layer_norm(taken, taken.shape[1:]) * projected[0]))
         return out
 
-    def _bias(self, back: Tensor, between: Tensor) -> Tensor:
-        """rab of elements that lie `back` places and `between` microseconds before another."""
-        out = self.position[back.clamp(max=self.most - 1)]
-        return out if self.time is None else out + self.time[bucket(between)]
-
     def _of_events(self, of_T: tuple[Tensor, ...], history: Jagged, at: list[Grid]) -> Tensor:
         """[T, H d]: what every event takes from those before it and itself."""
         _, v, q, k = of_T
@@ -191,13 +177,9 @@ class Unit(nn.Module):
         for grid in at:
             shape = (grid.rows, grid.length, self.heads, self.each)
             q_g, k_g, v_g = (grid.fill(x).view(shape).transpose(1, 2) for x in (q, k, v))  # [B, H, L, d]
-            place = torch.arange(grid.length, device=q.device)
-            back = place.unsqueeze(1) - place  # [L, L]
             age = grid.fill(history.ages.unsqueeze(1)).squeeze(2)
-            bias = self._bias(back.clamp(min=0), age.unsqueeze(1) - age.unsqueeze(2))  # [B or 1, L, L]
-            seen = (back >= 0) & grid.there().unsqueeze(1)
-            weights = F.silu(q_g @ k_g.transpose(2, 3) + bias.unsqueeze(-3)) / self.most * seen.unsqueeze(1)
-            parts.append((grid, grid.take((weights @ v_g).transpose(1, 2).flatten(2))))
+            met = pointwise(q_g, k_g, v_g, self.position, self.time, age, self.most)
+            parts.append((grid, grid.take(met.transpose(1, 2).flatten(2))))
         return gathered(parts, v.shape[0], v)
 
     def _of_candidates(
@@ -208,13 +190,14 @@ class Unit(nn.Module):
         _, v_T, _, k_T = of_T
         event = pairs.events()
         length = history.lengths.index_select(0, request_of).index_select(0, pairs.candidate)
-        bias_P = self._bias(length - history.positions.index_select(0, event), history.ages.index_select(0, event))
+        back = length - history.positions.index_select(0, event)
+        bias_P = biases(self.position, self.time, back, history.ages.index_select(0, event))
         logits_PH = self._by_head(spread(q_N, pairs.candidate) * gather(k_T, event)).sum(2) + bias_P.unsqueeze(1)
         weights_PH = F.silu(logits_PH) / self.most
         taken = segment_sum(
             (weights_PH.unsqueeze(2) * self._by_head(gather(v_T, event))).flatten(1), pairs.candidate, v_N.shape[0]
         )
-        now = self._bias(request_of.new_zeros(1), request_of.new_zeros(1))
+        now = biases(self.position, self.time, request_of.new_zeros(1), request_of.new_zeros(1))
         own_NH = F.silu(self._by_head(q_N * k_N).sum(2) + now) / self.most
         return taken + (own_NH.unsqueeze(2) * self._by_head(v_N)).flatten(1), weights_PH
 
