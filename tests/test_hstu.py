@@ -138,9 +138,7 @@ def test_attention_in_pieces_is_attention_and_so_are_its_gradients(
     monkeypatch: pytest.MonkeyPatch, queries: int, room: int, timed: bool
 ) -> None:
     """One piece; one row and two places at a time; two rows and three places."""
-    monkeypatch.setattr(pointwise, "WHOLE", 0)
-    monkeypatch.setattr(pointwise, "QUERIES", queries)
-    monkeypatch.setattr(pointwise, "ROOM", room)
+    monkeypatch.setattr(pointwise, "CPU", pointwise.Limits(0, queries, room))
     draw = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(4, 2, 7, 3, dtype=torch.float64, generator=draw, requires_grad=True) for _ in range(3))
     position = torch.randn(9, dtype=torch.float64, generator=draw, requires_grad=True)

@@ -24,9 +24,23 @@ from finerank.schema import SECOND
 BUCKETS = 31
 """Of the time between two events: below 1, 2, 4 ... seconds, up to 17 years."""
 
-WHOLE = 1 << 22  # weights that are kept for the backward pass, which is quicker than to make them again
-QUERIES = 64  # places that look at the same time
-ROOM = 1 << 18  # weights that are held at a time: what is made of them stays in the cache
+
+@dataclass(frozen=True)
+class Limits:
+    """What is made at a time.
+
+    whole    up to so many weights are kept for the backward pass, which is quicker than to make them again
+    queries  places that look at the same time
+    room     weights that are held at a time
+    """
+
+    whole: int
+    queries: int
+    room: int
+
+
+CPU = Limits(1 << 22, 64, 1 << 18)  # what is made of a piece stays in the cache
+GPU = Limits(1 << 26, 1 << 10, 1 << 26)  # few calls: a gigabyte or two
 
 _LATER = -1e30  # a logit whose weight is 0, and so is what it gives back
 _MANTISSA, _BIAS = 20, 1022  # of the upper half of a float64: x in [2^(e-1), 2^e) has the exponent bits e + 1022
@@ -39,8 +53,7 @@ def bucket(between: Tensor) -> Tensor:
         cuts = torch.tensor([SECOND << i for i in range(BUCKETS - 1)], device=between.device)
         return (between.abs().unsqueeze(-1) >= cuts).to(torch.int64).sum(-1)
     seconds = between.abs().to(torch.float64).div_(SECOND)  # 2^i seconds are exact, and a microsecond less is below
-    halves: Tensor = seconds.view(torch.int32).unflatten(-1, (-1, 2))  # type: ignore[no-untyped-call]
-    upper = halves[..., int(sys.byteorder == "little")]
+    upper = seconds.view(torch.int32)[..., int(sys.byteorder == "little") :: 2]
     return (upper >> _MANTISSA).sub_(_BIAS).clamp_(0, BUCKETS - 1)
 
 
@@ -60,7 +73,7 @@ def pointwise(
     n        what the weights are divided by
     """
     rows, heads, length, _ = q.shape
-    if torch.compiler.is_exporting() or rows * heads * length**2 <= WHOLE:
+    if torch.compiler.is_exporting() or rows * heads * length**2 <= _limits(q).whole:
         return plain(q, k, v, position_M, time_C, age, n)
     out: Tensor = _Pointwise.apply(q, k, v, position_M, time_C, age, n)  # type: ignore[no-untyped-call]
     return out
@@ -96,13 +109,17 @@ class _Piece:
         return bucket(mine[:, self.queries].unsqueeze(2) - mine[:, self.keys].unsqueeze(1))
 
 
+def _limits(q: Tensor) -> Limits:
+    return CPU if q.device.type == "cpu" else GPU
+
+
 def _spans(q: Tensor) -> Iterator[tuple[Tensor, Iterator[_Piece]]]:
     """(back int64 [Q, J], its pieces), one span of places that look after the other."""
-    rows, heads, length, _ = q.shape
-    for low in range(0, length, QUERIES):
-        high = min(low + QUERIES, length)
+    (rows, heads, length, _), limits = q.shape, _limits(q)
+    for low in range(0, length, limits.queries):
+        high = min(low + limits.queries, length)
         place = torch.arange(high, device=q.device)
-        step = max(1, ROOM // (heads * (high - low) * high))
+        step = max(1, limits.room // (heads * (high - low) * high))
         pieces = (_Piece(slice(b, b + step), slice(low, high), slice(high)) for b in range(0, rows, step))
         yield place[low:].unsqueeze(1) - place, pieces
 
