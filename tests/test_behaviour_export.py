@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from test_export import Text, World, _no_traces, check_the_trip, trained, worlds  # noqa: F401 - fixtures
+from test_export import Text, World, _no_traces, _one_registry, check_the_trip, trained, worlds  # noqa: F401 - fixtures
 
 from finerank.data.prepare import prepare
 from finerank.data.split import Split

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 import tiny
 import torch
 from torch import Tensor
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from finerank.data.batch import Batch
 from finerank.data.builder import BatchBuilder
@@ -53,6 +55,14 @@ def _no_traces() -> None:
     because it does not propagate."""
     traces = logging.getLogger("torch.__trace")
     traces.handlers, traces.propagate = [], True
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_registry() -> Iterator[None]:
+    """torch reads its ONNX operators anew for every export, which is a tenth of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
 
 
 @dataclass(frozen=True)

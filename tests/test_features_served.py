@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 import tiny
 import torch
-from test_export import World, _no_traces, bundle_of, check_raw_values_give_the_offline_logits, trained
+from test_export import World, _no_traces, _one_registry, bundle_of, check_raw_values_give_the_offline_logits, trained
 
 from finerank.data.builder import BatchBuilder
 from finerank.data.dataset import Dataset
@@ -37,7 +37,7 @@ from finerank.schema import (
     field_names,
 )
 
-__all__ = ["_no_traces"]  # a fixture
+__all__ = ["_no_traces", "_one_registry"]  # fixtures
 
 POOLINGS = ("sum", "mean", "max")
 RANKS = ("embedded", "joint", "segments", "none")

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 import tiny
 import torch
-from test_export import World, _no_traces, bundle_of, check_raw_values_give_the_offline_logits, trained  # noqa: F401
+from test_export import World, _no_traces, _one_registry, bundle_of, check_raw_values_give_the_offline_logits, trained  # noqa: F401
 
 from finerank.data.builder import BatchBuilder
 from finerank.data.prepare import prepare
