@@ -102,8 +102,9 @@ def test_few_rows_at_a_time_learn_what_all_together_do(monkeypatch: pytest.Monke
     """The softmax over items and the attention within groups, in slices of so many rows that are made again to go back."""
 
     def run() -> list[torch.Tensor]:
-        model = model_of(BERT).train()
-        loss = model(masked(batch_of())).losses["cloze"]
+        model = model_of(BERT | {"heads": "tasks"}).train()
+        out = model(masked(batch_of()))
+        loss = out.losses["cloze"] + out.logits.sum()
         loss.backward()  # type: ignore[no-untyped-call]
         given = [t.values.grad for t in model.representation.catalogue.vectors.touched]  # type: ignore[union-attr]
         return [loss.detach(), *(g for g in (*given, *(p.grad for p in model.parameters())) if g is not None)]
@@ -126,7 +127,7 @@ def at_places(model: Model, past: list[list[Event]], hidden: list[list[bool]]) -
     r = model.representation
     history = batch.histories["clicks"]
     (e,) = r.catalogue(history.events.ids[:, 0])  # type: ignore[operator,union-attr]
-    out: torch.Tensor = r._read(e, history, batch.masked["clicks"])[1]  # type: ignore[operator,union-attr]
+    out: torch.Tensor = r._guessed(e, history, batch.masked["clicks"])  # type: ignore[operator,union-attr]
     return out
 
 
@@ -233,9 +234,32 @@ def test_matching_needs_one_vector_on_either_side() -> None:
 
 
 def test_bert4rec_may_learn_the_labels_too() -> None:
-    model = model_of(BERT | {"heads": "tasks"}).train()
+    model = model_of(BERT | {"heads": "tasks"})
     batch = masked(batch_of())
-    assert set(model.losses(batch, model(batch))) == {"click", "cloze"}
+    served = model(batch).logits
+    out = model.train()(batch)
+    assert set(model.losses(batch, out)) == {"click", "cloze"}
+    assert torch.equal(out.logits, served)
+
+
+def test_each_past_is_read_once_where_training_learns_nothing_from_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same loss as beside scores that are learnt; a loss that an interaction takes of the vectors has them read too."""
+    charging = {"kind": "late_crossing", "hidden": [4], "in_batch": 1.0}
+    read: list[str] = []
+    for way in ("_expected", "_guessed"):
+        plain = getattr(bert4rec.Cloze, way)
+        monkeypatch.setattr(bert4rec.Cloze, way, lambda *a, way=way, plain=plain: read.append(way) or plain(*a))
+
+    def trained(table: dict[str, Any]) -> float:
+        read.clear()
+        return float(model_of(table).train()(masked(batch_of())).losses["cloze"].detach())
+
+    alone = trained(BERT)
+    assert read == ["_guessed"]
+    assert trained(BERT | {"heads": "tasks"}) == alone
+    assert read == ["_guessed", "_expected"]
+    assert trained(BERT | {"interactions": [charging], "heads": "catalogue"}) == alone
+    assert read == ["_guessed", "_expected"]
 
 
 # ------------------------------------------------------------------------------------------------ YouTube: candidates

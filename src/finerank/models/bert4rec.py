@@ -19,6 +19,7 @@ Xavier-normal, as everywhere here. On the chain of docs/known_truth.md that made
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -33,7 +34,7 @@ from finerank.errors import UserError
 from finerank.layers.mlp import linear
 from finerank.layers.segments import gather
 from finerank.layers.slices import by_slices
-from finerank.layers.transformer import Block, check_sizes, grids
+from finerank.layers.transformer import Block, Grid, check_sizes, grids
 from finerank.models.catalogue import (
     Catalogue,
     CatalogueHeads,
@@ -114,7 +115,7 @@ class Cloze(Representation):
         losses = {}
         if learns:
             hidden = batch.masked[self.item.history]
-            u_RD, u_TD = self._read(e_TD, history, hidden)
+            u_TD = self._guessed(e_TD, history, hidden)
             at = (hidden & (items_T >= FIRST)).nonzero().squeeze(1)
             u_nD, true = u_TD.index_select(0, at), items_T.index_select(0, at)
             if drawn is None:
@@ -130,33 +131,38 @@ class Cloze(Representation):
                 each = sampled_softmax(logit, true, among, ids, (drawn.true.index_select(0, at), log_q))
             # of a request cut into chunks each has the same loss: all together count once
             losses["cloze"] = batch.share * each.sum() / max(each.shape[0], 1)
-        else:
-            u_RD, _ = self._read(e_TD, history, None)
+        # a second reading of every past, and training mostly learns nothing from it
+        asked = not learns or self.scores_learnt
+        u_RD = self._expected(e_TD, history) if asked else e_TD.new_zeros((batch.R, e_TD.shape[1]))
         numbers_R = u_RD.new_zeros((u_RD.shape[0], 0))
         return Features(batch, u_RD.unsqueeze(1), e_ND.unsqueeze(1), numbers_R, b_N.unsqueeze(1), losses)
 
-    def _read(self, e_TD: Tensor, history: Jagged, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(u of a [mask] behind each past [R, D], u of every event where `hidden` ones are masked [T, D] or [0, D])."""
+    def _expected(self, e_TD: Tensor, history: Jagged) -> Tensor:
+        """[R, D]: u of a [mask] behind each past."""
         lengths, count = history.lengths, history.lengths.shape[0]
-        from_newest = lengths.index_select(0, history.segments) - 1 - history.positions
-        x = torch.cat([self._placed(e_TD, from_newest + 1), (self.mask + self.places[:1]).expand(count, -1)])
+        places = self._from_newest(history) + 1
+        x = torch.cat([self._placed(e_TD, places), (self.mask + self.places[:1]).expand(count, -1)])
         segments = torch.cat([history.segments, torch.arange(count, device=lengths.device)])
-        positions, every = torch.cat([history.positions, lengths]), lengths + 1
+        at = grids(segments, torch.cat([history.positions, lengths]), lengths + 1, self.most + 1)
         # what the [mask] leaves no place for is a group by itself, which nothing else looks at
-        out = torch.cat([from_newest + 1 >= self.most, torch.zeros_like(lengths, dtype=torch.bool)])
-        if hidden is not None:  # the training's sequences join in as further ones
-            seen = torch.where(hidden.unsqueeze(1), self.mask, e_TD)
-            x = torch.cat([x, self._placed(seen, from_newest)])
-            segments = torch.cat([segments, history.segments + count])
-            positions = torch.cat([positions, history.positions])
-            out = torch.cat([out, torch.zeros_like(hidden)])
-            every = torch.cat([every, lengths])
-        at = grids(segments, positions, every, self.most + 1)
+        out = torch.cat([places >= self.most, torch.zeros_like(lengths, dtype=torch.bool)])
+        return self._through(x, at, out.long())[e_TD.shape[0] :]
+
+    def _guessed(self, e_TD: Tensor, history: Jagged, hidden: Tensor) -> Tensor:
+        """[T, D]: u of every event where `hidden` ones are masked."""
+        seen = torch.where(hidden.unsqueeze(1), self.mask, e_TD)
+        at = grids(history.segments, history.positions, history.lengths, self.most)
+        return self._through(self._placed(seen, self._from_newest(history)), at, None)
+
+    def _through(self, x: Tensor, at: Sequence[Grid], groups: Tensor | None) -> Tensor:
         for block in self.blocks:
-            x = block(x, at, out.long())
-        u = F.gelu(self.last(x))
-        events = e_TD.shape[0]
-        return u[events : events + count], u[events + count :]
+            x = block(x, at, groups)
+        return F.gelu(self.last(x))
+
+    @staticmethod
+    def _from_newest(history: Jagged) -> Tensor:
+        """int64 [T]: how many events came after each."""
+        return history.lengths.index_select(0, history.segments) - 1 - history.positions
 
     def _placed(self, x_TD: Tensor, places: Tensor) -> Tensor:
         return x_TD + gather(self.places, places.clamp(max=self.most - 1))

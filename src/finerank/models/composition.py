@@ -170,11 +170,13 @@ class Representation(Part):
 
     attends  keys of `Features.attention` and the history of each: the history's name where one unit weighs its events,
              `history.field` (or `history.field+field`) where several do
+    scores_learnt  whether training learns anything from the scores; `Model` says so
     """
 
     widths: Widths
     needs: Needs = Needs()
     attends: Mapping[str, str] = MappingProxyType({})
+    scores_learnt: bool = True
 
     @abstractmethod
     def forward(self, batch: Batch) -> Features:
@@ -338,6 +340,9 @@ class Model(nn.Module):
         self.needs, self.attends = representation.needs, dict(representation.attends)
         for interaction in interactions:
             self.needs = self.needs | interaction.needs
+        # heads without a loss (`models.catalogue`) and interactions that charge nothing read no score in training
+        charges = any(type(interaction).penalties is not Part.penalties for interaction in interactions)
+        representation.scores_learnt = charges or any(head.trained for head in heads.heads)
         self.table = {}
         self.calibration = self.balance = self.task_weights = None
 
