@@ -1,6 +1,6 @@
 """Training on histories of 2,000 events: rows a second and the peak of anonymous memory, each model in a fresh process.
 
-python benchmarks/long_histories.py [events] [rows per step] [model ...]
+python benchmarks/long_histories.py [--events 2000] [--rows 128] [--steps 4] [model ...]
 
 Users' past events are of 40 categories and 20,000 items; a click is likelier where the candidate's category is frequent in the
 whole past, so that looking far back pays. Memory is counted above what importing the package takes, and holds the batch, the
@@ -9,6 +9,7 @@ model, its optimiser and everything between.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -22,7 +23,6 @@ import numpy as np
 
 MODELS = ("base", "din", "sim", "sim_soft", "rnn", "bst", "hstu", "bert4rec")
 USERS, ITEMS, CATEGORIES, REQUESTS = 150, 20_000, 40, 8  # requests per user, the last ones of their time
-STEPS = 4
 
 
 def anonymous() -> int:
@@ -75,8 +75,8 @@ def data(folder: Path, events: int) -> None:
     )
 
 
-def measure(folder: Path, name: str, rows: int) -> dict[str, float]:
-    """Train some steps of `rows` candidates."""
+def measure(folder: Path, name: str, rows: int, count: int) -> dict[str, float]:
+    """Train `count` steps of `rows` candidates, after one that is not timed."""
     import torch
 
     from finerank.data.dataset import Dataset
@@ -89,7 +89,7 @@ def measure(folder: Path, name: str, rows: int) -> dict[str, float]:
     before = anonymous()
     options = TrainingOptions(batch=Budget(rows=rows), threads=1, keep_memory=False)
     trainer = Trainer(registry.composition(name), Dataset.open(folder), options)
-    steps = list(islice(trainer.feed.steps(trainer.dataset.requests_of("train"), options.batch), STEPS + 1))
+    steps = list(islice(trainer.feed.steps(trainer.dataset.requests_of("train"), options.batch), count + 1))
     peak, over = before, threading.Event()
 
     def watch() -> None:
@@ -117,16 +117,25 @@ def measure(folder: Path, name: str, rows: int) -> dict[str, float]:
 
 def main() -> None:
     """A line per model."""
-    if sys.argv[1:2] == ["--one"]:
-        print(json.dumps(measure(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("models", nargs="*", default=list(MODELS))
+    parser.add_argument("--events", type=int, default=2_000)
+    parser.add_argument("--rows", type=int, default=128, help="candidates a step, one a request")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--one", type=Path, help="measure the one model, in this process, on data that are here")
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(measure(given.one, *given.models, given.rows, given.steps)))
         return
-    events = int(sys.argv[1]) if len(sys.argv) > 1 else 2_000
-    rows = int(sys.argv[2]) if len(sys.argv) > 2 else 128
     with tempfile.TemporaryDirectory() as folder:
-        data(Path(folder) / "data", events)
-        print(f"{events:,} events a history, {rows} rows a step, one candidate a request, one thread", flush=True)
-        for name in sys.argv[3:] or MODELS:
-            command = [sys.executable, __file__, "--one", str(Path(folder) / "data"), name, str(rows)]
+        data(Path(folder) / "data", given.events)
+        print(
+            f"{given.events:,} events a history, {given.rows} rows a step, one candidate a request, one thread",
+            flush=True,
+        )
+        for name in given.models:
+            settings = ["--one", str(Path(folder) / "data"), "--rows", str(given.rows), "--steps", str(given.steps)]
+            command = [sys.executable, __file__, name, *settings]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 said = done.stderr.strip().splitlines()
@@ -137,7 +146,7 @@ def main() -> None:
                 continue
             found = json.loads(done.stdout)
             print(
-                f"  {name:<10}{found['a second']:10.0f} rows/s{found['per CPU second']:10.0f} rows/CPU s"
+                f"  {name:<10}{found['a second']:10,.1f} rows/s{found['per CPU second']:10,.1f} rows/CPU s"
                 f"{found['peak'] / 2**30:8.2f} GiB",
                 flush=True,
             )

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import test_run
 import tiny
 import torch
 from rich.console import Console
+from typer.testing import CliRunner
 
 import finerank.cli
 from finerank.cli import app as cli
@@ -88,6 +90,42 @@ def test_help_shows_the_verbs_and_each_an_example(finerank: Call) -> None:
         assert told.code == 0
         assert f"Example: finerank {verb}" in " ".join(told.out.split())
     assert finerank("train", "--help").out.count("--set") >= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--help"], 0, "Convert a public data set."),
+        ([], 2, "Convert a public data set."),
+        (["--version"], 0, metadata.version("finerank")),
+        (["trian"], 2, "Did you mean 'train'"),
+        (["--verison"], 2, "--verison"),
+    ],
+    ids=["help", "nothing", "version", "misspelt verb", "misspelt option"],
+)
+def test_who_calls_no_verb_waits_for_no_torch(words: list[str], code: int, said: str) -> None:
+    """Every verb is listed all the same: what is told of one is read from its file."""
+    asked = f"""
+import sys
+from finerank.cli.app import main
+sys.argv = ["finerank", *{words!r}]
+try:
+    main()
+finally:
+    assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout + done.stderr
+
+
+def test_the_list_of_verbs_is_the_one_that_they_give_themselves(finerank: Call) -> None:
+    def listed(text: str) -> list[str]:
+        return sorted(text.split("Commands:")[1].splitlines())
+
+    told = listed(finerank("--help").out)
+    assert len([line for line in told if line]) == len(VERBS)
+    assert told == listed(CliRunner().invoke(cli.verbs(), ["--help"]).output)
 
 
 def test_models_lists_every_model_uncut(finerank: Call) -> None:

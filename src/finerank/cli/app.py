@@ -1,37 +1,95 @@
 """The application that the verbs join, and the entry point.
 
-A verb is a module of `finerank.cli` that decorates one function with `@app.command()`; being there is all it needs.
+A verb is a module of `finerank.cli` that decorates the function of its name with `@app.command()`; being there is all it
+needs.
 """
 
 from __future__ import annotations
 
+import ast
 import errno
 import importlib
-import pkgutil
 import sys
-from typing import NoReturn
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
-import finerank.cli
+import finerank
 from finerank.errors import UserError
 from finerank.kernels import build
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Fine ranking: learn from logs which candidates a user will click, buy or watch.",
-)
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(finerank.__version__)
+        raise typer.Exit
+
+
+def _application() -> typer.Typer:
+    made = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        help="Fine ranking: learn from logs which candidates a user will click, buy or watch.",
+    )
+
+    @made.callback()
+    def whole(
+        version: Annotated[
+            bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+        ] = False,
+    ) -> None:
+        pass
+
+    return made
+
+
+app = _application()
 
 
 def verbs() -> typer.Typer:
     """The application with every verb joined."""
-    for module in pkgutil.iter_modules(finerank.cli.__path__):
-        importlib.import_module(f"finerank.cli.{module.name}")
+    for name in _told():
+        importlib.import_module(f"finerank.cli.{name}")
     return app
+
+
+def one_verb(wanted: str) -> typer.Typer:
+    """An application with one verb joined; of the others what the list of verbs tells, and how to correct a slip of the pen.
+
+    Most verbs import PyTorch, which takes seconds: whoever asks for help, or misspells a verb, should not wait for it.
+    """
+    one = _application()
+    for name, told in _told().items():
+        if name == wanted:
+            importlib.import_module(f"finerank.cli.{name}")
+            one.registered_commands += [
+                c for c in app.registered_commands if c.callback and c.callback.__name__ == name
+            ]
+        else:
+            one.command(name, help=told)(_absent(name))
+    return one
+
+
+def _absent(name: str) -> Callable[[], None]:
+    def command() -> None:
+        raise AssertionError(f"{name} was called and not joined")
+
+    return command
+
+
+def _told() -> dict[str, str]:
+    """The verbs and their docstrings, read from their files without running them."""
+    found = {}
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and node.name == file.stem:
+                found[node.name] = ast.get_docstring(node) or ""
+    return found
 
 
 _REMEDIES = {
@@ -53,7 +111,7 @@ def main() -> None:
     """
     build.announce(lambda text: Console(stderr=True).print(f"finerank: {text}", highlight=False, markup=False))
     try:
-        verbs()()
+        one_verb(next((word for word in sys.argv[1:] if not word.startswith("-")), ""))()
     except UserError as error:
         _refuse(str(error))
     except (MemoryError, RuntimeError) as error:
