@@ -531,7 +531,7 @@ def test_ftrl_keeps_its_own_l2(worlds: dict[str, Dataset]) -> None:
 
 def test_per_row_is_refused_where_no_row_reads_the_table(worlds: dict[str, Dataset]) -> None:
     with pytest.raises(UserError, match=r"l2_per_row: .*catalogue.biases.weight is compared with sampled or all items"):
-        Trainer(composition("bert4rec"), worlds["plain"], quick(regularise=L2PerRow()))
+        Trainer(composition("bert4rec"), worlds["plain"], quick(regularise=L2PerRow())).fit()
 
 
 def test_decay_is_settled_before_evaluation_and_rows_nobody_met_pay_too(worlds: dict[str, Dataset]) -> None:
@@ -540,7 +540,7 @@ def test_decay_is_settled_before_evaluation_and_rows_nobody_met_pay_too(worlds: 
     trainer = Trainer(small("base"), data, options)
     start = {name: tables.weight.detach().clone() for name, tables in trainer.model.embeddings().items()}
     met: dict[str, set[int]] = {name: set() for name in start}
-    for name, tables in trainer.model.embeddings().items():
+    for name, tables in trainer.optimisers.tables.items():
         catch_up = tables.before_gather
         assert catch_up is not None
         tables.before_gather = lambda rows, n=name, c=catch_up: (met[n].update(rows.tolist()), c(rows))

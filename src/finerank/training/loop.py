@@ -152,7 +152,6 @@ class Trainer:
             self.model.calibration = Calibration(len(self.model.heads))
         balance(self.model, options.tasks)
         self.model.to(self.device)
-        self.optimisers = Optimisers(self.model, dataset.fitted, options)
         self.row_maps = row_maps(dataset.fitted)
         self.builder = BatchBuilder(dataset, self.model.needs, self.row_maps, options.seed)
         self.progress = progress or Progress()
@@ -173,6 +172,11 @@ class Trainer:
         self.told: tuple[dict[str, float], dict[str, float]] = {}, {}  # terms and shares of the last step
         self.seconds = 0.0
         self.rows_done = 0
+
+    @cached_property
+    def optimisers(self) -> Optimisers:
+        """Made when training begins: scoring needs none, and their state is larger than the tables."""
+        return Optimisers(self.model, self.dataset.fitted, self.options)
 
     @cached_property
     def sampled(self) -> Sampled | None:
