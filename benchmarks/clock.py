@@ -122,23 +122,32 @@ class Enough(Exception):  # noqa: N818  no error: it ends a training that has be
     """Raised out of a training loop once as many steps as wanted are done."""
 
 
+def after_torch(tick: Callable[..., None]) -> Callable[[], None]:
+    """Have torch call `tick` after each step of an optimiser of its own; returns what ends it."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    ended: Callable[[], None] = register_optimizer_step_post_hook(tick).remove
+    return ended
+
+
 class StepClock:
-    """A clock on the optimiser steps of any trainer: a hook that torch calls after each step of a dense optimiser.
+    """A clock on the optimiser steps of any trainer.
 
     The rate counts the steps after the first `warm`, loading of batches included, start-up not; `first` is the time until
     the first. `steps`: end the block (not the process) after so many counted steps; 0: whatever the block does.
+    `hook`: has a function called after each step, and returns what ends that.
     """
 
-    def __init__(self, warm: int = 1, steps: int = 0) -> None:
-        self.warm, self.limit = warm, warm + steps if steps else 0
+    def __init__(
+        self, warm: int = 1, steps: int = 0, hook: Callable[[Callable[..., None]], Callable[[], None]] = after_torch
+    ) -> None:
+        self.warm, self.limit, self.hook = warm, warm + steps if steps else 0, hook
 
     def __enter__(self) -> StepClock:
-        from torch.optim.optimizer import register_optimizer_step_post_hook
-
         self.times: list[float] = []
         self.cpu: list[float] = []
         self.start = time.perf_counter()
-        self._hook = register_optimizer_step_post_hook(self._tick)
+        self._end = self.hook(self._tick)
         self._noise = Noise().__enter__()
         return self
 
@@ -150,7 +159,7 @@ class StepClock:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
         self._noise.__exit__()
-        self._hook.remove()
+        self._end()
         return kind is Enough
 
     def figures(self, rows_per_step: float = BATCH) -> dict[str, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ from finerank.models.registry import Composition
 from finerank.schema import Categorical, Hashed, History, Numeric, Schema, Task, Vocabulary
 from finerank.training.evaluate import predict
 from finerank.training.loop import Trainer
+from finerank.training.optimisers import Optimisers
 from finerank.training.options import TrainingOptions
 
 BY_COLUMN = Split(by="column")
@@ -188,13 +190,25 @@ def settings(seed: int) -> TrainingOptions:
     return TrainingOptions(epochs=1, seed=seed, threads=threads, batch=Budget(rows=BATCH), device=DEVICE)  # type: ignore[arg-type]
 
 
+def after_ours(tick: Callable[[], None]) -> Callable[[], None]:
+    """`clock.after_torch` for our training: dense parameters and tables moved."""
+    plain = Optimisers.step
+
+    def step(self: Optimisers, count: int) -> None:
+        plain(self, count)
+        tick()
+
+    Optimisers.step = step  # type: ignore[method-assign]
+    return lambda: setattr(Optimisers, "step", plain)
+
+
 def steps(task: str, world: str, seed: int) -> None:
     """Some steps of a model of the family by the product's own training loop."""
     settle(seed)
     with Memory() as memory:
         data = Dataset.open(folder() / f"finerank_{world}")
         trainer = Trainer(family(task), data, settings(seed))
-        with StepClock(WARM, steps_of(task)) as clock:
+        with StepClock(WARM, steps_of(task), after_ours) as clock:
             trainer.fit()
     emit(**clock.figures(), memory_mb=memory.megabytes, loops=loops.state().split(":")[0])
 
@@ -205,7 +219,7 @@ def train(task: str, world: str, seed: int, precision: Precision = "float32") ->
     with Memory() as memory:
         data = Dataset.open(folder() / f"finerank_{world}")
         trainer = Trainer(model(task), data, replace(settings(seed), precision=precision))
-        with StepClock() as clock:
+        with StepClock(hook=after_ours) as clock:
             rows = trainer.fit()[0].rows
         trained = memory.peak
         test = data.requests_of("test")
@@ -244,7 +258,7 @@ def vocabulary(rows: int) -> None:
         trainer = Trainer(
             model("deepfm"), Dataset.open(Path(at) / "data"), TrainingOptions(epochs=1, seed=1, device="cpu")
         )
-        with StepClock() as clock:
+        with StepClock(hook=after_ours) as clock:
             trainer.fit()
     emit(**clock.figures())
 

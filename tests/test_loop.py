@@ -603,7 +603,7 @@ def test_rates_fall_after_every_epoch_without_improvement(worlds: dict[str, Data
     def look(point: str) -> None:
         if point == "step" and len(seen) == trainer.epoch:
             rows = [row.lr for _, row in sorted(trainer.optimisers.rows.items())]
-            seen.append([*rows, *(group["lr"] for group in trainer.optimisers.dense.param_groups)])
+            seen.append([*rows, trainer.optimisers.dense.lr])
 
     options = quick(epochs=6, plateau=0.1, tables=Adam(lr=0.1), dense=Adam(lr=0.2), first_order=FTRL(alpha=0.3))
     trainer = Trainer(composition("wide_deep"), worlds["one task"], options, at=look)

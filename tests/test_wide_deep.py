@@ -32,6 +32,7 @@ from finerank.data.dataset import Dataset
 from finerank.models import registry
 from finerank.models.composition import FirstOrder, Model
 from finerank.recipe import Recipe
+from finerank.training.dense_optim import DenseAdagrad
 from finerank.training.loop import Trainer
 from finerank.training.options import FTRL, Adagrad, TrainingOptions
 from finerank.training.row_optim import RowAdagrad, RowFTRL
@@ -181,7 +182,7 @@ def test_two_optimisers_step_together(world: Dataset) -> None:
     wide, (deep,) = trainer.model.first_order(), set(trainer.model.embeddings()) - trainer.model.first_order()
     assert {type(trainer.optimisers.rows[name]) for name in wide} == {RowFTRL}
     assert type(trainer.optimisers.rows[deep]) is RowAdagrad
-    assert type(trainer.optimisers.dense) is torch.optim.Adagrad
+    assert type(trainer.optimisers.dense) is DenseAdagrad
     assert not any("numbers" in name for name in trainer.model.state_dict())  # all of the wide branch is FTRL's
 
     (step,) = trainer.builder.steps(world.requests_of("train")[:12], PAPER.batch, shuffle=False)

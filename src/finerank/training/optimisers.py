@@ -5,7 +5,7 @@ V rows of a weight · U touched rows
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -18,6 +18,7 @@ from finerank.layers.embedding import Embedding, Gradient, Tables
 from finerank.layers.gates import Gates
 from finerank.models.composition import Model
 from finerank.schema import FittedSchema, Growing
+from finerank.training.dense_optim import DenseAdagrad, DenseAdam, DenseOptimizer, DenseSGD
 from finerank.training.grda import GRDA
 from finerank.training.options import (
     FTRL,
@@ -50,16 +51,15 @@ def row_optimiser(options: RowOptions, weight: Tensor) -> RowOptimizer:
             return RowSGD(weight, options.lr)
 
 
-def dense_optimiser(options: DenseOptions, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def dense_optimiser(options: DenseOptions, parameters: Sequence[Tensor]) -> DenseOptimizer:
     """The optimiser of all parameters that are no tables."""
     match options:
         case Adam():
-            return torch.optim.Adam(parameters, options.lr, options.betas, options.eps, fused=True)
+            return DenseAdam(parameters, options.lr, options.betas, options.eps)
         case Adagrad():
-            start = options.initial_accumulator
-            return torch.optim.Adagrad(parameters, options.lr, initial_accumulator_value=start)
+            return DenseAdagrad(parameters, options.lr, options.initial_accumulator)
         case SGD():
-            return torch.optim.SGD(parameters, options.lr)
+            return DenseSGD(parameters, options.lr)
 
 
 def regulariser(
@@ -110,7 +110,6 @@ class Optimisers:
         apart = self.tables.keys() | self.gates.keys()
         self.dense_parameters = {n: p for n, p in model.named_parameters() if n not in apart}
         self.dense = dense_optimiser(options.dense, list(self.dense_parameters.values()))
-        self.dense_summed = isinstance(options.dense, Adagrad)  # as `RowOptimizer.summed`
         self.rates = {n: row.lr for n, row in self.rows.items() if row.scheduled}
         # which rows changed since the last checkpoint
         self.changed = {
@@ -122,8 +121,7 @@ class Optimisers:
         """From now on all rates are `factor` times those of the options; FTRL's and the gates' are left alone."""
         for name, rate in self.rates.items():
             self.rows[name].lr = factor * rate
-        for group in self.dense.param_groups:
-            group["lr"] = factor * self.options.dense.lr
+        self.dense.lr = factor * self.options.dense.lr
 
     def search_for(self, steps: int) -> None:
         """So many steps in all will move the gates."""
@@ -153,12 +151,11 @@ class Optimisers:
             gates.step()
         if self.options.clip is not None:
             nn.utils.clip_grad_norm_(self.dense_parameters.values(), self.options.clip)
-        if self.dense_summed:
+        if self.dense.summed:
             for parameter in self.dense_parameters.values():
                 if parameter.grad is not None:
                     parameter.grad.mul_(count)
         self.dense.step()
-        self.dense.zero_grad(set_to_none=True)
 
     def settle(self) -> None:
         """Pay all decay that tables owe: before evaluation. A pass over the tables, only with `l2`."""
@@ -203,12 +200,10 @@ class Optimisers:
                         tensors[f"{part}.{name}.{key}"] = tensor
         for name, gates in self.gates.items():
             tensors |= {f"gates.{name}.{key}": value for key, value in gates.state_dict().items()}
-        for name, p in self.dense_parameters.items():
-            for key, value in self.dense.state.get(p, {}).items():
-                tensors[f"dense.{name}.{key}"] = value
+        for name, state in zip(self.dense_parameters, self.dense.state, strict=True):
+            tensors |= {f"dense.{name}.{key}": value for key, value in state.items()}
         # a parameter that no batch has reached yet (a GRU, where no history was met) has none
-        begun = [bool(self.dense.state.get(p)) for p in self.dense_parameters.values()]
-        tensors["dense"] = torch.tensor(begun, dtype=torch.bool)
+        tensors["dense"] = torch.tensor([bool(state) for state in self.dense.state], dtype=torch.bool)
         return tensors, rows
 
     def saved(self) -> None:
@@ -229,23 +224,18 @@ class Optimisers:
                 self.regularisers[name].load_state_dict(part(f"{self.regularisers[name].part}.{name}."))
         for name, gates in self.gates.items():
             gates.load_state_dict(part(f"gates.{name}."))
-        dense: dict[int, dict[str, Tensor]] = {}
         begun = left.pop("dense", torch.empty(0)).tolist()
-        for i, (name, p) in enumerate(self.dense_parameters.items()):
-            state = part(f"dense.{name}.")
-            if state:
-                dense[i] = {k: v if k == "step" else v.to(p.device) for k, v in state.items()}
+        dense = {name: part(f"dense.{name}.") for name in self.dense_parameters}
         if left:
             raise UserError(
                 f"checkpoint: unexpected optimiser state {sorted(left)[:5]}; was it saved by another recipe?"
             )
-        wrong = [n for i, n in enumerate(self.dense_parameters) if begun[i : i + 1] != [i in dense]]
-        if wrong or len(begun) != len(self.dense_parameters):
+        wrong = [name for i, name in enumerate(dense) if begun[i : i + 1] != [bool(dense[name])]]
+        if wrong or len(begun) != len(dense):
             raise UserError(
                 f"checkpoint: the optimiser state does not fit {wrong[:5]}; was it saved by another recipe?"
             )
-        groups = self.dense.state_dict()["param_groups"]
-        self.dense.load_state_dict({"state": dense, "param_groups": groups})
+        self.dense.load(list(dense.values()))
 
 
 def row_counts(tables: Tables, fitted: FittedSchema) -> Tensor:
