@@ -26,6 +26,7 @@ from finerank.training.balance import balance
 from finerank.training.loop import Progress, Trainer
 from finerank.training.options import Fixed, GradNorm, TaskWeighting, TrainingOptions, Uncertainty
 from finerank.training.scales import constant_losses, outweighed
+from finerank.typed import apply_overrides, build
 
 NUMBERS = ("seconds", "logged", "share", "same")
 
@@ -96,8 +97,8 @@ def test_both_tasks_both_numbers_and_the_remedy_are_told(data: Dataset) -> None:
         f"by its training mean alone task 'seconds' loses {found['seconds']:,.0f} a row and task 'click' "
         f"{found['click']:.2g}, weights included, so what they share learns nearly 'seconds' alone; give the label of "
         f"'seconds' in a larger unit or as its logarithm, or set training.tasks.weights.seconds near "
-        f"{found['click'] / found['seconds']:.1g}, or let training.tasks.kind = 'uncertainty' learn the weights, over some "
-        "thousand steps"
+        f'{found["click"] / found["seconds"]:.1g}, or let training.tasks = {{kind = "uncertainty"}} learn the weights, '
+        "over some thousand steps"
     )
 
 
@@ -116,6 +117,17 @@ def test_the_remedies_silence_it(data: Dataset) -> None:
     assert told(data, only("click", "logged")) is None
     assert told(data, Uncertainty()) is None
     assert told(data, GradNorm()) is None
+
+
+def test_the_remedy_as_it_is_written_is_one_of_the_recipe(data: Dataset) -> None:
+    """Without [training.tasks] a weight alone has no kind, and is refused."""
+    said = told(data, None)
+    assert said is not None
+    written = said.partition("or set ")[2].partition(", or let ")[0]
+    options = build(TrainingOptions, apply_overrides({}, [written])["training"], "training").tasks
+    assert isinstance(options, Fixed)
+    assert list(options.weights) == ["seconds"]
+    assert 0 < options.weights["seconds"] < 1e-3
 
 
 def test_nothing_is_said_of_one_task_of_rates_alone_or_of_a_number_that_does_not_vary(data: Dataset) -> None:

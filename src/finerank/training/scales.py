@@ -7,6 +7,7 @@ entropy of a rate, each times the task's weight and the share of rows that lie i
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 
@@ -46,11 +47,15 @@ def outweighed(model: Model, dataset: Dataset, requests: np.ndarray) -> str | No
     number, ratio = (large, less / more) if large in numbers else (small, more / less)
     unit = "a larger unit or as its logarithm" if large in numbers else "a smaller unit"
     weight = ratio * (1.0 if model.balance is None else model.balance.of_head[number.name])
+    # without a balance there is no `kind` yet, and a weight alone would be refused
+    named = json.dumps(number.task, ensure_ascii=False)
+    new = f'training.tasks = {{kind = "fixed", weights = {{{named} = {weight:.1g}}}}}'
+    remedy = new if model.balance is None else f"training.tasks.weights.{number.task} near {weight:.1g}"
     return (
         f"by its training mean alone task {large.task!r} loses {_written(more)} a row and task {small.task!r} "
         f"{_written(less)}, weights included, so what they share learns nearly {large.task!r} alone; give the label of "
-        f"{number.task!r} in {unit}, or set training.tasks.weights.{number.task} near {weight:.1g}, or let "
-        "training.tasks.kind = 'uncertainty' learn the weights, over some thousand steps"
+        f"{number.task!r} in {unit}, or set {remedy}, or let "
+        'training.tasks = {kind = "uncertainty"} learn the weights, over some thousand steps'
     )
 
 
