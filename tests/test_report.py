@@ -136,6 +136,54 @@ def test_a_difference_that_has_no_p_has_an_empty_cell(shop: Path) -> None:
 
 
 @pytest.fixture(scope="module")
+def numbers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs `one`, `two` (another seed) and `other` of a click and of an amount."""
+    folder = tmp_path_factory.mktemp("numbers")
+    test_run.logs(folder)
+    table = test_run.table()
+    table["task"] = [{"name": "click"}, {"name": "amount", "column": "position", "kind": "regression"}]
+    small = {"name": "base", "interactions": [{"kind": "tower", "hidden": [8]}]}
+    for name, model, seed in (("one", table["model"], 1), ("two", table["model"], 2), ("other", small, 1)):
+        told = table | {"model": model, "training": table["training"] | {"seed": seed}}
+        run(Recipe.parse(told, folder), folder / name, folder / "data")
+    return folder
+
+
+def test_slices_of_a_number_show_its_rmse(numbers: Path) -> None:
+    """They showed an empty axis of AUC and a table of dashes."""
+    html = run_report(Run.open(numbers / "one"), rows=0)
+    at = html.index("· amount</h3>")
+    figure = html[at : html.index("</table>", at)]
+    assert 'aria-label="RMSE by ' in figure
+    assert '<th class="n">RMSE</th>' in figure
+    assert "AUC" not in figure
+    (of,) = (h for h in Evaluation.read(evaluation_path(numbers / "one", "test")).heads.values() if h.task == "amount")
+    for one in of.slices[0].slices:
+        assert number(one.rmse) in figure
+        assert math.isnan(one.rmse_low) or f"{number(one.rmse_low)} to {number(one.rmse_high)}" in figure
+    assert any(one.rmse_low < one.rmse < one.rmse_high for one in of.slices[0].slices)
+
+
+def test_a_question_of_which_no_slice_has_an_interval_has_no_picture(numbers: Path) -> None:
+    table = Evaluation.read(evaluation_path(numbers / "one", "test")).heads["click"].slices[0]
+    none = tuple(replace(s, auc=Estimate(value=0.5)) for s in table.slices)
+    assert not pictures.slice_chart(replace(table, slices=none), "auc", 0.5).svg
+
+
+def test_compared_numbers_show_the_difference_of_their_rmse(numbers: Path) -> None:
+    """Its cells stood below ΔAUC, and were empty; what ± is was said nowhere."""
+    runs = [Run.open(numbers / name) for name in ("other", "one", "two")]
+    found = compare(runs)
+    html = comparison_report(found, runs, numbers / "x.html")
+    amount = html[html.index("<h2>Result: amount") : html.index("<h2>How it was measured")]
+    assert '<th class="n">Δ RMSE</th>' in amount
+    assert "RelaImpr" not in amount
+    (difference,) = (a.differences["rmse"] for a in found.against if a.head == "amount")
+    assert f"{difference.value:+.4f}</td><td>{difference.low:+.4f} to {difference.high:+.4f}</td>" in amount
+    assert "± is the standard deviation between seeds" in html
+
+
+@pytest.fixture(scope="module")
 def ablation(shop: Path) -> Path:
     """What `finerank ablate` writes, of two runs that are there and three outcomes that are made up."""
     (shop / "r.toml").write_text(to_toml(test_run.table(epochs=1)), encoding="utf-8")
@@ -288,6 +336,11 @@ def test_a_browser_opens_the_pages_without_network(shop: Path, page: str, ablati
                 assert box is None or (box["width"] > 50 and box["height"] > 20)
             across = tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
             assert across == 0, f"{name}: the page is wider than the window"
+            tab.set_viewport_size({"width": 400, "height": 900})
+            tab.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+            across = tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            assert across == 0, f"{name}: the page is wider than a narrow window"
+            tab.set_viewport_size({"width": 1200, "height": 900})
             shot = tab.screenshot(path=tmp_path / f"{name}.png")
             assert len(shot) > 10_000
             tab.close()

@@ -180,20 +180,20 @@ def slices_table(head: str, found: SliceTable, unit: str) -> Table:
         "rows",
         unit,
         "rate",
-        *(("AUC", "95 %", "GAUC", "logloss", "calibration") if binary else ("RMSE",)),
+        *(("AUC", "95 %", "GAUC", "logloss", "calibration") if binary else ("RMSE", "95 %")),
     ):
         table.add_column(name, justify="right")
 
-    def shown(values: Mapping[str, float], auc: Estimate | None) -> list[str]:
+    def shown(values: Mapping[str, float], first: Estimate | None) -> list[str]:
         names = ("auc", "gauc", "logloss", "calibration") if binary else ("rmse",)
         cells = ["" if math.isnan(values[m]) else f"{values[m]:.4f}" for m in names]
-        if binary:
-            cells.insert(1, interval(auc) if auc else "")
+        cells.insert(1, interval(first) if first else "")
         return cells
 
     for one in found.slices:
         values = {"auc": one.auc.value, **{m: getattr(one, m) for m in ("gauc", "logloss", "calibration", "rmse")}}
-        table.add_row(one.name, f"{one.rows:,}", f"{one.users:,}", f"{one.rate:.4f}", *shown(values, one.auc))
+        first = one.auc if binary else one.error
+        table.add_row(one.name, f"{one.rows:,}", f"{one.users:,}", f"{one.rate:.4f}", *shown(values, first))
     table.add_row("slices equal", "", "", "", *shown(found.even, None), style="dim")
     return table
 

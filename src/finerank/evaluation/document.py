@@ -6,7 +6,7 @@
         curves                  points for pictures: ROC, precision-recall, reliability bins, histogram of scores
         beyond {name@k}         an `Estimate` each: coverage, diversity, ... of the tops of the lists
         slices [table]          a `SliceTable` per question: rows of the split by some value
-          slices [slice]        rows, users, positives, rate, auc (an Estimate), gauc, logloss, calibration
+          slices [slice]        rows, users, positives, rate, auc (an Estimate), gauc, logloss, calibration; of a number rmse
           even                  the same metrics with every slice counting equally
 
 `<run>/evaluation_<split>.json` is `Evaluation.write`; `Evaluation.read` gives it back. A NaN is null in the file.
@@ -90,7 +90,9 @@ class Curves:
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """The metrics of some rows. name: the value they share. For a regression: rmse is set, the others are NaN."""
+    """The metrics of some rows. name: the value they share. For a regression: rmse is set, with its 95 % interval, and the
+    others are NaN.
+    """
 
     name: str
     rows: int
@@ -102,6 +104,13 @@ class Slice:
     logloss: float
     calibration: float
     rmse: float = math.nan
+    rmse_low: float = math.nan
+    rmse_high: float = math.nan
+
+    @property
+    def error(self) -> Estimate:
+        """The RMSE with its interval."""
+        return Estimate(value=self.rmse, low=self.rmse_low, high=self.rmse_high)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -194,10 +194,8 @@ def _binary(rows: HeadRows) -> dict[str, Influence]:
 def _regression(rows: HeadRows) -> dict[str, Influence]:
     y, w, clusters, count = rows.labels, rows.each, rows.clusters, rows.count
     error = rows.predictions - y
-    squared = mean_influence_of(error**2, w, clusters, count)
-    root = math.sqrt(squared.value)
     out = {
-        "rmse": through(squared, root, 1 / (2 * root) if root > 0 else math.nan),
+        "rmse": rmse_influence(rows),
         "mae": mean_influence_of(np.abs(error), w, clusters, count),
     }
     # equal labels are their own mean, without rounding: they do not vary, and there is no R²
@@ -210,6 +208,13 @@ def _regression(rows: HeadRows) -> dict[str, Influence]:
     if rows.link == "odds":  # first, for it decides: see `Head.judge`
         out = {"odds_loss": mean_influence_of(odds_losses(y, rows.logits), w, clusters, count)} | out
     return out
+
+
+def rmse_influence(rows: HeadRows) -> Influence:
+    """The root of the mean squared error, with what every user does to it."""
+    squared = mean_influence_of((rows.predictions - rows.labels) ** 2, rows.each, rows.clusters, rows.count)
+    root = math.sqrt(squared.value)
+    return through(squared, root, 1 / (2 * root) if root > 0 else math.nan)
 
 
 def _ece(rows: HeadRows, unit: str) -> Estimate:

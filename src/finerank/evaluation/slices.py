@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from finerank.data.dataset import Dataset
 from finerank.errors import UserError, nearest
 from finerank.evaluation.document import Slice, SliceTable
-from finerank.evaluation.measure import HeadRows
+from finerank.evaluation.measure import BOUNDS, HeadRows, rmse_influence
 from finerank.metrics.estimate import Estimate
 from finerank.metrics.influence import auc_influence
 from finerank.metrics.probability import calibration, logloss
@@ -112,9 +112,11 @@ def slice_table(rows: HeadRows, slicing: Slicing, unit: str = "users") -> SliceT
 
 def _slice(name: str, rows: HeadRows, unit: str) -> Slice:
     binary = rows.link == "sigmoid"
-    area = Estimate(value=NAN)
+    area = error = Estimate(value=NAN)
     if binary:
         area = auc_influence(rows.runs, rows.clusters, rows.count).estimate(0.0, 1.0, unit)
+    else:
+        error = rmse_influence(rows).estimate(*BOUNDS["rmse"], unit=unit)
     summary = {"gauc": NAN, "logloss": NAN, "calibration": NAN, "rmse": NAN} | _summary(rows)
     summary.pop("auc", None)  # as an estimate, above
     return Slice(
@@ -124,6 +126,8 @@ def _slice(name: str, rows: HeadRows, unit: str) -> Slice:
         positives=int((rows.labels == 1).sum()) if binary else 0,
         rate=float(rows.each @ rows.labels / rows.each.sum()),
         auc=area,
+        rmse_low=error.low,
+        rmse_high=error.high,
         **summary,
     )
 

@@ -31,6 +31,7 @@ def comparison_report(found: Comparison, runs: Sequence[Run], page: Path) -> str
         + (f"; everything against {found.sides[0].name}" if found.against else ""),
         heads=[_head(found, head, epochs, page, len(heads) > 1) for head in heads],
         how=found.how,
+        seeds=any(len(side.runs) > 1 for side in found.sides),
         runs=[
             {
                 "name": name,
@@ -54,6 +55,7 @@ def _head(
         "title": f"Result: {head}" if several else "Result",
         "sentences": found.sentences(head),
         "metrics": [METRICS[m][0] for m in metrics],
+        "binary": "auc" in metrics,
         "rows": [_row(found, side, head, metrics, page) for side in found.sides],
         "pictures": [p for p in drawn if p is not None],
     }
@@ -61,7 +63,7 @@ def _head(
 
 def _row(found: Comparison, side: Side, head: str, metrics: Sequence[str], page: Path) -> dict[str, object]:
     against = next((a for a in found.against if a.side == side.name and a.head == head), None)
-    difference = None if against is None else against.differences.get("auc")
+    difference = None if against is None else against.differences.get(metrics[0])
     interval = (
         "" if difference is None or math.isnan(difference.low) else f"{difference.low:+.4f} to {difference.high:+.4f}"
     )

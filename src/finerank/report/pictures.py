@@ -117,11 +117,17 @@ def gates(monitors: Mapping[str, float | Sequence[float]]) -> Picture | None:
     return Picture(charts.shares(values, "experts used by each task"), caption)
 
 
-def slice_chart(table: SliceTable, whole: float) -> Picture:
-    """AUC of each slice with its interval; slices too small for one stand in the table alone."""
-    named = [(f"{s.name} ({s.rows:,})", s.auc) for s in table.slices if math.isfinite(s.auc.low)]
-    drawn = charts.intervals(named, "AUC", f"AUC by {table.by}", line=whole)
-    return Picture(drawn, table.note)
+def slice_chart(table: SliceTable, metric: str, whole: float) -> Picture:
+    """AUC (of a number: RMSE) of each slice with its interval; slices too small for one stand in the table alone, and
+    where all are there is nothing to draw.
+
+    metric  "auc" or "rmse"; whole: that of all rows
+    """
+    found = [(f"{s.name} ({s.rows:,})", s.auc if metric == "auc" else s.error) for s in table.slices]
+    named = [(name, one) for name, one in found if math.isfinite(one.low)]
+    if not named:
+        return Picture(Markup(), table.note)
+    return Picture(charts.intervals(named, _title(metric), f"{_title(metric)} by {table.by}", line=whole), table.note)
 
 
 def differences(found: Comparison, head: str, metric: str) -> Picture | None:

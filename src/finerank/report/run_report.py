@@ -130,12 +130,13 @@ def _sentence(head: HeadEvaluation, split: str, unit: str) -> str:
 
 
 def _slice(table: SliceTable, name: str, head: HeadEvaluation, several: bool) -> dict[str, object]:
-    auc = head.metrics.get("auc", Estimate(value=math.nan))
-    picture = pictures.slice_chart(table, auc.value)
+    metric = "auc" if head.link == "sigmoid" else "rmse"
+    picture = pictures.slice_chart(table, metric, head.metrics[metric].value)
     title = f"by {table.by}" + (f" · {name}" if several else "")
     return {
         "title": title,
         "by": table.by,
+        "binary": metric == "auc",
         "svg": picture.svg,
         "note": picture.caption,
         "rows": table.slices,
