@@ -19,6 +19,7 @@ from finerank.errors import UserError
 from finerank.evaluation.compare import compare
 from finerank.evaluation.document import Evaluation, evaluation_path
 from finerank.explain.between import Between
+from finerank.explain.lift import lift
 from finerank.explain.past import Explained, Explanation, Seen
 from finerank.metrics.estimate import Estimate
 from finerank.recipe import Recipe
@@ -248,7 +249,28 @@ def test_lifts_are_counted_without_the_model(shop: Path, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(Run, "trainer", loading)
     finerank("explain", shop / "din", "--lift", "item", "-o", tmp_path / "lift.html")
-    assert f"training rows of {shop / 'din'}" in (tmp_path / "lift.html").read_text(encoding="utf-8")
+    html = (tmp_path / "lift.html").read_text(encoding="utf-8")
+    assert f"training rows of {shop / 'din'}" in html
+
+
+def test_the_page_of_lifts_names_the_task_and_lists_counts_and_lifts(shop: Path, tmp_path: Path) -> None:
+    """Of several tasks none was named, and the lifts themselves stood on the screen alone."""
+    finerank("explain", shop / "din", "--lift", "country", "-o", tmp_path / "lift.html")
+    html = (tmp_path / "lift.html").read_text(encoding="utf-8")
+    assert "<h2>P(click | country)</h2>" in html
+    for one in lift(Run.open(shop / "din").dataset, "country", "click"):
+        cells = (one.value, f"{one.rows:,}", f"{one.positives:,}", number(one.rate))
+        cells += (f"{number(one.low)} to {number(one.high)}", number(one.lift, 2))
+        assert (
+            "".join(f"<td>{cell}</td>" for cell in cells).replace("<miss", "&lt;miss").replace("ing>", "ing&gt;")
+            in html
+        )
+
+
+def test_of_several_heads_importance_names_its_own(shop: Path, page: str, tmp_path: Path) -> None:
+    assert "AUC of click lost on test rows" in page
+    finerank("explain", shop / "din", "--rows", "50", "-o", tmp_path / "fields.html")
+    assert f"AUC of click on test rows of {shop / 'din'}" in (tmp_path / "fields.html").read_text(encoding="utf-8")
 
 
 def test_names_from_the_data_are_escaped() -> None:

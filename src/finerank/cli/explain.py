@@ -15,8 +15,8 @@ from finerank.cli.app import app
 from finerank.errors import UserError
 from finerank.evaluation.document import write_whole
 from finerank.explain.embedding_map import embedding_map
-from finerank.explain.importance import permutation_importance
-from finerank.explain.lift import lift
+from finerank.explain.importance import measured_head, permutation_importance
+from finerank.explain.lift import default_task, lift
 from finerank.explain.past import explain as explain_user
 from finerank.explain.past import latest_request
 from finerank.report import explain_report, pictures
@@ -96,7 +96,8 @@ def _request(
 
 def _importance(run: Run, folder: Path, split: str, rows: int) -> Callable[[], str]:
     """Print what every field is worth; what makes its page."""
-    importance = permutation_importance(run.trainer(), split, rows, advance=_measuring)
+    trainer = run.trainer()
+    importance = permutation_importance(trainer, split, rows, advance=_measuring)
     if importance:
         table = Table("field", box=None)
         for title in ("AUC lost", "least", "most"):
@@ -104,13 +105,14 @@ def _importance(run: Run, folder: Path, split: str, rows: int) -> Callable[[], s
         for field in importance:
             table.add_row(pictures.title(field), *(number(x) for x in (field.loss, field.low, field.high)))
         screen.console.print(table)
-    where = f"{split} rows of {folder}"
+    where = f"AUC of {measured_head(trainer.model).name} on {split} rows of {folder}"
+    screen.console.print(where)
     return partial(explain_report.fields_page, run.recipe.model.name, where, importance, [])
 
 
 def _lifts(run: Run, folder: Path, fields: Sequence[str]) -> Callable[[], str]:
     """Print the lift of the values of these fields; what makes its page. Training rows are counted: no model is asked."""
-    listed = []
+    listed, task = [], default_task(run.dataset)
     for name in fields:
         values = lift(run.dataset, name)
         overall = values[0].rate / values[0].lift if values and values[0].lift else float("nan")
@@ -128,7 +130,8 @@ def _lifts(run: Run, folder: Path, fields: Sequence[str]) -> Callable[[], str]:
             )
         screen.console.print(table)
     where = f"training rows of {folder}"
-    return partial(explain_report.fields_page, run.recipe.model.name, where, [], listed)
+    screen.console.print(f"positives are those of {task}, on {where}")
+    return partial(explain_report.fields_page, run.recipe.model.name, where, [], listed, task)
 
 
 def _measuring(field: str) -> None:

@@ -19,6 +19,7 @@ from finerank.data.builder import BatchBuilder
 from finerank.data.order import shuffled
 from finerank.errors import UserError
 from finerank.metrics.ranking import auc
+from finerank.models.composition import Head, Model
 from finerank.runtime.blocks import Block
 from finerank.schema import Columns
 from finerank.training.loop import Trainer
@@ -54,13 +55,12 @@ def permutation_importance(
     repeats  deals per field; low and high are their extremes
     advance  told the name of each field as its turn comes
     """
-    heads = [i for i, head in enumerate(trainer.model.heads) if head.link == "sigmoid"]
-    if not heads:
-        raise UserError("importance is measured by AUC, and this model has no binary head")
+    measured = measured_head(trainer.model)
+    head = trainer.model.heads.index(measured)
     requests = _some_requests(trainer.builder, split, rows, seed)
-    whole = _auc(trainer, requests, heads[0], None, seed)
+    whole = _auc(trainer, requests, head, None, seed)
     if math.isnan(whole):
-        name, every = trainer.model.heads[heads[0]].name, len(trainer.builder.dataset.requests_of(split))
+        name, every = measured.name, len(trainer.builder.dataset.requests_of(split))
         if len(requests) == every:
             raise UserError(
                 f"importance is measured by AUC, and the {split} rows that count for {name!r} are of one class, or there are "
@@ -72,9 +72,17 @@ def permutation_importance(
     found = []
     for level, field, change in _changes(trainer.builder):
         advance(f"{level} {field}".strip())
-        losses = [whole - _auc(trainer, requests, heads[0], change, seed + 1 + k) for k in range(repeats)]
+        losses = [whole - _auc(trainer, requests, head, change, seed + 1 + k) for k in range(repeats)]
         found.append(Importance(level, field, float(np.mean(losses)), min(losses), max(losses)))
     return sorted(found, key=lambda i: -i.loss)
+
+
+def measured_head(model: Model) -> Head:
+    """The head whose AUC is lost: the first binary one. Raises UserError where there is none."""
+    found = next((head for head in model.heads if head.link == "sigmoid"), None)
+    if found is None:
+        raise UserError("importance is measured by AUC, and this model has no binary head")
+    return found
 
 
 def _some_requests(builder: BatchBuilder, split: str, rows: int, seed: int) -> np.ndarray:

@@ -74,6 +74,11 @@ def lift(dataset: Dataset, field: str, task: str | None = None, top: int = 20) -
     return sorted(out, key=lambda v: -v.lift)
 
 
+def default_task(dataset: Dataset) -> str:
+    """The task whose lift is counted where none is named: the first binary one. Raises UserError where there is none."""
+    return dataset.fitted.schema.tasks[_task(dataset, None)].name
+
+
 def _interval(positive: np.ndarray, cluster: np.ndarray, rate: float) -> tuple[float, float]:
     """95 % of a rate: Wilson's interval at the number of rows that the clusters are worth (variance between clusters)."""
     n = len(positive)

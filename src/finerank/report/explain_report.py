@@ -11,7 +11,7 @@ from finerank.explain.importance import Importance
 from finerank.explain.lift import Lift
 from finerank.explain.past import Explained, Explanation
 from finerank.report import pictures
-from finerank.report.page import render
+from finerank.report.page import number, render
 from finerank.report.pictures import Picture, ago
 
 EVENTS_PER_CANDIDATE = 5
@@ -58,23 +58,40 @@ def request_page(found: Explanation, model: str, planes: Sequence[EmbeddingMap] 
                 ],
             )
         )
-    sections += [
-        Section(title=f"Where {p.field} lies", pictures=[pictures.item_map(p, f"user {found.user}")]) for p in planes
-    ]
+    sections += [Section(title=f"Where {p.field} lies", pictures=[pictures.item_map(p)]) for p in planes]
     summary = f"{len(found.candidates)} candidates, scored by {found.head}" + (f" · {context}" if context else "")
     return render("explanation.html", title=f"{model}: user {found.user}", summary=summary, parts=sections)
 
 
 def fields_page(
-    model: str, summary: str, importance: Sequence[Importance], lifts: Sequence[tuple[str, float, Sequence[Lift]]]
+    model: str,
+    summary: str,
+    importance: Sequence[Importance],
+    lifts: Sequence[tuple[str, float, Sequence[Lift]]],
+    task: str = "positive",
 ) -> str:
-    """The page of a run's fields. lifts: (field, rate of all rows, its values)."""
+    """The page of a run's fields. lifts: (field, rate of all rows, its values); task: whose positives they count."""
     sections = []
     if importance:
         picture = Picture(pictures.importance_chart(importance), "AUC lost when the values are dealt out anew.")
         sections.append(Section(title="Fields that count", pictures=[picture]))
     sections += [
-        Section(title=f"P(positive | {name})", pictures=[pictures.lift_chart(values, name, overall)])
+        Section(
+            title=f"P({task} | {name})",
+            pictures=[pictures.lift_chart(values, name, overall, task)],
+            titles=(name, "rows", "positives", "rate", "95 %", "lift"),
+            rows=[
+                (
+                    v.value,
+                    number(v.rows),
+                    number(v.positives),
+                    number(v.rate),
+                    f"{number(v.low)} to {number(v.high)}",
+                    number(v.lift, 2),
+                )
+                for v in values
+            ],
+        )
         for name, overall, values in lifts
     ]
     return render("explanation.html", title=f"{model}: its fields", summary=summary, parts=sections)

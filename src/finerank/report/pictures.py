@@ -181,14 +181,14 @@ def title(found: Importance) -> str:
     return f"{found.level}.{found.field}" if found.field else f"{found.level} (whole history)"
 
 
-def lift_chart(found: Sequence[Lift], field: str, overall: float) -> Picture:
-    """The rate of each value with its interval."""
+def lift_chart(found: Sequence[Lift], field: str, overall: float, task: str) -> Picture:
+    """The rate of each value with its interval; task: whose positives are counted."""
     named = [
         (f"{v.value} ({v.rows:,})", Estimate(value=v.rate, low=v.low, high=v.high, how="Wilson, by user"))
         for v in found
     ]
     drawn = charts.intervals(named, "rate of positives", f"rate of positives by {field}", line=overall)
-    return Picture(drawn, f"P(positive | {field}) on training rows, number of rows in brackets; dashed: all rows.")
+    return Picture(drawn, f"P({task} | {field}) on training rows, number of rows in brackets; dashed: all rows.")
 
 
 def past(found: Explanation) -> list[Picture]:
@@ -249,14 +249,14 @@ def strongest_first(found: Explanation) -> list[int]:
     return sorted(range(len(found.candidates)), key=lambda c: -found.candidates[c].score)
 
 
-def item_map(found: EmbeddingMap, of: str) -> Picture:
+def item_map(found: EmbeddingMap) -> Picture:
     """The plane of a field's values, the highest scores by name."""
     named = {s.name for s in sorted(found.spots, key=lambda s: -s.score)[:12]}
     values = [
         vars(s) | {"label": _short(f"{s.name} {s.group}".strip(), 20) if s.name in named else ""} for s in found.spots
     ]
     return Picture(
-        charts.plane(values, f"map of {found.field}", f"score for {of}"),
+        charts.plane(values, f"map of {found.field}", "score"),
         f"The {len(found.spots)} most frequent values of {found.field} by their embeddings, on the plane that keeps most of "
         f"their variance ({100 * found.kept:.0f} %), as large as they are frequent, coloured by the score of this request.",
     )

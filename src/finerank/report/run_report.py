@@ -17,7 +17,7 @@ from finerank.errors import UserError
 from finerank.evaluation.beyond import title
 from finerank.evaluation.document import METRICS, Evaluation, HeadEvaluation, SliceTable, evaluation_path
 from finerank.evaluation.evaluate import evaluate
-from finerank.explain.importance import permutation_importance
+from finerank.explain.importance import measured_head, permutation_importance
 from finerank.explain.past import explain
 from finerank.metrics.estimate import Estimate
 from finerank.report import pictures
@@ -84,6 +84,7 @@ def run_report(
             for table in head.slices
         ],
         importance=importance,
+        importance_of=f" of {measured_head(trainer.model).name}" if importance and len(found.heads) > 1 else "",
         example=example,
         splits=[(name, *counts) for name, counts in run.dataset.manifest["split"].items()],
         facts=_facts(run.dataset, reader_notes(run.recipe, run.dataset)),
