@@ -150,11 +150,18 @@ def test_what_is_not_defined_is_nan_and_what_is_says_so() -> None:
     single = HeadRows.of("sigmoid", np.array([1.0, 0]), np.arange(2.0), np.ones(2), np.zeros(2, int), np.arange(2))
     assert estimates(single)["auc"].value == 0.0
     assert math.isnan(estimates(single)["auc"].low)  # one user has no interval
+    assert estimates(single)["auc"].how == "no interval: too few users"
+    assert found["auc"].how == ""  # of what there is not, nothing is told
     empty = HeadRows.of("sigmoid", np.ones(2), np.ones(2), np.zeros(2), np.zeros(2, int), np.arange(2))
     assert all(math.isnan(e.value) for e in estimates(empty).values())
     some = estimates(world(9, users=10))["auc"]
-    assert "10 users (fewer than 30" in some.how
+    assert "10 users (the rarer class has 7, fewer than 30" in some.how
     assert some.how.endswith("covers the data, not the seed of the training")
+    n = 80  # a row each, and positives of five of them: forty users are not "fewer than 30"
+    rare = HeadRows.of(
+        "sigmoid", np.arange(n) % 2 * (np.arange(n) < 10.0), np.arange(n) % 7.0, np.ones(n), *[np.arange(n) // 2] * 2
+    )
+    assert "over 40 users (the rarer class has 5, fewer than 30: a rough guide)" in estimates(rare)["auc"].how
     assert estimates(world(9, users=60))["ece"].how.startswith("200 weighted resamplings")
     assert 0 <= some.low < some.value < some.high <= 1
 

@@ -37,7 +37,7 @@ class Estimate:
     value      the metric
     low, high  the 95 % interval, cut at the metric's own bounds
     se         its standard error
-    how        one phrase that says how the interval was found and what it covers
+    how        one phrase that says how the interval was found and what it covers, or why there is none
     """
 
     value: float
@@ -74,8 +74,11 @@ class Influence:
 
     def estimate(self, low: float = -math.inf, high: float = math.inf, unit: str = "users") -> Estimate:
         """The 95 % interval, value ± t se with G - 1 degrees of freedom, cut at the metric's bounds."""
-        found = max(self.clusters, np.count_nonzero(self.of))
-        few = f" (fewer than {FEW}: a rough guide)" if self.clusters < FEW else ""
+        if math.isnan(self.se):
+            return Estimate(value=self.value, how="" if math.isnan(self.value) else f"no interval: too few {unit}")
+        found = max(self.clusters, int(np.count_nonzero(self.of)))
+        rare = f"the rarer class has {self.clusters:,}, " if found > self.clusters else ""  # of an AUC alone
+        few = f" ({rare}fewer than {FEW}: a rough guide)" if self.clusters < FEW else ""
         how = f"{self.method} over {found:,} {unit}{few}; {COVERS}"
         return estimate_of(self.value, self.se, self.clusters, how, low, high)
 
