@@ -107,6 +107,14 @@ def test_without_rows_no_importance(shop: Path) -> None:
     assert "Fields that count" not in run_report(Run.open(shop / "lr"), rows=0)
 
 
+def test_a_page_into_a_folder_is_refused(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`-o .` ended in a traceback: the folder it stands in has no name of its own."""
+    monkeypatch.chdir(shop)
+    for verb in (("report", "--rows", 0), ("explain", "--lift", "country")):
+        with pytest.raises(UserError, match=r"^\.: is a folder; name a file$"):
+            finerank(verb[0], "lr", *verb[1:], "-o", ".")
+
+
 def test_a_run_without_scores_of_the_split_says_so(shop: Path) -> None:
     with pytest.raises(UserError, match="no scores of 'train'"):
         run_report(Run.open(shop / "lr"), "train")

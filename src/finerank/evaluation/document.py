@@ -202,6 +202,8 @@ T = TypeVar("T")
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file, whole or not at all; its folder is made if need be."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -213,8 +215,6 @@ def write_whole(path: Path, text: str) -> None:
 
 def write_json(document: object, path: Path) -> None:
     """A document of dataclasses as JSON, whole or not at all; NaN as null."""
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; name a file")
     write_whole(path, json.dumps(_null(plain(document)), indent=1, allow_nan=False))
 
 
