@@ -502,6 +502,11 @@ MISTAKES = [
     # what does not go together
     ("feature/1/name", "user", "recipe: schema: feature 'user' is declared twice"),
     ("task/0/name", "conversion", "recipe: schema: task 'conversion' is declared twice"),
+    (
+        "feature/0/column",
+        "bought",
+        "recipe: feature 'user': its column 'bought' is the label of task 'conversion'",
+    ),
     ("history/0/fields", ["itm"], "recipe: history 'clicks': field 'itm' is no feature; did you mean 'item'?"),
     ("history/0/fields", ["user"], "recipe: history 'clicks': field 'user' is a request-level categorical; accepted"),
     ("history/0/columns", {"tags": "t"}, "recipe: history 'clicks': columns names 'tags'; accepted: item, price"),

@@ -355,7 +355,8 @@ def schemas(draw: st.DrawFn) -> schema.Schema:
     tasks: list[schema.Task] = []
     for name in draw(st.lists(word, min_size=1, max_size=3, unique=True)):
         within = st.sampled_from([None, *[task.name for task in tasks]])
-        tasks.append(draw(drawn(schema.Task, name=st.just(name), within=within)))
+        label = st.none() | word.map("label {}".format)  # no column of a feature
+        tasks.append(draw(drawn(schema.Task, name=st.just(f"task {name}"), within=within, column=label)))
     return schema.Schema(features=tuple(features), histories=tuple(histories), tasks=tuple(tasks))
 
 

@@ -24,6 +24,7 @@ class Schema:
             self._check_history(history)
             self._check_events_of_lists(history)
         self._check_tasks()
+        self._check_labels_are_no_inputs()
         self._check_tables()
 
     def _check_names(self) -> None:
@@ -41,6 +42,18 @@ class Schema:
                     raise UserError(f"schema: {what} {name!r}: a name is not empty, has no slash and no dot in front")
         if not self.tasks:
             raise UserError("schema: no task; declare at least one [[task]] with a label column")
+
+    def _check_labels_are_no_inputs(self) -> None:
+        """A model that reads the answer is perfect until it is served. Of past events it may: they are over."""
+        labels = {task.column or task.name: task.name for task in self.tasks}
+        for feature in self.features:
+            read = feature.of if isinstance(feature, Cross) else (column_of(feature),)
+            for column in read:
+                if column in labels and feature.use == "input" and feature.level != "event":
+                    raise UserError(
+                        f"feature {feature.name!r}: its column {column!r} is the label of task {labels[column]!r}, so the "
+                        "model would read the answer; remove the feature, or declare it at level 'event' for the past"
+                    )
 
     def _check_history(self, history: History) -> None:
         if history.name in ("request", "candidate"):
