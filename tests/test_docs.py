@@ -11,6 +11,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import test_every_model
@@ -99,13 +100,16 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_the_readmes_python_equals_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ten lines build the recipe of the TOML above them."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """The ten lines build the recipe of the TOML above them, in both languages."""
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md")]
+    text = texts[0]
     (toml,) = (block for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL) if "[data]" in block)
-    (python,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (python,) = {block for text in texts for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)}
+    assert len([line for line in python.splitlines() if line]) == 10
     made: list[Recipe] = []
-    monkeypatch.setattr(finerank.run, "run", lambda recipe, folder: made.append(recipe) or {"click": 0})
+    judged = SimpleNamespace(test={"click": {"auc": 0.5}})
+    monkeypatch.setattr(finerank.run, "run", lambda recipe, folder: made.append(recipe) or judged)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "code.py").write_text(python.partition("\nprint(")[0], encoding="utf-8")
+    (tmp_path / "code.py").write_text(python, encoding="utf-8")
     runpy.run_path(str(tmp_path / "code.py"))
     assert made[0] == Recipe.parse(tomllib.loads(toml), tmp_path)

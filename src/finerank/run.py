@@ -184,8 +184,8 @@ def _prepare(recipe: Recipe, folder: Path, fingerprint: str, progress: Callable[
 
 def run(
     recipe: Recipe,
-    folder: Path,
-    data: Path | None = None,
+    folder: Path | str,
+    data: Path | str | None = None,
     resume: bool = False,
     progress: Progress | None = None,
     step: Callable[[str], None] = lambda name: None,
@@ -196,6 +196,7 @@ def run(
     resume  go on with the run in `folder`; its recipe must be the same
     Raises UserError, among others, while another process works in `folder`.
     """
+    folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; name a folder for the run")
     check(recipe.model, recipe.training)
@@ -210,7 +211,7 @@ def run(
     beginning = _old_run(recipe, resume)
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder):
-        return _run(recipe, folder, data or folder / "data", resume, beginning, progress, step)
+        return _run(recipe, folder, Path(data or folder / "data"), resume, beginning, progress, step)
 
 
 def what_differs(stored: Path, recipe: Recipe) -> str:
