@@ -327,6 +327,62 @@ def test_tags_with_weights_behind_them(tmp_path: Path) -> None:
     prepared(recipe, tmp_path / "data")
 
 
+def test_lists_of_numbers_weigh_the_list_beside_them(tmp_path: Path) -> None:
+    """They went in as ids, each number one; an embedding of another model did too."""
+    draw = np.random.default_rng(16)
+    tags = [draw.integers(1, 9, i % 4).tolist() for i in range(400)]
+    weights = [draw.random(len(t)).round(3).tolist() for t in tags]
+    columns = {
+        "tags": tags,
+        "tag_weights": weights,
+        "words": ["|".join(f"w{t}" for t in row) for row in tags],
+        "shares": ["|".join(map(str, row)) for row in weights],
+        "embedding": draw.random((400, 4)).tolist(),
+        "whole": [[float(t) for t in row] for row in tags],
+    }
+    found = guessed(tmp_path, columns)
+    features = {f["name"]: f for f in tomllib.loads(found.recipe)["feature"]}
+    assert {name: f.get("weights") for name, f in features.items()} == {
+        "tags": "tag_weights", "words": "shares", "whole": None,
+    }  # fmt: skip
+    why = {g.column: g.why for g in found.guesses}
+    assert why["tag_weights"] == "numbers that weigh the values of 'tags'"
+    assert why["embedding"] == "lists of numbers that are not whole: sizes, and a list is of names"
+    (tmp_path / "recipe.toml").write_text(found.recipe)
+    prepared(Recipe.read(tmp_path / "recipe.toml"), tmp_path / "data")
+
+
+def test_names_of_several_words_are_no_lists(tmp_path: Path) -> None:
+    """`New York` was a list of `New` and `York`, `Widget 12` one of two tags, and no history knew the item."""
+    draw = np.random.default_rng(17)
+    columns = {
+        "product": [f"Widget {i}" for i in draw.integers(0, 60, 400)],
+        "city": draw.choice(["New York", "Los Angeles", "Reno"], 400),
+        "place": draw.choice(["Oslo, Norway", "Bergen, Norway", "Turku, Finland"], 400),
+        "words": [" ".join(f"w{w}" for w in draw.integers(0, 9, 3)) for _ in range(400)],
+    }
+    found = guessed(tmp_path, columns)
+    kinds = {c: kind(found, c) for c in columns}
+    assert kinds == dict.fromkeys(("product", "city", "place"), "categorical") | {"words": "multivalued"}
+
+
+def test_columns_that_no_feature_may_be_called_after_are_read_all_the_same(tmp_path: Path) -> None:
+    """A slash, a dot in front, and `age`, which of an event is how long ago it was: the proposed recipe was refused."""
+    draw = np.random.default_rng(18)
+    samples = {"user_id": draw.integers(0, 20, 400), "time": 1_700_000_000 + np.arange(400)}
+    samples |= {"price/kg": draw.normal(0, 1, 400), ".shop_id": draw.integers(0, 9, 400), "age": draw.normal(0, 1, 400)}
+    samples |= {"ok?/1": draw.integers(0, 2, 400)}
+    pl.DataFrame(samples).write_parquet(tmp_path / "samples.parquet")
+    pl.DataFrame(samples).drop("ok?/1").write_parquet(tmp_path / "events.parquet")
+    found = propose(str(tmp_path / "samples.parquet"), str(tmp_path / "events.parquet"))
+    (tmp_path / "recipe.toml").write_text(found.recipe)
+    recipe = Recipe.read(tmp_path / "recipe.toml")
+    assert recipe.schema.histories[0].fields == ("price_kg", "_shop_id")
+    assert recipe.schema.tasks[0].name == "ok?_1"
+    assert any("events.parquet: its 'age' is left out of the past" in w for w in found.warnings)
+    prepared(recipe, tmp_path / "data")
+
+
 def test_a_joined_past_beside_events_is_said_to_be_left_out(tmp_path: Path) -> None:
     """The table called the column a history, and the recipe had none of it: the events' past stood alone there."""
     draw = np.random.default_rng(13)
@@ -460,6 +516,11 @@ def test_warnings_say_what_is_missing(tmp_path: Path) -> None:
     ("columns", "given", "sentence"),
     [
         ({"label": [1, 2, 3], "x": ["a", "b", "c"]}, {}, r"no column looks like a label .*--label"),
+        (
+            {"shown": [0, 1], "label": [1, 2], "seen": [1, 0]},
+            {},
+            r"'shown' and 'seen' hold zeros and ones, and no name says which is the label; name it with --label$",
+        ),
         ({"label": [0, 1], "x": ["a", "b"]}, {"label": "lable"}, r"--label lable: no such column; .*label"),
         ({"label": [], "x": []}, {}, r"no rows"),
         (

@@ -13,6 +13,7 @@ import polars as pl
 from finerank.metrics.ranking import auc
 from finerank.propose.guess import NAMES, Guess, dates, mean
 from finerank.propose.padding import filler
+from finerank.propose.weights import fractions
 
 GIVES_AWAY = 0.97
 """A column whose values alone order the labels this well was written after them."""
@@ -35,6 +36,8 @@ THINGS = (
 )
 """Whole names of what whole numbers stand for, not measure: an item's number taken as a size would teach nothing."""
 SEPARATORS = ("|", "^", ";", " ", ",")
+OF_NAMES = (" ", ",")
+"""Separators that names hold as well: `New York`, `Oslo, Norway`."""
 WEIGHT_SEPARATORS = (":", "=")
 
 
@@ -64,7 +67,7 @@ def guess_feature(frame: pl.DataFrame, column: pl.Series, label: pl.Series, keys
     if found > GIVES_AWAY:
         return Guess(name, "left out", f"it alone orders the labels with AUC {found:.3f}: surely written after them")
     level = _level(frame, column, keys)
-    base: dict[str, Any] = {"name": name, "level": level}
+    base: dict[str, Any] = {**name_keys(name), "level": level}
     where = "one value per request" if level == "request" else "it varies within requests"
     if "request" not in keys:
         where = "each row is a request of its own"
@@ -82,10 +85,18 @@ def guess_feature(frame: pl.DataFrame, column: pl.Series, label: pl.Series, keys
     return Guess(name, "feature", f"{why}; {where}", {"kind": kind, **base, **more})
 
 
+def name_keys(column: str) -> dict[str, str]:
+    """The keys that name what reads this column: a recipe takes no name with a slash, or a dot in front."""
+    name = re.sub(r"[/\\\0]|^\.", "_", column)
+    return {"name": name} if name == column else {"name": name, "column": column}
+
+
 def _kind(column: pl.Series, known: pl.Series, distinct: int) -> tuple[str | None, dict[str, Any], str]:
     """(kind, further keys, why) of a feature; kind None: leave it out."""
     dtype = column.dtype
     if isinstance(dtype, pl.List):
+        if fractions(known.explode()):
+            return None, {}, "lists of numbers that are not whole: sizes, and a list is of names"
         return "multivalued", *_entries(known, "lists")
     if dtype.is_temporal() or dates(column):
         return None, {}, "a date that is no key: derive hour or weekday from it if it matters"
@@ -96,6 +107,8 @@ def _kind(column: pl.Series, known: pl.Series, distinct: int) -> tuple[str | Non
         if separator is not None:
             entries = known.head(2_000).str.split(separator).explode()
             joined = f"texts joined by {separator!r}"
+            if fractions(entries):
+                return None, {}, f"numbers joined by {separator!r} that are not whole: sizes, and a list is of names"
             if mean(entries.str.contains(r"#\d+$")) > 0.9:
                 return "ranked", {"separator": separator}, f"{joined}, entries like {entries[0]!r}"
             more, why = _entries(known.str.split(separator), joined)
@@ -156,12 +169,20 @@ def separator_of(texts: pl.Series) -> str | None:
         lengths = some.str.count_matches(separator, literal=True)
         if mean(lengths) < 0.5:
             continue
+        if separator in OF_NAMES and _names(texts, separator):
+            continue
         parts = some.str.split(separator).explode()
         if (weights := weight_separator_of(parts)) is not None:
             parts = parts.str.replace(rf"{weights}[^{weights}]*$", "")  # values recur, whatever they weigh
         if parts.n_unique() < 0.5 * len(parts):
             return separator
     return None
+
+
+def _names(texts: pl.Series, separator: str) -> bool:
+    """Whether these are names rather than lists: they come again whole, and have as many parts as there are names."""
+    whole = texts.drop_nulls().unique()
+    return len(whole) < 0.5 * len(texts) and whole.str.split(separator).explode().n_unique() >= len(whole)
 
 
 def _level(frame: pl.DataFrame, column: pl.Series, keys: Mapping[str, str]) -> str:

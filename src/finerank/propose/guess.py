@@ -91,7 +91,7 @@ def find_role(frame: pl.DataFrame, role: str, given: str | None) -> tuple[str, s
         if name in by_name and _could_be(frame[by_name[name]], role):
             return by_name[name], f"its name, and {_looks(frame[by_name[name]], role)}"
     if role == "label":
-        binary = [c for c in frame.columns if _could_be(frame[c], role)]
+        binary = zeros_and_ones(frame)
         if len(binary) == 1:
             return binary[0], "the only column of zeros and ones"
     if role == "time":
@@ -117,6 +117,11 @@ def find_moments(
         if frame.select(pl.struct(column.name, user[0], time[0]).n_unique()).item() == moments:
             return column.name, f"each of its {moments:,} values is one user at one moment"
     return None
+
+
+def zeros_and_ones(frame: pl.DataFrame) -> list[str]:
+    """The columns that could be the label by their values."""
+    return [column for column in frame.columns if _could_be(frame[column], "label")]
 
 
 def _could_be(column: pl.Series, role: str) -> bool:

@@ -11,6 +11,8 @@ from finerank.data.encode import canonical_series
 from finerank.propose.guess import Guess, mean
 from finerank.propose.padding import fillers
 
+AGE = "age"
+"""What the recipe calls how long ago an event was: no field of a history may be called so."""
 HISTORY_SHARE = 0.5
 """A list is a history of a column when more than this share of its entries are among the column's values."""
 
@@ -20,11 +22,12 @@ def joined_history(frame: pl.DataFrame, guesses: list[Guess]) -> tuple[dict[str,
 
     Returns the [[history]] table, or None, and the guesses without these columns as features.
     """
-    lists = {g.column: g.feature for g in guesses if g.feature is not None and g.feature["kind"] == "multivalued"}
+    features = {g.column: g.feature for g in guesses if g.feature is not None}
+    lists = {column: feature for column, feature in features.items() if feature["kind"] == "multivalued"}
     singles = [
-        g.column
-        for g in guesses
-        if g.feature is not None and g.feature["kind"] == "categorical" and g.feature["level"] == "candidate"
+        column
+        for column, feature in features.items()
+        if feature["kind"] == "categorical" and feature["level"] == "candidate" and feature["name"] != AGE
     ]
     some = frame.head(5_000)
     of: dict[str, str] = {}
@@ -52,8 +55,8 @@ def joined_history(frame: pl.DataFrame, guesses: list[Guess]) -> tuple[dict[str,
         return None, guesses
     history: dict[str, Any] = {
         "name": "past",
-        "fields": list(of.values()),
-        "lists": {field: column for column, field in of.items()},
+        "fields": [features[single]["name"] for single in of.values()],
+        "lists": {features[single]["name"]: column for column, single in of.items()},
         "max_length": 50,
     }
     if separator := next(iter(separators)):
@@ -83,14 +86,15 @@ def event_history(
     for role in ("user", "time"):
         if keys[role] not in events.columns:
             return None, [f"{path}: not used, because it has no column {keys[role]!r}; name both files' alike"]
-    fields = [
-        g.column
+    shared = [
+        g.feature["name"]
         for g in guesses
         if g.feature is not None
         and g.feature["level"] == "candidate"
         and g.feature.get("use", "input") == "input"
-        and g.column in events.columns
+        and {g.column, g.feature.get("weights", g.column)} <= set(events.columns)
     ]
-    if not fields:
+    if not (fields := [name for name in shared if name != AGE]):
         return None, [f"{path}: not used, because it shares no column with the candidates"]
-    return {"name": "past", "fields": fields, "max_length": 50}, []
+    of_age = f"{path}: its {AGE!r} is left out of the past, where {AGE!r} is how long ago an event was"
+    return {"name": "past", "fields": fields, "max_length": 50}, [of_age] if AGE in shared else []

@@ -15,9 +15,21 @@ import polars as pl
 from finerank.data.overlap import row_hashes
 from finerank.data.source import collect, scan
 from finerank.errors import UserError, nearest
-from finerank.propose.features import guess_feature
-from finerank.propose.guess import NAMES, Guess, Role, check_time, find_moments, find_role, mean, task_kind, time_unit
+from finerank.propose.features import guess_feature, name_keys
+from finerank.propose.guess import (
+    NAMES,
+    Guess,
+    Role,
+    check_time,
+    find_moments,
+    find_role,
+    mean,
+    task_kind,
+    time_unit,
+    zeros_and_ones,
+)
 from finerank.propose.history import event_history, joined_history
+from finerank.propose.weights import with_weights
 from finerank.typed import to_toml
 
 ROLES: tuple[Role, ...] = ("label", "request", "user", "time")
@@ -68,6 +80,11 @@ def propose(
         check_time(frame[given.time])
     roles = {role: find_role(frame, role, getattr(given, role)) for role in ROLES}
     if roles["label"] is None:
+        if several := zeros_and_ones(frame):
+            raise UserError(
+                f"{samples}: {' and '.join(map(repr, several))} hold zeros and ones, and no name says which is the label; "
+                "name it with --label"
+            )
         texts = _labels_of_text(frame) or _of_yes_and_no(frame)  # which --label would refuse
         raise UserError(
             f"{samples}: no column looks like a label (two values, 0 and 1); {'; '.join(texts) or 'name it with --label'}. "
@@ -91,8 +108,9 @@ def propose(
     user = keys.get("user")
     if user is not None:
         why = "the user is an input as well: taste that the history does not tell"
-        guesses.append(Guess(user, "feature", why, {"kind": "categorical", "name": user, "level": "request"}))
+        guesses.append(Guess(user, "feature", why, {"kind": "categorical", **name_keys(user), "level": "request"}))
     history, guesses = joined_history(frame, guesses)
+    guesses = with_weights(frame, guesses)
     warnings = _warnings(frame, label, kind, keys, guesses)
     if given.label is None:
         warnings += _labels_of_text(frame)
@@ -104,7 +122,7 @@ def propose(
         warnings += more
     task = [
         f"# {label.name}: {taken[label.name][1]}",
-        _toml({"task": [{"name": label.name} | ({} if kind == "binary" else {"kind": kind})]}),
+        _toml({"task": [name_keys(label.name) | ({} if kind == "binary" else {"kind": kind})]}),
     ]
     unit = {"time_unit": time_unit(frame[keys["time"]])} if "time" in keys else {}
     of_data = keys | {key: value for key, value in unit.items() if value != "s"}
