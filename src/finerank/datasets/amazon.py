@@ -129,7 +129,7 @@ def convert(folder: Path, options: Options) -> Converted:
     if in_parts and not given:
         notes.append("train.csv, dev.csv and test.csv were put together; their parts are not the protocol's")
     if options.negatives == "paper":
-        notes.append(LOOKS_AHEAD)
+        notes.append(LOOKS_AHEAD.format(NEVER_CHOSEN if barred == "user" else FROM_ALL_REVIEWS))
     elif left_out:
         notes.append("a positive whose item nobody had before makes no request: being new would give it away")
     counts = reviews.counts | {f"requests left out, {reason}": count for reason, count in left_out.items()}
@@ -280,9 +280,11 @@ def _layout(folder: Path) -> _Reviews:
 
 
 LOOKS_AHEAD = (
-    'negatives = "paper" is a reproduction mode that looks into the future: a negative is known never to be chosen later, '
+    'negatives = "paper" is a reproduction mode that looks into the future: a negative {}, '
     "and may be an item that did not exist yet; metrics are comparable with the publication's, and better than a server's"
 )
+NEVER_CHOSEN = "is known never to be chosen later"
+FROM_ALL_REVIEWS = "is drawn by what is reviewed later as well"
 
 RECIPE = """
 [data]
