@@ -508,6 +508,11 @@ MISTAKES = [
         "recipe: feature 'user': its column 'bought' is the label of task 'conversion'",
     ),
     ("history/0/fields", ["itm"], "recipe: history 'clicks': field 'itm' is no feature; did you mean 'item'?"),
+    (
+        "history/0/fields",
+        ["item", "item"],
+        "recipe.history[0]: history 'clicks': fields = ['item', 'item']; accepted: each",
+    ),
     ("history/0/fields", ["user"], "recipe: history 'clicks': field 'user' is a request-level categorical; accepted"),
     ("history/0/columns", {"tags": "t"}, "recipe: history 'clicks': columns names 'tags'; accepted: item, price"),
     ("task/1/within", "clik", "recipe: task 'conversion': within = 'clik' must be a task declared before it; did you"),

@@ -66,6 +66,8 @@ class History:
         at_least(1, max_length=self.max_length)
         if not self.fields:
             raise UserError(f"history {self.name!r}: fields is empty; name what an event is described by")
+        if len(set(self.fields)) < len(self.fields):
+            raise UserError(f"history {self.name!r}: fields = {list(self.fields)}; accepted: each field once")
         check_separator(self.separator)
         if self.padding is not None and not self.lists:
             raise UserError(f"history {self.name!r}: padding is of lists, and a log of events has none; leave it out")
