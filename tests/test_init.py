@@ -383,6 +383,31 @@ def test_columns_that_no_feature_may_be_called_after_are_read_all_the_same(tmp_p
     prepared(recipe, tmp_path / "data")
 
 
+def test_a_column_of_parts_is_the_split(tmp_path: Path) -> None:
+    """It was an input, and the rows that its maker meant for training were tested on."""
+    draw = np.random.default_rng(19)
+    parts = ["train"] * 300 + ["validation"] * 50 + ["test"] * 50
+    columns = {"item": draw.integers(0, 9, 400), "fold": parts[::-1], "some": ["train", "test"] * 200}
+    found = guessed(tmp_path, columns)
+    assert [kind(found, c) for c in ("fold", "some")] == ["split", "categorical"]
+    (tmp_path / "recipe.toml").write_text(found.recipe)
+    recipe = Recipe.read(tmp_path / "recipe.toml")
+    assert (recipe.data.split.by, recipe.data.split.column) == ("column", "fold")
+    assert not any("split is by position" in w for w in found.warnings)
+    prepared(recipe, tmp_path / "data")
+
+
+def test_a_list_is_no_past_of_what_is_not_known_when_serving(tmp_path: Path) -> None:
+    """Small whole numbers were taken for past positions, and training refused the recipe."""
+    draw = np.random.default_rng(20)
+    lists = [draw.integers(1, 4, 1 + i % 3).tolist() for i in range(400)]
+    columns = {"item_id": draw.integers(10, 19, 400), "position": draw.integers(1, 4, 400), "counts": lists}
+    found = guessed(tmp_path, columns)
+    assert kind(found, "counts") == "multivalued"
+    (tmp_path / "recipe.toml").write_text(found.recipe)
+    Recipe.read(tmp_path / "recipe.toml")
+
+
 def test_a_joined_past_beside_events_is_said_to_be_left_out(tmp_path: Path) -> None:
     """The table called the column a history, and the recipe had none of it: the events' past stood alone there."""
     draw = np.random.default_rng(13)

@@ -10,9 +10,10 @@ import numpy as np
 import polars as pl
 
 from finerank.data.source import WRITE_TIMES, iso_times
+from finerank.data.split import NAMES as PARTS
 from finerank.errors import UserError
 
-Role = Literal["label", "request", "user", "time", "feature", "history", "left out"]
+Role = Literal["label", "request", "user", "time", "split", "feature", "history", "left out"]
 
 NAMES: Mapping[str, tuple[str, ...]] = {
     "label": (
@@ -117,6 +118,12 @@ def find_moments(
         if frame.select(pl.struct(column.name, user[0], time[0]).n_unique()).item() == moments:
             return column.name, f"each of its {moments:,} values is one user at one moment"
     return None
+
+
+def find_split(frame: pl.DataFrame) -> str | None:
+    """The column that says which part a row belongs to, by its values: all three, for a recipe needs them."""
+    texts = [column for column in frame.get_columns() if column.dtype == pl.String]
+    return next((column.name for column in texts if set(column.unique()) == set(PARTS)), None)
 
 
 def zeros_and_ones(frame: pl.DataFrame) -> list[str]:

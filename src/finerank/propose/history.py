@@ -27,7 +27,10 @@ def joined_history(frame: pl.DataFrame, guesses: list[Guess]) -> tuple[dict[str,
     singles = [
         column
         for column, feature in features.items()
-        if feature["kind"] == "categorical" and feature["level"] == "candidate" and feature["name"] != AGE
+        if feature["kind"] == "categorical"
+        and feature["level"] == "candidate"
+        and feature.get("use", "input") == "input"
+        and feature["name"] != AGE
     ]
     some = frame.head(5_000)
     of: dict[str, str] = {}

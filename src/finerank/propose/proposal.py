@@ -23,6 +23,7 @@ from finerank.propose.guess import (
     check_time,
     find_moments,
     find_role,
+    find_split,
     mean,
     task_kind,
     time_unit,
@@ -98,6 +99,9 @@ def propose(
         roles["label"] = (given.label, why)
     keys: dict[str, str] = {role: found[0] for role, found in roles.items() if found is not None and role != "label"}
     taken = {found[0]: (role, found[1]) for role, found in roles.items() if found is not None}
+    split = find_split(frame.drop(taken))
+    if split is not None:
+        taken[split] = ("split", "it says train, validation or test of each row")
     guesses = []
     for column in frame.get_columns():
         if column.name in taken:
@@ -125,8 +129,9 @@ def propose(
         _toml({"task": [name_keys(label.name) | ({} if kind == "binary" else {"kind": kind})]}),
     ]
     unit = {"time_unit": time_unit(frame[keys["time"]])} if "time" in keys else {}
-    of_data = keys | {key: value for key, value in unit.items() if value != "s"}
-    text = _recipe(names or (samples, events), of_data, task, guesses, history, warnings)
+    named_keys = keys | {key: value for key, value in unit.items() if value != "s"}
+    parts = {"by": "time", "validation": 0.1, "test": 0.1} if split is None else {"by": "column", "column": split}
+    text = _recipe(names or (samples, events), {"keys": named_keys, "split": parts}, task, guesses, history, warnings)
     return Proposal(tuple(guesses), text, tuple(warnings))
 
 
@@ -150,7 +155,8 @@ def _warnings(
 ) -> list[str]:
     out = []
     if "time" not in keys:
-        out.append("no column of times: rows count as in order of time, and the split is by position in the file")
+        by = "" if any(g.role == "split" for g in guesses) else ", and the split is by position in the file"
+        out.append(f"no column of times: rows count as in order of time{by}")
     if "user" not in keys:
         out.append("no column of users: no history can be joined, and GAUC is by request")
     if "request" not in keys and {"user", "time"} <= set(keys):
@@ -205,7 +211,7 @@ def _of_yes_and_no(frame: pl.DataFrame) -> list[str]:
 
 def _recipe(
     names: tuple[str, str | None],
-    keys: Mapping[str, str],
+    of_data: Mapping[str, Mapping[str, Any]],
     task: Sequence[str],
     guesses: Sequence[Guess],
     history: Mapping[str, Any] | None,
@@ -215,7 +221,7 @@ def _recipe(
     lines = ["# Proposed from a look at the file. Read it: every guess says why.", ""]
     lines += [f"# note: {warning}" for warning in warnings] + ([""] if warnings else [])
     data: dict[str, Any] = {"samples": samples} | ({"events": events} if history is not None and events else {})
-    lines += [_toml({"data": data | {"keys": dict(keys), "split": {"by": "time", "validation": 0.1, "test": 0.1}}})]
+    lines += [_toml({"data": data | dict(of_data)})]
     left_out = [g for g in guesses if g.role == "left out"]
     if left_out:
         lines += ["# left out:"] + [f"#   {g.column}: {g.why}" for g in left_out] + [""]
