@@ -462,14 +462,13 @@ def test_train_only_columns_do_not_reach_the_graph(odd: World, odd_trip: tuple[T
     assert (with_them.logits["click"] == without.logits["click"]).all()
 
 
-@pytest.mark.parametrize(("column", "owner"), [("position", "ids"), ("click", "click")])
 def test_a_second_feature_over_a_hidden_column_is_refused(
-    column: str, owner: str, odd: World, odd_trip: tuple[Trainer, Path], tmp_path: Path
+    odd: World, odd_trip: tuple[Trainer, Path], tmp_path: Path
 ) -> None:
     trainer, _ = odd_trip
-    features = (*odd.data.fitted.schema.features, Numeric(name="leak", level="candidate", column=column))
+    features = (*odd.data.fitted.schema.features, Numeric(name="leak", level="candidate", column="position"))
     fitted = replace(odd.data.fitted, schema=replace(odd.data.fitted.schema, features=features))
-    with pytest.raises(UserError, match=f"'leak' reads the column '{column}', which '{owner}' keeps out of serving"):
+    with pytest.raises(UserError, match="'leak' reads the column 'position', which 'ids' keeps out of serving"):
         write_bundle(trainer.model, fitted, odd.data.encoder, tmp_path / "bundle", trainer.row_maps)
     assert not list(tmp_path.iterdir())
 

@@ -31,8 +31,7 @@ from finerank.data.source import LOOKED_AT, blocks, files_of, scan
 from finerank.data.split import Split
 from finerank.errors import UserError, nearest
 from finerank.models.registry import Composition, parse
-from finerank.runtime.fields import source_columns
-from finerank.schema import Cross, Feature, History, Numeric, Schema, Task, column_of
+from finerank.schema import Cross, Feature, History, Numeric, Schema, Task, column_of, source_columns
 from finerank.training.options import TrainingOptions
 from finerank.training.stages import amended
 from finerank.typed import apply_overrides, build, plain, read_toml, to_toml

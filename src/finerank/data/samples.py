@@ -23,9 +23,8 @@ from finerank.data.split import NAMES, Split
 from finerank.data.staged import Column, Ids, canonical_series, column_for
 from finerank.data.texts import INT64, dictionary
 from finerank.errors import UserError
-from finerank.runtime.fields import source_columns
 from finerank.runtime.values import canonical
-from finerank.schema import SECOND, History, MultiValued, Schema, column_of
+from finerank.schema import SECOND, History, MultiValued, Schema, column_of, source_columns
 
 
 @dataclass(frozen=True, kw_only=True)

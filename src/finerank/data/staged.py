@@ -19,10 +19,10 @@ from finerank.data.scratch import Array, Int64s, Pile, Scratch
 from finerank.data.texts import NOWHERE, Integers, Joined, Texts, dictionary
 from finerank.errors import UserError, nearest
 from finerank.kernels.ids import Coded
-from finerank.runtime.fields import filler_of, source_columns, weight_separator
+from finerank.runtime.fields import filler_of, weight_separator
 from finerank.runtime.history import flatten
 from finerank.runtime.values import CROSS, canonical, list_weights, no_weight, number, weight_of
-from finerank.schema import Bucketed, Feature, ListFeature, Numeric
+from finerank.schema import Bucketed, Feature, ListFeature, Numeric, source_columns
 
 Floats: TypeAlias = NDArray[np.float64]
 Columns: TypeAlias = pl.Series | Sequence[pl.Series]

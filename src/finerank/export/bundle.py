@@ -17,7 +17,7 @@ from finerank.export.graph import Graph, graph_inputs
 from finerank.export.onnx import write_onnx
 from finerank.models.composition import Model
 from finerank.runtime.encoder import Encoder
-from finerank.runtime.fields import fields_of, source_columns
+from finerank.runtime.fields import fields_of
 from finerank.runtime.manifest import (
     ENCODER,
     FORMAT,
@@ -32,7 +32,7 @@ from finerank.runtime.manifest import (
 )
 from finerank.runtime.rows import RowMap
 from finerank.runtime.symbols import write_json
-from finerank.schema import FittedSchema, Growing, Schema
+from finerank.schema import FittedSchema, Growing, Schema, source_columns
 from finerank.typed import plain
 
 
@@ -110,20 +110,20 @@ def _graph(model: Model, fitted: FittedSchema, path: Path) -> set[str]:
 
 
 def check_no_leak(schema: Schema) -> None:
-    """Raise UserError if an input of a request or candidate reads the column of a train-only feature or of a label.
+    """Raise UserError if an input of a request or candidate reads the column of a train-only feature; no schema has one that
+    reads a label's.
 
     Inputs are made of features whose use is "input" alone (`Encoder.columns`), so a train-only feature has none; this is
     about a second feature over the same column. Events may read it: what happened then is known by now.
     """
     hidden = {column: f.name for f in schema.features if f.use != "input" for column in source_columns(f)}
-    hidden |= {task.column or task.name: task.name for task in schema.tasks}
     for level in ("request", "candidate"):
         for f in fields_of(schema, level):
             for column in f.columns:
                 if column in hidden:
                     raise UserError(
                         f"export: feature {f.feature.name!r} reads the column {column!r}, which {hidden[column]!r} keeps "
-                        "out of serving (a label, or train-only); drop the feature or give it another column"
+                        "out of serving (train-only); drop the feature or give it another column"
                     )
 
 

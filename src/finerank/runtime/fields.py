@@ -9,7 +9,6 @@ from finerank.errors import UserError
 from finerank.runtime.values import canonical, split_rank
 from finerank.schema import (
     Bucketed,
-    Cross,
     Encoding,
     Feature,
     History,
@@ -23,6 +22,7 @@ from finerank.schema import (
     column_of,
     field_names,
     segments_of,
+    source_columns,
     table_of,
 )
 from finerank.widths import Dim
@@ -61,14 +61,6 @@ def fields_of(schema: Schema, name: str, use: Use = "input") -> list[Field]:
 def _fields(feature: Feature, columns: tuple[str, ...]) -> list[Field]:
     named = zip(field_names(feature), segments_of(feature), strict=True)
     return [Field(feature, columns, name, top) for name, top in named]
-
-
-def source_columns(feature: Feature) -> tuple[str, ...]:
-    """The columns that a feature reads: those of a cross, or its own and that of its weights."""
-    if isinstance(feature, Cross):
-        return feature.of
-    weights = feature.weights if isinstance(feature, MultiValued) else None
-    return (column_of(feature),) if weights is None else (column_of(feature), weights)
 
 
 def is_weighted(feature: Feature) -> bool:

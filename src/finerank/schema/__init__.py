@@ -20,6 +20,7 @@ from finerank.schema.features import (
     column_of,
     field_names,
     segments_of,
+    source_columns,
     table_of,
 )
 from finerank.schema.fitted import Columns, FittedSchema, FittedTable, ListColumn
@@ -60,5 +61,6 @@ __all__ = [
     "column_of",
     "field_names",
     "segments_of",
+    "source_columns",
     "table_of",
 ]

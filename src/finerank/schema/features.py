@@ -208,6 +208,14 @@ def column_of(feature: Feature) -> str:
     return column or feature.name
 
 
+def source_columns(feature: Feature) -> tuple[str, ...]:
+    """The columns that a feature reads: those of a cross, or its own and that of its weights."""
+    if isinstance(feature, Cross):
+        return feature.of
+    weights = feature.weights if isinstance(feature, MultiValued) else None
+    return (column_of(feature),) if weights is None else (column_of(feature), weights)
+
+
 def table_of(feature: Feature) -> str | None:
     """The name of a feature's embedding table; None for numbers."""
     return None if isinstance(feature, Numeric) else (feature.table or feature.name)

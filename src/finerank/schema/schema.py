@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from finerank.errors import UserError, nearest
-from finerank.schema.features import Bucketed, Cross, Feature, Level, MultiValued, Numeric, Use, column_of, field_names
+from finerank.schema.features import (
+    Bucketed,
+    Cross,
+    Feature,
+    Level,
+    MultiValued,
+    Numeric,
+    Use,
+    column_of,
+    field_names,
+    source_columns,
+)
 from finerank.schema.history import History
 from finerank.schema.task import Task
 
@@ -47,8 +58,7 @@ class Schema:
         """A model that reads the answer is perfect until it is served. Of past events it may: they are over."""
         labels = {task.column or task.name: task.name for task in self.tasks}
         for feature in self.features:
-            read = feature.of if isinstance(feature, Cross) else (column_of(feature),)
-            for column in read:
+            for column in source_columns(feature):
                 if column in labels and feature.use == "input" and feature.level != "event":
                     raise UserError(
                         f"feature {feature.name!r}: its column {column!r} is the label of task {labels[column]!r}, so the "
