@@ -66,8 +66,9 @@ INLINE void tile(std::int64_t row, std::int64_t column, std::int64_t N, std::int
     for (int j = 0; j < C; j++) end(row, column + j * P::length, sum[j]);
 }
 
+// Never inlined: within a long function the loop of `tile` loses its registers to what surrounds it.
 template <int R, class E, class Begin, class End>
-void rows(std::int64_t row, std::int64_t N, std::int64_t D, Left<E> a, const E* b, Begin& begin, End& end) {
+__attribute__((noinline)) void rows(std::int64_t row, std::int64_t N, std::int64_t D, Left<E> a, const E* b, Begin& begin, End& end) {
     constexpr int length = Terms<E>::length, most = BYTES == 64 || R <= 2 ? 4 : 2;  // there are 32 registers, or 16
     std::int64_t j = 0;
     for (; j + most * length <= N; j += most * length) tile<R, most>(row, j, N, D, a, b, begin, end);

@@ -51,6 +51,13 @@ void score_backward(i64 rows, i64 width, const T* z, const T* slope, const T* w,
     }
 }
 
+// M = A + B·diag(q) [rows, N]; q(row, column) gives a vector
+template <class T, class Q>
+void candidate_matrix(i64 rows, i64 N, const T* A, const T* B, T* M, Q q) {
+    for (i64 i = 0; i < rows; i++)
+        for (i64 j = 0; j < N; j += LENGTH<T>) store(M + i * N + j, load(A + i * N + j) + q(i, j) * load(B + i * N + j));
+}
+
 template <class T, bool bent>
 void forward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* count, const i64* start, const T* q, const T* k,
              const T* e, const Given<const T>& given, T* const* Z, T* out, int threads) {
@@ -92,10 +99,7 @@ void forward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* cou
             };
             for (i64 n = low; n < high; n++) {
                 if (!count[n]) continue;
-                for (i64 i = 0; i < K; i++) {
-                    const V<T> qi = V<T>{} + q[n * K + i];
-                    for (i64 h = i * H[0]; h < (i + 1) * H[0]; h += LENGTH<T>) store(M.data() + h, load(At.data() + h) + qi * load(Bt.data() + h));
-                }
+                candidate_matrix(K, H[0], At.data(), Bt.data(), M.data(), [qn = q + n * K](i64 i, i64) INLINED { return V<T>{} + qn[i]; });
                 const T *cn = c.data() + (n - mine.low) * H[0], *en = e ? e + first[n] * H[0] : nullptr;
                 const Left<T> keys{k + first[n] * K, K, 1};
                 const auto end = keep(0, start[n] - start[low]);
@@ -168,10 +172,7 @@ void backward(i64 N, i64 K, i64 L, const i64* H, const i64* first, const i64* co
                 const T *dz = here.data() + (start[n] - from) * H[0], *qn = q + n * K, *keys = k + first[n] * K;
                 if (de)
                     for (i64 i = 0; i < t * H[0]; i++) de[first[n] * H[0] + i] += dz[i];
-                for (i64 i = 0; i < K; i += LENGTH<T>) {
-                    const V<T> qi = load(qn + i);
-                    for (i64 at = i; at < H[0] * K; at += K) store(M.data() + at, load(p.A + at) + qi * load(p.B + at));
-                }
+                candidate_matrix(H[0], K, p.A, p.B, M.data(), [=](i64, i64 i) INLINED { return load(qn + i); });
                 accumulate(t, K, H[0], Left<T>{dz, H[0], 1}, M.data(), dk + first[n] * K);
                 matrix_backward(H[0], K, t, Left<T>{dz, 1, H[0]}, keys, p.B, qn, d.A, d.B, dq + n * K);
             }
