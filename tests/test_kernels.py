@@ -15,7 +15,7 @@ from torch import Tensor
 from finerank.data.batch import Pairs, pair_up
 from finerank.kernels import build
 from finerank.kernels import rows as loops
-from finerank.layers.activation import PReLU
+from finerank.layers.activation import Activation, PReLU
 from finerank.layers.attention import ActivationUnit, UnitOptions, attend
 from finerank.layers.embedding import Tables
 from finerank.training.row_optim import LazyAdam
@@ -97,13 +97,14 @@ def test_unit_equals_its_plain_twin(shape: str, width: int, options: UnitOptions
 
 
 @compiled
+@pytest.mark.parametrize("activation", ["prelu", "relu"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_unit_equals_its_plain_twin_in_double_precision(shape: str) -> None:
+def test_unit_equals_its_plain_twin_in_double_precision(shape: str, activation: Activation) -> None:
     """Where nothing is lost by rounding, every gradient is held to its own size, the last bias's too."""
     torch.manual_seed(1)
     q, k, pairs = world(*SHAPES[shape], 12, torch.float64)
     given = torch.randn(len(k), 5, dtype=torch.float64, requires_grad=True)
-    module = unit(12, UnitOptions(hidden=(80, 40)), 5, torch.float64)
+    module = unit(12, UnitOptions(hidden=(80, 40), activation=activation), 5, torch.float64)
     assert module._compiled_layers()
     found = weigh(module, q, k, given, pairs)
     with build.switched(False):

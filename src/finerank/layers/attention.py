@@ -206,7 +206,7 @@ class ActivationUnit(nn.Module):
         linears = [self.first, *(m for m in self.rest if isinstance(m, nn.Linear))]
         layers = []
         for layer, after in zip(linears, (m for m in self.rest if isinstance(m, Hidden)), strict=False):
-            slope = after.slope()
+            slope = after.slope(layer.weight)
             if slope is None:
                 return []
             layers.append(Layer(layer.weight, layer.bias, slope))

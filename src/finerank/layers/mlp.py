@@ -58,15 +58,18 @@ class Hidden(nn.Module):
             return self._follow(x.float()).to(x.dtype)  # statistics and slopes are float32
         return self._follow(x)
 
-    def slope(self) -> Tensor | None:
-        """[H]: the slope below zero where all that follows is ReLU (0) or PReLU, as the compiled loops take it; else None."""
+    def slope(self, like: Tensor) -> Tensor | None:
+        """[H]: the slope below zero where all that follows is ReLU (0) or PReLU, as the compiled loops take it; else None.
+
+        like: the layer's weight, whose type it has
+        """
         if self.norm is not None or self.dropout is not None:
             return None
         match self.act:
             case PReLU():
                 return self.act.slope
             case nn.ReLU():
-                return torch.zeros(self.width)
+                return like.new_zeros(self.width)
             case _:
                 return None
 
@@ -213,7 +216,7 @@ class SplitMLP(nn.Module):
         linears: list[SplitLinear | nn.Linear] = [self.first, *others]
         layers = []
         for layer, hidden in zip(linears, hiddens, strict=True):
-            slope, bias = hidden.slope(), layer.bias
+            slope, bias = hidden.slope(layer.weight), layer.bias
             if slope is None or bias is None:
                 return None
             layers.append(Layer(layer.weight, bias, slope))
