@@ -200,6 +200,36 @@ def test_a_model_that_trains_in_stages_goes_through_them(tmp_path: Path) -> None
     assert pl.read_csv(tmp_path / "out" / "trials" / "0000" / "curve.csv").height == trial.epochs <= 2
 
 
+def test_settings_are_trained_once_and_a_space_ends(shop: Path, tmp_path: Path) -> None:
+    space = {"model.interactions.0.hidden": {"choices": [[8], [4, 4]]}, "training.batch.rows": {"low": 32, "high": 33}}
+    told: list[str] = []
+    path = recipe(tmp_path, space, epochs=1)
+    (tmp_path / "samples.parquet").write_bytes((shop / "samples.parquet").read_bytes())
+    (tmp_path / "events.parquet").write_bytes((shop / "events.parquet").read_bytes())
+    found = tune(path, tmp_path / "out", minutes=10, tell=told.append)
+    assert told[-1] == "every setting of the space has been tried"
+    again = [int(line.split()[1].rstrip(":")) for line in told if "so its score" in line]
+    assert len(found.trials) == 4 + len(again) > 4  # at this seed Optuna asks for some twice
+    for number in again:
+        twin = next(t for t in found.trials if t.values == found.trials[number].values)
+        assert found.trials[number].score == twin.score
+        assert not (tmp_path / "out" / "trials" / f"{number:04d}").exists()
+
+
+@pytest.mark.parametrize(
+    ("entry", "size"),
+    [
+        (Choices((1, 2)), 2),
+        (Range(low=2, high=8, step=2), 4),
+        (Range(low=1, high=3), 3),
+        (Range(low=0.1, high=0.5, step=0.1), 5),
+        (Range(low=0.1, high=0.5), math.inf),
+    ],
+)
+def test_how_large_a_space_is(entry: Choices | Range, size: float) -> None:
+    assert entry.size == size
+
+
 def test_minutes_are_a_budget(shop: Path, tmp_path: Path) -> None:
     assert len(tune(shop / "r.toml", tmp_path / "out", minutes=0.0).trials) <= 1
 

@@ -61,6 +61,12 @@ class Range:
         """Values to try the key with."""
         return self.low, self.high
 
+    @property
+    def size(self) -> float:
+        """How many values there are."""
+        step = self.step or (1 if self.whole else 0)
+        return math.floor((self.high - self.low) / step * (1 + 1e-9)) + 1 if step else math.inf
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -72,6 +78,11 @@ class Choices:
     def ends(self) -> tuple[Any, ...]:
         """Values to try the key with."""
         return self.values
+
+    @property
+    def size(self) -> float:
+        """How many values there are."""
+        return len(self.values)
 
 
 Space = dict[str, Range | Choices]

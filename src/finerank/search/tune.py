@@ -6,9 +6,9 @@
     trials/0007/  recipe.toml and curve.csv of each; no checkpoints, no scores
 
 Only the training and the validation part are read. A trial is judged after every epoch by the metric that early stopping
-watches, and ends early when it is worse than half of the trials before it were by then. A trial that was killed is begun
-again with the same settings. What Optuna proposes is a function of the seed and of the finished trials, so a search that
-was stopped and went on equals one that was not.
+watches, and ends early when it is worse than half of the trials before it were by then. Settings that were trained before are
+not trained again: their score stands. A trial that was killed is begun again with the same settings. What Optuna proposes is a
+function of the seed and of the finished trials, so a search that was stopped and went on equals one that was not.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def tune(
     """Search, or go on searching.
 
     trials    how many there shall be in the folder, earlier ones included; minutes: begin no trial after so many. Whichever
-              comes first; neither: 20 trials
+              comes first; neither: 20 trials. A space of which nothing is left untried ends the search too
     space     a TOML file of what to search; None: the recipe's [tune], or what is usual (`search.space.default_space`)
     Raises UserError for a space that is none (see `search.space`), for a folder of another search, and while another
     process searches there.
@@ -125,6 +125,9 @@ def _search(
     _take_up(study, recipe, searched)
     started = time.monotonic()
     while (trials is None or _done(study) < trials) and (minutes is None or time.monotonic() - started <= 60 * minutes):
+        if _tried(study) >= math.prod(entry.size for entry in searched.values()):
+            tell("every setting of the space has been tried")
+            break
         study.sampler = optuna.samplers.TPESampler(
             seed=_seed(recipe.training.seed, _done(study)),
             n_startup_trials=STARTUP,
@@ -149,6 +152,11 @@ def _one(
     optuna = _optuna()
     values = {key: _suggested(trial, key, entry) for key, entry in space.items()}
     trial.set_user_attr("values", values)
+    if (before := _trained(study, values)) is not None:
+        trial.set_user_attr("epochs", before.user_attrs["epochs"])
+        tell(f"trial {trial.number}: the settings of trial {before.number}, so its score")
+        study.tell(trial, before.value)
+        return
     started = time.perf_counter()
     try:
         mine = changed(recipe, values)
@@ -237,6 +245,16 @@ def _as_it_is(recipe: Recipe, space: Space) -> dict[str, Any]:
 def _done(study: optuna.Study) -> int:
     """Trials that count: all but those that were killed."""
     return sum(_state(t) != "" for t in study.trials)
+
+
+def _trained(study: optuna.Study, values: Mapping[str, Any]) -> optuna.trial.FrozenTrial | None:
+    """The first trial that was trained to its end with these settings."""
+    return next((t for t in study.trials if _state(t) == "complete" and t.user_attrs["values"] == values), None)
+
+
+def _tried(study: optuna.Study) -> int:
+    """How many different settings were tried."""
+    return len({json.dumps(t.user_attrs["values"], sort_keys=True) for t in study.trials if _state(t)})
 
 
 def _state(trial: optuna.trial.FrozenTrial) -> str:
