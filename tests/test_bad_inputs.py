@@ -166,7 +166,11 @@ CASES: dict[str, tuple[Break, tuple[str, ...], str]] = {
         ("explain", "din", "--user", "u1", "--lift", "item"),
         "--lift is of the whole run; leave --user out",
     ),
-    "explain: head without user": (nothing, ("explain", "din", "--head", "click"), "--head is of one user's request"),
+    "explain: no such binary head": (
+        nothing,
+        ("explain", "din", "--head", "clik"),
+        "no binary head 'clik'; did you mean",
+    ),
     "explain: lift of a part": (
         nothing,
         ("explain", "din", "--lift", "item", "--split", "test"),

@@ -17,7 +17,7 @@ from finerank.data.dataset import Dataset, Slices
 from finerank.errors import UserError, nearest
 from finerank.explain import past
 from finerank.explain.embedding_map import embedding_map, table_vectors
-from finerank.explain.importance import permutation_importance
+from finerank.explain.importance import measured_head, permutation_importance
 from finerank.explain.lift import Z95, _interval, lift
 from finerank.explain.past import Explanation, batch_of, explain, latest_request
 from finerank.explain.readable import names_of
@@ -282,6 +282,22 @@ def test_importance_finds_the_field_that_decides(data: Dataset) -> None:
     assert first.loss > 0.05
     assert first.low <= first.loss <= first.high
     assert second.loss == 0
+
+
+def test_importance_is_of_the_head_that_is_named(data: Dataset) -> None:
+    trainer = Trainer(parse({"name": "lr"}), data, TrainingOptions(threads=1, keep_memory=False))
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter += torch.randn_like(parameter)
+    heads = trainer.model.heads
+    assert [h.name for h in heads] == ["click", "conversion"]
+    for head in heads:
+        assert measured_head(trainer.model, head.name) is head
+    assert measured_head(trainer.model) is heads[0]
+    found = [permutation_importance(trainer, "train", 10_000, head=name) for name in (None, "click", "conversion")]
+    assert found[0] == found[1] != found[2]
+    with pytest.raises(UserError, match="no binary head 'clik'; did you mean 'click'"):
+        permutation_importance(trainer, "train", head="clik")
 
 
 def test_a_lift_is_counted_by_hand(data: Dataset) -> None:

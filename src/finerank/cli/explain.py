@@ -16,7 +16,7 @@ from finerank.errors import UserError
 from finerank.evaluation.document import write_whole
 from finerank.explain.embedding_map import embedding_map
 from finerank.explain.importance import measured_head, permutation_importance
-from finerank.explain.lift import default_task, lift
+from finerank.explain.lift import counted_task, lift
 from finerank.explain.past import explain as explain_user
 from finerank.explain.past import latest_request
 from finerank.report import explain_report, pictures
@@ -35,7 +35,7 @@ def explain(
         typer.Option(help="Where to look: train, validation or test (the default). --lift counts training rows."),
     ] = None,
     head: Annotated[
-        str | None, typer.Option(help="Which of the model's heads (with --user); default the first.")
+        str | None, typer.Option(help="Which of the model's heads; with --lift, which task. Default the first.")
     ] = None,
     lifts: Annotated[
         list[str] | None, typer.Option("--lift", help="P(positive | value) of this field; repeat.")
@@ -50,8 +50,6 @@ def explain(
     """
     if user is None and (item is not None or plane is not None):
         raise UserError("--item and --map are of one user's request; name the user with --user")
-    if user is None and head is not None:
-        raise UserError("--head is of one user's request, and the importance of fields of the first head; leave it out")
     if user is not None and lifts:
         raise UserError("--lift is of the whole run; leave --user out")
     if lifts and split is not None:
@@ -61,9 +59,9 @@ def explain(
     if user is not None:
         page = _request(opened, user, item, split, head, plane)
     elif lifts:
-        page = _lifts(opened, run, lifts)
+        page = _lifts(opened, run, lifts, head)
     else:
-        page = _importance(opened, run, split, rows)
+        page = _importance(opened, run, split, head, rows)
     if out:
         write_whole(out, page())
         screen.console.print(f"written to {out}")
@@ -94,10 +92,10 @@ def _request(
     return partial(explain_report.request_page, found, run.recipe.model.name, planes)
 
 
-def _importance(run: Run, folder: Path, split: str, rows: int) -> Callable[[], str]:
+def _importance(run: Run, folder: Path, split: str, head: str | None, rows: int) -> Callable[[], str]:
     """Print what every field is worth; what makes its page."""
     trainer = run.trainer()
-    importance = permutation_importance(trainer, split, rows, advance=_measuring)
+    importance = permutation_importance(trainer, split, rows, head=head, advance=_measuring)
     if importance:
         table = Table("field", box=None)
         for title in ("AUC lost", "least", "most"):
@@ -105,16 +103,16 @@ def _importance(run: Run, folder: Path, split: str, rows: int) -> Callable[[], s
         for field in importance:
             table.add_row(pictures.title(field), *(number(x) for x in (field.loss, field.low, field.high)))
         screen.console.print(table)
-    where = f"AUC of {measured_head(trainer.model).name} on {split} rows of {folder}"
+    where = f"AUC of {measured_head(trainer.model, head).name} on {split} rows of {folder}"
     screen.console.print(where)
     return partial(explain_report.fields_page, run.recipe.model.name, where, importance, [])
 
 
-def _lifts(run: Run, folder: Path, fields: Sequence[str]) -> Callable[[], str]:
+def _lifts(run: Run, folder: Path, fields: Sequence[str], task: str | None) -> Callable[[], str]:
     """Print the lift of the values of these fields; what makes its page. Training rows are counted: no model is asked."""
-    listed, task = [], default_task(run.dataset)
+    listed, task = [], counted_task(run.dataset, task)
     for name in fields:
-        values = lift(run.dataset, name)
+        values = lift(run.dataset, name, task)
         overall = values[0].rate / values[0].lift if values and values[0].lift else float("nan")
         listed.append((name, overall, values))
         table = Table(name, box=None)

@@ -17,7 +17,7 @@ import torch
 from finerank.data.batch import Batch, pair_up
 from finerank.data.builder import BatchBuilder
 from finerank.data.order import shuffled
-from finerank.errors import UserError
+from finerank.errors import UserError, nearest
 from finerank.metrics.ranking import auc
 from finerank.models.composition import Head, Model
 from finerank.runtime.blocks import Block
@@ -47,18 +47,20 @@ def permutation_importance(
     rows: int = 50_000,
     repeats: int = 3,
     seed: int = 0,
+    head: str | None = None,
     advance: Callable[[str], None] = lambda field: None,
 ) -> list[Importance]:
-    """The fields of a trained model, the most important first, by the AUC of its first binary head.
+    """The fields of a trained model, the most important first, by the AUC of a binary head.
 
     rows     about so many rows are used, whole requests drawn at random; 50,000 settle the second decimal
     repeats  deals per field; low and high are their extremes
+    head     its name; default the first
     advance  told the name of each field as its turn comes
     """
-    measured = measured_head(trainer.model)
-    head = trainer.model.heads.index(measured)
+    measured = measured_head(trainer.model, head)
+    h = trainer.model.heads.index(measured)
     requests = _some_requests(trainer.builder, split, rows, seed)
-    whole = _auc(trainer, requests, head, None, seed)
+    whole = _auc(trainer, requests, h, None, seed)
     if math.isnan(whole):
         name, every = measured.name, len(trainer.builder.dataset.requests_of(split))
         if len(requests) == every:
@@ -72,17 +74,19 @@ def permutation_importance(
     found = []
     for level, field, change in _changes(trainer.builder):
         advance(f"{level} {field}".strip())
-        losses = [whole - _auc(trainer, requests, head, change, seed + 1 + k) for k in range(repeats)]
+        losses = [whole - _auc(trainer, requests, h, change, seed + 1 + k) for k in range(repeats)]
         found.append(Importance(level, field, float(np.mean(losses)), min(losses), max(losses)))
     return sorted(found, key=lambda i: -i.loss)
 
 
-def measured_head(model: Model) -> Head:
-    """The head whose AUC is lost: the first binary one. Raises UserError where there is none."""
-    found = next((head for head in model.heads if head.link == "sigmoid"), None)
-    if found is None:
+def measured_head(model: Model, name: str | None = None) -> Head:
+    """The head whose AUC is lost: the one of this name, or else the first binary one. Raises UserError where there is none."""
+    binary = {head.name: head for head in model.heads if head.link == "sigmoid"}
+    if not binary:
         raise UserError("importance is measured by AUC, and this model has no binary head")
-    return found
+    if name is not None and name not in binary:
+        raise UserError(f"no binary head {name!r}; {nearest(name, binary)}")
+    return binary[name or next(iter(binary))]
 
 
 def _some_requests(builder: BatchBuilder, split: str, rows: int, seed: int) -> np.ndarray:

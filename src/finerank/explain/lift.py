@@ -74,9 +74,9 @@ def lift(dataset: Dataset, field: str, task: str | None = None, top: int = 20) -
     return sorted(out, key=lambda v: -v.lift)
 
 
-def default_task(dataset: Dataset) -> str:
-    """The task whose lift is counted where none is named: the first binary one. Raises UserError where there is none."""
-    return dataset.fitted.schema.tasks[_task(dataset, None)].name
+def counted_task(dataset: Dataset, task: str | None = None) -> str:
+    """The task whose lift is counted: this one, or else the first binary one. Raises UserError where it is none."""
+    return dataset.fitted.schema.tasks[_task(dataset, task)].name
 
 
 def _interval(positive: np.ndarray, cluster: np.ndarray, rate: float) -> tuple[float, float]:
