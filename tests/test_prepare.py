@@ -34,6 +34,7 @@ from finerank.runtime.symbols import RESERVED, VocabularyTable
 from finerank.schema import (
     AGE_CUTS,
     FIRST,
+    OOV,
     Bucketed,
     Categorical,
     Growing,
@@ -975,6 +976,19 @@ def test_rows_without_a_label_are_counted_and_told(tmp_path: Path) -> None:
         "they weigh 0, in training and in metrics",
     ]
     assert int((np.asarray(made.weights)[:, 0] == 0).sum()) == 5
+
+
+def test_a_vocabulary_that_keeps_nothing_is_told(tmp_path: Path) -> None:
+    """Every value is out of vocabulary then: the feature trains, and says nothing."""
+    made = tiny.dataset(tmp_path / "d", encoding=Vocabulary(min_count=10_000))
+    (note,) = (note for note in made.manifest["notes"] if "'item'" in note)
+    at = [name for name, _ in made.fitted.candidate.ids].index("item")
+    train = made.rows_of(made.requests_of("train"))
+    assert (made.candidate.ids[train, at] == OOV).all()
+    assert note.startswith("no value of 'item' occurs 10,000 times in training (its min_count): all ")
+    assert not any(
+        "'item'" in n for n in tiny.dataset(tmp_path / "e", encoding=Vocabulary(min_count=12)).manifest["notes"]
+    )
 
 
 def test_numbers_outside_their_space_are_counted_and_told(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from finerank.errors import UserError
 from finerank.kernels.arrow import forget
 from finerank.runtime.encoder import Encoder
 from finerank.runtime.hashing import hash_texts
-from finerank.schema import Schema
+from finerank.schema import FIRST, OOV, Categorical, MultiValued, Schema, Vocabulary, table_of
 
 WRITERS = min(4, os.cpu_count() or 1)
 """Parts of a data set that are written at a time: much of it is Python, which only one of them runs."""
@@ -191,7 +191,7 @@ def _prepared(
         "ties": {h.name: h.ties for h in schema.histories},
         "events": {name: past.events for name, past in pasts.items()},
         "base_rates": base_rates,
-        "notes": _unlabelled(schema, samples, scratch),
+        "notes": [*_unlabelled(schema, samples, scratch), *_nothing_known(schema, fitter.counts)],
     }
     return manifest, encoder
 
@@ -280,6 +280,22 @@ def _unlabelled(schema: Schema, samples: Samples, scratch: Scratch) -> list[str]
                 f"{missing:,} of {space:,} rows{where} have no label {task.column or task.name!r} (null or NaN): for the task "
                 f"{task.name!r} they weigh 0, in training and in metrics"
             )
+    return notes
+
+
+def _nothing_known(schema: Schema, counts: Mapping[str, Array]) -> list[str]:
+    """A sentence for each vocabulary that keeps no value, though there are some. counts: by table, of each symbol."""
+    notes = []
+    for table in counts:
+        encodings = [
+            f.encoding for f in schema.features if isinstance(f, Categorical | MultiValued) and table_of(f) == table
+        ]
+        for most in {e.min_count for e in encodings if isinstance(e, Vocabulary)}:
+            if counts[table][OOV] > 0 == counts[table][FIRST:].sum():
+                notes.append(
+                    f"no value of {table!r} occurs {most:,} times in training (its min_count): all {counts[table][OOV]:,} are "
+                    "out of vocabulary"
+                )
     return notes
 
 
