@@ -482,6 +482,19 @@ def test_outcomes_are_labels_by_name(tmp_path: Path, name: str) -> None:
     assert {g.column: g.role for g in found.guesses} == {"on_sale": "feature", name: "label"}
 
 
+def test_names_are_read_as_people_write_them(tmp_path: Path) -> None:
+    draw = np.random.default_rng(8)
+    columns = {"Clicked?": draw.integers(0, 2, 120), "on sale": draw.integers(0, 2, 120)}
+    columns |= {"User Name": [f"u{i}" for i in np.repeat(np.arange(40), 3)], "Req-ID": np.repeat(np.arange(40), 3)}
+    columns |= {"Item ID": draw.integers(0, 90, 120), "点击时间": draw.normal(size=120)}
+    pl.DataFrame(columns).write_csv(tmp_path / "f.csv")
+    found = propose(str(tmp_path / "f.csv"))
+    keys = {g.role: g.column for g in found.guesses if g.role != "feature"}
+    assert keys == {"label": "Clicked?", "user": "User Name", "request": "Req-ID"}
+    assert kind(found, "Item ID") == "categorical"
+    assert kind(found, "点击时间") == "numeric"
+
+
 def test_a_label_of_numbers_is_a_regression(tmp_path: Path) -> None:
     draw = np.random.default_rng(7)
     n = 600

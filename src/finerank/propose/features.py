@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from finerank.metrics.ranking import auc
-from finerank.propose.guess import NAMES, Guess, dates, mean
+from finerank.propose.guess import NAMES, Guess, dates, mean, plainly
 from finerank.propose.padding import filler
 from finerank.propose.weights import fractions
 
@@ -43,14 +43,14 @@ WEIGHT_SEPARATORS = (":", "=")
 
 def guess_feature(frame: pl.DataFrame, column: pl.Series, label: pl.Series, keys: Mapping[str, str]) -> Guess:
     """What a column that is no key makes: a feature, or nothing and why."""
-    name, low = column.name, column.name.lower()
+    name, low = column.name, plainly(column.name)
     known = column.drop_nulls()
     distinct = known.n_unique()
     if distinct == 0:
         return Guess(name, "left out", "nothing but nulls")
     if distinct == 1:
         return Guess(name, "left out", f"always {known[0]!r}")
-    if low == "" or re.fullmatch(r"(unnamed.*|index|row_?id|column_\d+)", low):
+    if name == "" or re.fullmatch(r"(unnamed.*|index|row_?id|column_\d+)", low):
         return Guess(name, "left out", "a row number by its name")
     if column.dtype.is_integer() and distinct == len(column) > 20 and column.is_sorted():
         return Guess(name, "left out", "it rises with every row: a row number")
@@ -115,7 +115,7 @@ def _kind(column: pl.Series, known: pl.Series, distinct: int) -> tuple[str | Non
             return "multivalued", {"separator": separator, **more}, why
         return "categorical", _encoding(distinct, len(known)), f"text, {distinct:,} values"
     if dtype.is_integer():
-        name = column.name.lower()
+        name = plainly(column.name)
         if name.endswith(("id", "_no", "code")) or name in THINGS or distinct <= 20:
             why = f"whole numbers, {distinct:,} values: codes, by their name or number"
             return "categorical", _encoding(distinct, len(known)), why

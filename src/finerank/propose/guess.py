@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -36,8 +37,32 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         "share",
         "watch",
     ),
-    "user": ("user_id", "user", "userid", "uid", "customer", "customer_id", "member_id", "visitor_id", "reviewerid"),
-    "request": ("request", "request_id", "impression_id", "imp_id", "impression", "query_id", "search_id", "pv_id"),
+    "user": (
+        *(
+            "user_id",
+            "user",
+            "userid",
+            "user_name",
+            "username",
+            "uid",
+            "customer",
+            "customer_id",
+            "member_id",
+            "visitor_id",
+        ),
+        "reviewerid",
+    ),
+    "request": (
+        "request",
+        "request_id",
+        "req_id",
+        "impression_id",
+        "imp_id",
+        "impression",
+        "query_id",
+        "search_id",
+        "pv_id",
+    ),
     "time": ("time", "timestamp", "ts", "time_stamp", "event_time", "datetime", "unixreviewtime", "created_at"),
 }
 
@@ -50,6 +75,11 @@ class Guess:
     role: Role
     why: str
     feature: Mapping[str, Any] | None = None
+
+
+def plainly(name: str) -> str:
+    """A column's name as the names here are written: `Clicked?` is clicked, `user name` is user_name."""
+    return re.sub(r"\W+", "_", name.lower()).strip("_")
 
 
 def task_kind(label: pl.Series) -> tuple[Literal["binary", "regression"], str]:
@@ -87,7 +117,7 @@ def find_role(frame: pl.DataFrame, role: str, given: str | None) -> tuple[str, s
     """(column, why) of a role, or None."""
     if given is not None:
         return given, "you said so"
-    by_name = {c.lower(): c for c in frame.columns}
+    by_name = {plainly(c): c for c in frame.columns}
     for name in NAMES[role]:
         if name in by_name and _could_be(frame[by_name[name]], role):
             return by_name[name], f"its name, and {_looks(frame[by_name[name]], role)}"

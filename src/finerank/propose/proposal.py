@@ -25,6 +25,7 @@ from finerank.propose.guess import (
     find_role,
     find_split,
     mean,
+    plainly,
     task_kind,
     time_unit,
     zeros_and_ones,
@@ -190,7 +191,7 @@ def _warnings(
 
 def _labels_of_text(frame: pl.DataFrame) -> list[str]:
     """Of columns that would be the label by their names, were they not yes and no."""
-    texts = [c for c in frame.get_columns() if c.dtype == pl.String and c.name.lower() in NAMES["label"]]
+    texts = [c for c in frame.get_columns() if c.dtype == pl.String and plainly(c.name) in NAMES["label"]]
     return [
         f"{c.name!r} looks like a label by its name but holds texts such as {c.drop_nulls()[0]!r}: write 0 and 1"
         for c in texts
