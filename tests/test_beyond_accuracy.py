@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
+import tiny
 from test_run import logs, table
 from typer.testing import CliRunner
 
@@ -345,6 +347,17 @@ def test_intervals_are_those_of_resampled_users(shop: Run) -> None:
         found = evaluate(shop, "test", k=3).heads["click"].beyond[name]
         assert 0 <= found.low < found.value < found.high <= 1
         assert found.how.startswith("of as many users")
+
+
+def test_of_one_user_there_is_no_interval(tmp_path: Path) -> None:
+    samples, events = (frame.with_columns(user=pl.lit("u1")) for frame in tiny.frames())
+    samples.write_parquet(tmp_path / "samples.parquet")
+    events.write_parquet(tmp_path / "events.parquet")
+    run(Recipe.parse(table(epochs=1) | {"model": {"name": "lr"}}, tmp_path), tmp_path / "run")
+    found = evaluate(Run.open(tmp_path / "run"), "test", k=3).heads["click"].beyond
+    for name in ("coverage@3", "gini@3", "novelty@3"):
+        assert math.isnan(found[name].low)
+        assert found[name].how.endswith("no interval: too few users")
 
 
 def test_an_amount_per_thousand_impressions(tmp_path: Path) -> None:

@@ -34,6 +34,15 @@ def test_a_header_is_found_by_name_and_blanks_around_it_are_ignored(tmp_path: Pa
         fields(tmp_path / "empty.csv", COLUMNS, header=True)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    text = b"\xef\xbb\xbf1,x,1\n2,y,2\n"
+    for name in ("t.csv", "t.csv.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+        assert list(raw_lines(tmp_path / name)) == [b"1,x,1\n", b"2,y,2\n"]
+        assert lines(tmp_path / name).collect()["line"].to_list() == ["1,x,1", "2,y,2"]
+        assert sound(fields(tmp_path / name, COLUMNS)).collect()["a"].to_list() == [1, 2]
+
+
 def test_a_line_may_hold_any_byte(tmp_path: Path) -> None:
     """A control character in one line neither stops the reading of all the others nor cuts its own short."""
     (tmp_path / "t.csv").write_bytes(b"1,x,1\n2,y\x1ez,2\n3,\x00\x1f,3\n\x1e\n")

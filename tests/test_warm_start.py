@@ -348,8 +348,8 @@ def test_the_verb_shows_and_keeps_what_was_taken(
 @pytest.mark.parametrize(
     ("what", "sentence"),
     [
-        ("no run", "warm start from {old}: {old}: no finished run here (no run.json)"),
-        ("no weights", "warm start from {old}: {old}/best: no weights here; train that run again"),
+        ("no run", "training.warm_start: {old}: no finished run here (no run.json)"),
+        ("no weights", "training.warm_start: {old}/best: no weights here; train that run again"),
         ("damaged", "tensors.safetensors: damaged (its content does not match its hash)"),
         ("data gone", "no prepared data set here (no manifest.json)"),
         ("width", "table 'age' is 16 wide there and 8 here"),

@@ -301,7 +301,7 @@ def _old_run(recipe: Recipe, resume: bool) -> OldRun | None:
         found = Run.open(source)
         return OldRun.of(found.folder, found.recipe.model, found.dataset)
     except UserError as error:
-        raise UserError(f"warm start from {source}: {error}") from error
+        raise UserError(f"training.warm_start: {error}") from error
 
 
 def environment(device: torch.device, precision: str = "float32") -> dict[str, Any]:

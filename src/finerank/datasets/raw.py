@@ -8,6 +8,7 @@ Empty lines are no lines here: they are neither read nor counted.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import zlib
 from collections import deque
@@ -54,12 +55,13 @@ def holds(folder: Path, *names: str) -> bool:
 
 
 def raw_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file with their ends, for what is no delimited text; gzip is undone.
+    """The lines of a file with their ends, for what is no delimited text; gzip is undone, a byte order mark is left out.
 
     Raises UserError for a damaged gzip file.
     """
     with cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb") as file:
         try:
+            yield file.readline().removeprefix(codecs.BOM_UTF8)
             yield from file
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise UserError(f"{path}: cannot be unpacked ({error}); is the file whole?") from error
@@ -70,7 +72,7 @@ def first_line(path: Path) -> str:
     for line in raw_lines(path):
         if b"\x00" in line:
             raise UserError(f"{path}: the first line is no UTF-8 text (it holds zero bytes); save the file as UTF-8")
-        if text := line.decode("utf-8", "replace").removeprefix("\ufeff").rstrip("\r\n"):
+        if text := line.decode("utf-8", "replace").rstrip("\r\n"):
             return text
     return ""
 

@@ -35,7 +35,7 @@ TITLES: dict[str, str] = {
     "gini": "Gini of the items' places: 0 alike, 1 all to one",
     "diversity": "diversity: 1 - likeness of two items of a list",
     "personalisation": "personalisation: 1 - items in common with another list / places",
-    "novelty": "novelty: -log2(users who had the item / users)",
+    "novelty": "novelty: -log2(users who had the item / users; requests where users are unknown)",
     "surprise": "surprise: 1 - likeness of a positive item to the past",
     "footrule": "footrule: how far rows move from the order as shown / the farthest",
     "clicks_per_impression": "CTR: clicks / impressions",
@@ -100,7 +100,9 @@ def beyond(
             metrics.coverage(ids, catalogue),
             metrics.coverage_se(ids, users, catalogue),
             seen_by,
-            f"{alike}; items that few have, over {seen_by:,} {unit}{few}; {COVERS}",
+            f"{alike}; items that few have, over {seen_by:,} {unit}{few}; {COVERS}"
+            if seen_by > 1
+            else f"no interval: too few {unit}",
             0.0,
             1.0,
         ),
