@@ -16,6 +16,7 @@ from finerank.cli.app import verbs
 from finerank.data.source import scan
 from finerank.errors import UserError
 from finerank.evaluation.evaluate import evaluate, evaluate_files
+from finerank.fresh import past
 from finerank.fresh.files import predict_file
 from finerank.fresh.past import Users
 from finerank.fresh.score import FreshScorer
@@ -79,6 +80,15 @@ def test_users_have_the_codes_of_their_names_whoever_was_asked_for_before() -> N
     assert users.codes(pl.Series(["7", "stranger", None, "a"])).tolist() == [2, -1, -1, 1]
     assert users.codes(pl.Series(["stranger", "b", "other"])).tolist() == [-1, 0, -1]
     assert Users(pl.Series([], dtype=pl.String)).codes(pl.Series(["a"])).tolist() == [-1]
+
+
+def test_the_names_of_strangers_are_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(past, "STRANGERS", 10)
+    users = Users(pl.Series(["b", "a", "7"]))
+    for batch in range(40):
+        names = [f"s{batch}.{i}" for i in range(9)]
+        assert users.codes(pl.Series(["a", *names, "7", "b"])).tolist() == [1, *[-1] * 9, 2, 0]
+        assert users._dictionary.size <= 2 * 3 + 10 + 9
 
 
 def test_later_events_change_nothing_and_earlier_ones_do(shop: Path) -> None:

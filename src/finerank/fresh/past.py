@@ -23,6 +23,9 @@ from finerank.runtime.fields import fields_of
 from finerank.runtime.values import canonical
 from finerank.schema import SECOND, History
 
+STRANGERS = 1 << 20
+"""Names of users who are not there that are kept, at least."""
+
 
 class Users:
     """The codes of users by name, as canonical text. names: by code, each once.
@@ -31,12 +34,17 @@ class Users:
     """
 
     def __init__(self, names: pl.Series) -> None:
-        self.count = len(names)
+        self.names, self.count = names, len(names)
+        self._read()
+
+    def _read(self) -> None:
         self._dictionary = dictionary()
-        self._dictionary.codes(names)  # 1, 2, ... in their order; who is met later is a stranger
+        self._dictionary.codes(self.names)  # 1, 2, ... in their order; who is met later is a stranger
 
     def codes(self, names: pl.Series) -> np.ndarray:
         """int64 [n]: the code of each user, -1 for a stranger or one without a name."""
+        if self._dictionary.size > 2 * self.count + STRANGERS:
+            self._read()  # strangers' names go: a file may hold any number of them
         found = self._dictionary.codes(names.cast(pl.String)).astype(np.int64)
         return np.where(found <= self.count, found - 1, -1)
 
