@@ -12,12 +12,13 @@ import pytest
 import tiny
 import torch
 
+from finerank.data.builder import BatchBuilder
 from finerank.data.columns import take_block
 from finerank.data.dataset import Dataset, Slices
 from finerank.errors import UserError, nearest
 from finerank.explain import past
 from finerank.explain.embedding_map import embedding_map, table_vectors
-from finerank.explain.importance import measured_head, permutation_importance
+from finerank.explain.importance import permutation_importance
 from finerank.explain.lift import Z95, _interval, lift
 from finerank.explain.past import Explanation, batch_of, explain, latest_request
 from finerank.explain.readable import names_of
@@ -259,7 +260,8 @@ def test_importance_is_nought_for_what_the_model_does_not_read(data: Dataset) ->
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             parameter += torch.randn_like(parameter)
-    found = {(i.level, i.field): i for i in permutation_importance(trainer, "train", rows=10_000, repeats=2)}
+    (of_click,) = permutation_importance(trainer, "train", rows=10_000, repeats=2, head="click").values()
+    found = {(i.level, i.field): i for i in of_click}
     assert all(found[key].loss == 0 for key in found if key[0] == "clicks")
     assert any(i.loss != 0 for i in found.values())
 
@@ -277,27 +279,34 @@ def test_importance_finds_the_field_that_decides(data: Dataset) -> None:
             parameter.zero_()
         (tables,) = trainer.model.embeddings().values()
         tables.table("item")[:] = torch.from_numpy(rate).float()[:, None]
-    first, second, *_ = permutation_importance(trainer, "train", rows=10_000)
+    first, second, *_ = permutation_importance(trainer, "train", rows=10_000)["click"]
     assert (first.level, first.field) == ("candidate", "item")
     assert first.loss > 0.05
     assert first.low <= first.loss <= first.high
     assert second.loss == 0
 
 
-def test_importance_is_of_the_head_that_is_named(data: Dataset) -> None:
+def test_importance_is_of_each_head_or_of_the_one_that_is_named(data: Dataset) -> None:
     trainer = Trainer(parse({"name": "lr"}), data, TrainingOptions(threads=1, keep_memory=False))
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             parameter += torch.randn_like(parameter)
-    heads = trainer.model.heads
-    assert [h.name for h in heads] == ["click", "conversion"]
-    for head in heads:
-        assert measured_head(trainer.model, head.name) is head
-    assert measured_head(trainer.model) is heads[0]
-    found = [permutation_importance(trainer, "train", 10_000, head=name) for name in (None, "click", "conversion")]
-    assert found[0] == found[1] != found[2]
+    found = permutation_importance(trainer, "train", 10_000, repeats=1)
+    assert list(found) == ["click", "conversion"]
+    assert found["click"] != found["conversion"]
+    for name in found:
+        assert permutation_importance(trainer, "train", 10_000, repeats=1, head=name) == {name: found[name]}
     with pytest.raises(UserError, match="no binary head 'clik'; did you mean 'click'"):
         permutation_importance(trainer, "train", head="clik")
+
+
+def test_a_head_of_one_class_has_no_importance_and_the_others_have(data: Dataset) -> None:
+    nobody = replace(data, labels=np.asarray(data.labels) * [1.0, 0.0])
+    trainer = Trainer(parse({"name": "lr"}), data, TrainingOptions(threads=1, keep_memory=False))
+    trainer.builder = BatchBuilder(nobody, trainer.model.needs)
+    assert list(permutation_importance(trainer, "train", 10_000, repeats=1)) == ["click"]
+    with pytest.raises(UserError, match="train rows that count for 'conversion' are of one class"):
+        permutation_importance(trainer, "train", 10_000, head="conversion")
 
 
 def test_a_lift_is_counted_by_hand(data: Dataset) -> None:

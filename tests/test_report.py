@@ -275,10 +275,20 @@ def test_the_page_of_lifts_names_the_task_and_lists_counts_and_lifts(shop: Path,
         )
 
 
-def test_of_several_heads_importance_names_its_own(shop: Path, page: str, tmp_path: Path) -> None:
-    assert "AUC of click lost on test rows" in page
+def test_of_several_heads_each_has_its_importance(shop: Path, page: str, tmp_path: Path) -> None:
+    for head in ("click", "conversion"):
+        assert f"AUC of {head} lost on test rows" in page
     finerank("explain", shop / "din", "--rows", "50", "-o", tmp_path / "fields.html")
-    assert f"AUC of click on test rows of {shop / 'din'}" in (tmp_path / "fields.html").read_text(encoding="utf-8")
+    html = (tmp_path / "fields.html").read_text(encoding="utf-8")
+    assert f"test rows of {shop / 'din'}" in html
+    assert "AUC of click lost when" in html
+    assert "AUC of conversion lost when" in html
+    finerank("explain", shop / "din", "--rows", "50", "--head", "conversion", "-o", tmp_path / "fields.html")
+    html = (tmp_path / "fields.html").read_text(encoding="utf-8")
+    assert "AUC of click" not in html
+    assert "AUC of conversion lost when" in html
+    finerank("explain", shop / "din", "--lift", "country", "--head", "conversion", "-o", tmp_path / "lift.html")
+    assert "<h2>P(conversion | country)</h2>" in (tmp_path / "lift.html").read_text(encoding="utf-8")
 
 
 def test_names_from_the_data_are_escaped() -> None:

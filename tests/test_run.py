@@ -429,11 +429,13 @@ def test_a_task_without_labels_in_the_test_split_is_told_of_and_no_crash(tmp_pat
     assert told in finerank("train", str(tmp_path / "recipe.toml"), "-o", folder)
     assert told in finerank("evaluate", folder)
     finerank("report", folder)
-    assert "Fields that count" not in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "AUC of click lost" in page
+    assert "AUC of late lost" not in page
     with pytest.raises(
         UserError, match=r"test rows that count for 'late'.*or there are none; accepted: a split with both"
     ):
-        permutation_importance(Run.open(tmp_path / "run").trainer())
+        permutation_importance(Run.open(tmp_path / "run").trainer(), head="late")
 
 
 def test_no_validation_and_no_test(shop: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from finerank.cli.app import app
 from finerank.errors import UserError
 from finerank.evaluation.document import write_whole
 from finerank.explain.embedding_map import embedding_map
-from finerank.explain.importance import measured_head, permutation_importance
+from finerank.explain.importance import permutation_importance
 from finerank.explain.lift import counted_task, lift
 from finerank.explain.past import explain as explain_user
 from finerank.explain.past import latest_request
@@ -35,7 +35,10 @@ def explain(
         typer.Option(help="Where to look: train, validation or test (the default). --lift counts training rows."),
     ] = None,
     head: Annotated[
-        str | None, typer.Option(help="Which of the model's heads; with --lift, which task. Default the first.")
+        str | None,
+        typer.Option(
+            help="Which of the model's heads: default the first, for importance all. With --lift: which task."
+        ),
     ] = None,
     lifts: Annotated[
         list[str] | None, typer.Option("--lift", help="P(positive | value) of this field; repeat.")
@@ -96,15 +99,15 @@ def _importance(run: Run, folder: Path, split: str, head: str | None, rows: int)
     """Print what every field is worth; what makes its page."""
     trainer = run.trainer()
     importance = permutation_importance(trainer, split, rows, head=head, advance=_measuring)
-    if importance:
+    for name, of_head in importance.items():
         table = Table("field", box=None)
-        for title in ("AUC lost", "least", "most"):
+        for title in (f"AUC of {name} lost", "least", "most"):
             table.add_column(title, justify="right")
-        for field in importance:
+        for field in of_head:
             table.add_row(pictures.title(field), *(number(x) for x in (field.loss, field.low, field.high)))
         screen.console.print(table)
-    where = f"AUC of {measured_head(trainer.model, head).name} on {split} rows of {folder}"
-    screen.console.print(where)
+    where = f"{split} rows of {folder}"
+    screen.console.print(f"on {where}")
     return partial(explain_report.fields_page, run.recipe.model.name, where, importance, [])
 
 
@@ -129,7 +132,7 @@ def _lifts(run: Run, folder: Path, fields: Sequence[str], task: str | None) -> C
         screen.console.print(table)
     where = f"training rows of {folder}"
     screen.console.print(f"positives are those of {task}, on {where}")
-    return partial(explain_report.fields_page, run.recipe.model.name, where, [], listed, task)
+    return partial(explain_report.fields_page, run.recipe.model.name, where, {}, listed, task)
 
 
 def _measuring(field: str) -> None:

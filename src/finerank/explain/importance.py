@@ -8,7 +8,7 @@ other: each may look idle while together they carry the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,7 +29,7 @@ Change = Callable[[Batch, np.random.Generator], Batch]
 
 @dataclass(frozen=True)
 class Importance:
-    """Test AUC lost without the field. low, high: the least and the greatest loss over the repeats.
+    """AUC lost without the field. low, high: the least and the greatest loss over the repeats.
 
     level  request, candidate, or the history the field belongs to; a history as a whole has the field ""
     """
@@ -49,20 +49,22 @@ def permutation_importance(
     seed: int = 0,
     head: str | None = None,
     advance: Callable[[str], None] = lambda field: None,
-) -> list[Importance]:
-    """The fields of a trained model, the most important first, by the AUC of a binary head.
+) -> dict[str, list[Importance]]:
+    """The fields of a trained model by head, the most important first: what its AUC loses without each.
 
     rows     about so many rows are used, whole requests drawn at random; 50,000 settle the second decimal
     repeats  deals per field; low and high are their extremes
-    head     its name; default the first
+    head     only this one; default every binary head of whose rows both classes are there
     advance  told the name of each field as its turn comes
+    Raises UserError where there is no such head, or none has both classes.
     """
-    measured = measured_head(trainer.model, head)
-    h = trainer.model.heads.index(measured)
+    heads = _binary_heads(trainer.model, head)
     requests = _some_requests(trainer.builder, split, rows, seed)
-    whole = _auc(trainer, requests, h, None, seed)
-    if math.isnan(whole):
-        name, every = measured.name, len(trainer.builder.dataset.requests_of(split))
+    whole = {
+        name: found for name, found in _aucs(trainer, requests, heads, None, seed).items() if not math.isnan(found)
+    }
+    if not whole:
+        name, every = heads[0].name, len(trainer.builder.dataset.requests_of(split))
         if len(requests) == every:
             raise UserError(
                 f"importance is measured by AUC, and the {split} rows that count for {name!r} are of one class, or there are "
@@ -71,22 +73,24 @@ def permutation_importance(
         raise UserError(
             f"importance is measured by AUC, and the rows drawn from {split!r} are of one class for {name!r}; raise --rows"
         )
-    found = []
+    found: dict[str, list[Importance]] = {name: [] for name in whole}
     for level, field, change in _changes(trainer.builder):
         advance(f"{level} {field}".strip())
-        losses = [whole - _auc(trainer, requests, h, change, seed + 1 + k) for k in range(repeats)]
-        found.append(Importance(level, field, float(np.mean(losses)), min(losses), max(losses)))
-    return sorted(found, key=lambda i: -i.loss)
+        without = [_aucs(trainer, requests, heads, change, seed + 1 + k) for k in range(repeats)]
+        for name, auc_of_all in whole.items():
+            losses = [auc_of_all - aucs[name] for aucs in without]
+            found[name].append(Importance(level, field, float(np.mean(losses)), min(losses), max(losses)))
+    return {name: sorted(of_head, key=lambda i: -i.loss) for name, of_head in found.items()}
 
 
-def measured_head(model: Model, name: str | None = None) -> Head:
-    """The head whose AUC is lost: the one of this name, or else the first binary one. Raises UserError where there is none."""
+def _binary_heads(model: Model, name: str | None) -> list[Head]:
+    """All of them, or the one of this name."""
     binary = {head.name: head for head in model.heads if head.link == "sigmoid"}
     if not binary:
         raise UserError("importance is measured by AUC, and this model has no binary head")
     if name is not None and name not in binary:
         raise UserError(f"no binary head {name!r}; {nearest(name, binary)}")
-    return binary[name or next(iter(binary))]
+    return [binary[name]] if name is not None else list(binary.values())
 
 
 def _some_requests(builder: BatchBuilder, split: str, rows: int, seed: int) -> np.ndarray:
@@ -98,23 +102,29 @@ def _some_requests(builder: BatchBuilder, split: str, rows: int, seed: int) -> n
     return order[: int(np.searchsorted(sizes, rows)) + 1]
 
 
-def _auc(trainer: Trainer, requests: np.ndarray, head: int, change: Change | None, seed: int) -> float:
-    """AUC of the head, with `change` applied to every batch. Batches are of requests in random order, so that the rows that
+def _aucs(
+    trainer: Trainer, requests: np.ndarray, heads: Sequence[Head], change: Change | None, seed: int
+) -> dict[str, float]:
+    """AUC by head, with `change` applied to every batch. Batches are of requests in random order, so that the rows that
     trade places are a fair sample of all."""
     builder, model = trainer.builder, trainer.model
     draw = np.random.default_rng(seed)
-    logits, labels, weights = [], [], []
+    logits = []
+    of_heads: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {head.name: [] for head in heads}
     model.eval()
     with torch.inference_mode():
         for batch in builder.in_order(requests, trainer.options.evaluate_rows):
             changed = batch if change is None else change(batch, draw)
-            logits.append(model(changed.to(trainer.device)).logits[:, head].cpu())
-            label, weight = model.target(batch, model.heads[head])
-            labels.append(label)
-            weights.append(weight)
-    counted = torch.cat(weights).numpy()
-    inside = counted != 0
-    return auc(torch.cat(labels).numpy()[inside], torch.cat(logits).numpy()[inside], counted[inside])
+            logits.append(model(changed.to(trainer.device)).logits.cpu())
+            for head in heads:
+                of_heads[head.name].append(model.target(batch, head))
+    scores, found = torch.cat(logits), {}
+    for head in heads:
+        label, weight = (torch.cat(parts).numpy() for parts in zip(*of_heads[head.name], strict=True))
+        score = scores[:, model.heads.index(head)].numpy()
+        inside = weight != 0
+        found[head.name] = auc(label[inside], score[inside], weight[inside])
+    return found
 
 
 def _changes(builder: BatchBuilder) -> Iterator[tuple[str, str, Change]]:

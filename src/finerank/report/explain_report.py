@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from finerank.explain.between import Between
@@ -66,15 +66,19 @@ def request_page(found: Explanation, model: str, planes: Sequence[EmbeddingMap] 
 def fields_page(
     model: str,
     summary: str,
-    importance: Sequence[Importance],
+    importance: Mapping[str, Sequence[Importance]],
     lifts: Sequence[tuple[str, float, Sequence[Lift]]],
     task: str = "positive",
 ) -> str:
-    """The page of a run's fields. lifts: (field, rate of all rows, its values); task: whose positives they count."""
+    """The page of a run's fields. importance: by head; lifts: (field, rate of all rows, its values); task: whose positives
+    they count."""
     sections = []
     if importance:
-        picture = Picture(pictures.importance_chart(importance), "AUC lost when the values are dealt out anew.")
-        sections.append(Section(title="Fields that count", pictures=[picture]))
+        charts = [
+            Picture(pictures.importance_chart(of_head), f"AUC of {head} lost when the values are dealt out anew.")
+            for head, of_head in importance.items()
+        ]
+        sections.append(Section(title="Fields that count", pictures=charts))
     sections += [
         Section(
             title=f"P({task} | {name})",

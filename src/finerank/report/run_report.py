@@ -17,7 +17,7 @@ from finerank.errors import UserError
 from finerank.evaluation.beyond import title
 from finerank.evaluation.document import METRICS, Evaluation, HeadEvaluation, SliceTable, evaluation_path
 from finerank.evaluation.evaluate import evaluate
-from finerank.explain.importance import measured_head, permutation_importance
+from finerank.explain.importance import permutation_importance
 from finerank.explain.past import explain
 from finerank.metrics.estimate import Estimate
 from finerank.report import pictures
@@ -53,13 +53,12 @@ def run_report(
     found = Evaluation.read(path)
     measured = run.metrics()
     trainer = run.trainer()
-    # importance is of the first binary head, by AUC: nothing to lose where the split has one class or none
-    first = next((head for head in found.heads.values() if head.link == "sigmoid"), None)
-    ordered = first is not None and 0 < first.positives < first.rows
-    importance: Markup | None = None
-    if rows and ordered:
+    importance: list[tuple[str, Markup]] = []
+    # by AUC: nothing to lose where the split has one class or none
+    if rows and any(head.link == "sigmoid" and 0 < head.positives < head.rows for head in found.heads.values()):
         step("importance of fields")
-        importance = pictures.importance_chart(permutation_importance(trainer, split, rows, repeats=2))
+        by_head = permutation_importance(trainer, split, rows, repeats=2)
+        importance = [(name, pictures.importance_chart(of_head)) for name, of_head in by_head.items()]
     step("example")
     example = _example(trainer, split)
     sections = [(f"head-{name}", f"Result: {name}" if len(found.heads) > 1 else "Result") for name in found.heads]
@@ -84,7 +83,7 @@ def run_report(
             for table in head.slices
         ],
         importance=importance,
-        importance_of=f" of {measured_head(trainer.model).name}" if importance and len(found.heads) > 1 else "",
+        several=len(found.heads) > 1,
         example=example,
         splits=[(name, *counts) for name, counts in run.dataset.manifest["split"].items()],
         facts=_facts(run.dataset, reader_notes(run.recipe, run.dataset)),
