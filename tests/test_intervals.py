@@ -115,6 +115,25 @@ def test_intervals_cover_the_truth_and_naive_ones_do_not() -> None:
     assert inside["naive"] / times < 0.85
 
 
+def test_interval_of_ece_holds_the_truth_where_chance_is_most_of_it() -> None:
+    """Calibrated but for an offset: none (the true error is 0), and one that chance is a part of."""
+    times = 100
+    for offset in (0.0, 0.15):
+        inside, values = 0, []
+        for seed in range(times):
+            r = np.random.default_rng(seed)
+            user = np.repeat(np.arange(150), r.integers(1, 20, 150))
+            logits = r.normal(-1.5, 1.0, len(user))
+            labels = (r.random(len(user)) < 1 / (1 + np.exp(-logits))).astype(float)
+            true = float(np.abs(1 / (1 + np.exp(-logits)) - 1 / (1 + np.exp(-logits - offset))).mean())
+            found = estimates(HeadRows.of("sigmoid", labels, logits + offset, np.ones(len(user)), user, user))["ece"]
+            inside += found.low <= true <= found.high
+            values.append(found.value)
+        assert inside / times >= 0.93, (offset, inside / times)
+        assert np.mean(values) > true  # chance adds to it
+        assert "chance may have added" in found.how
+
+
 def test_pairing_is_narrower_and_a_model_against_itself_is_nothing() -> None:
     rows = world(7, users=300)
     better = HeadRows(

@@ -218,13 +218,19 @@ def rmse_influence(rows: HeadRows) -> Influence:
 
 
 def _ece(rows: HeadRows, unit: str) -> Estimate:
-    """ECE has a kink wherever a bin is calibrated, so users are resampled; the bins stay."""
+    """ECE has a kink wherever a bin is calibrated, so users are resampled; the bins stay.
+
+    Chance adds to it, for a bin is off on either side: nothing where bins are far off, and sqrt(2/π) of each bin's error
+    where the model is calibrated, which may be all there is. How much of that it is nobody knows, so the interval goes down
+    by all of it: without, it held the truth for one calibrated model in a hundred.
+    """
     if not len(rows.labels):
         return Estimate(value=math.nan)
     bins, w = equal_mass_bins(rows.logits, ECE_BINS), rows.each
     size = int(bins.max()) + 1
     gap = sums(rows.clusters * size + bins, w * (rows.predictions - rows.labels), rows.count * size)
-    columns = np.column_stack([gap.reshape(rows.count, size), sums(rows.clusters, w, rows.count)])
+    gap, weight = gap.reshape(rows.count, size), sums(rows.clusters, w, rows.count)
+    columns = np.column_stack([gap, weight])
 
     def statistic(totals: NDArray[np.float64]) -> NDArray[np.float64]:
         with np.errstate(invalid="ignore"):  # of few users, none may be drawn
@@ -235,5 +241,8 @@ def _ece(rows: HeadRows, unit: str) -> Estimate:
     if rows.count < 2:
         return Estimate(value=value)
     se = float(np.nanstd(resampled(columns, statistic, ECE_DRAWS), ddof=1))
-    found = Influence(value, np.array([se]), rows.count, f"{ECE_DRAWS} weighted resamplings")
-    return found.estimate(0.0, 1.0, unit)
+    by_user = (gap - np.outer(weight, gap.sum(axis=0) / weight.sum())) / weight.sum()  # what each does to each bin
+    chance = math.sqrt(2 / math.pi) * float(np.sqrt((by_user**2).sum(axis=0)).sum())
+    method = f"{ECE_DRAWS} weighted resamplings (the lower end less the {chance:.4f} that chance may have added)"
+    found = Influence(value, np.array([se]), rows.count, method).estimate(0.0, 1.0, unit)
+    return replace(found, low=max(0.0, found.low - chance))

@@ -195,7 +195,8 @@ def ece(labels: ArrayLike, logits: ArrayLike, weights: ArrayLike | None = None, 
     """Expected calibration error: Σ_b (weight of bin b) |mean prediction - observed rate|, over equal-mass bins.
 
     0 is calibrated; NaN if there are no rows. Chance alone keeps it above 0: with n rows at a rate r, by about
-    .8 sqrt(r (1 - r) bins / n). Naeini et al., AAAI 2015; equal-mass bins: Nixon et al., CVPR workshops 2019.
+    .8 sqrt(r (1 - r) bins / n), and the lower end of an interval goes down by as much. Naeini et al., AAAI 2015;
+    equal-mass bins: Nixon et al., CVPR workshops 2019.
 
     Two bins: promised .2 and .8, half came in each; both are off by .3.
 
