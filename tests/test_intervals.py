@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from finerank.evaluation.compare import differences
+from finerank.evaluation.curves import curves
 from finerank.evaluation.measure import HeadRows, estimates, influences
 from finerank.metrics.estimate import Influence, holm, mean_influence, resampled, student_quantile, student_tail
 from finerank.metrics.influence import auc_influence, pr_auc_influence, ratio_influence
@@ -183,6 +185,28 @@ def test_what_is_not_defined_is_nan_and_what_is_says_so() -> None:
     assert "over 40 users (the rarer class has 5, fewer than 30: a rough guide)" in estimates(rare)["auc"].how
     assert estimates(world(9, users=60))["ece"].how.startswith("200 weighted resamplings")
     assert 0 <= some.low < some.value < some.high <= 1
+
+
+def test_where_no_user_differs_there_is_no_interval() -> None:
+    """HR@10 of short lists is 1 for every user seen, and an AUC without a wrong pair 1: neither is known to a hair."""
+    n = 60
+    labels = (np.arange(n) % 3 == 0).astype(float)
+    rows = HeadRows.of("sigmoid", labels, labels - 0.5, np.ones(n), np.arange(n) // 3, np.arange(n) // 3)
+    found = estimates(rows)
+    for name in ("auc", "hr@10", "mrr"):
+        assert found[name].value == 1.0
+        assert math.isnan(found[name].low)
+        assert math.isnan(found[name].high)
+        assert found[name].how.endswith("no interval: alike for all 20 users")
+    weighted = HeadRows.of("sigmoid", labels, labels - 0.5, np.full(n, 0.1), np.arange(n) // 3, np.arange(n) // 3)
+    assert math.isnan(estimates(weighted)["auc"].low)  # rounding is no difference
+    drawn = curves(world(4, users=20))
+    assert drawn is not None
+    assert all(math.isnan(b.low) for b in drawn.reliability if b.observed in (0.0, 1.0))
+    (apart,) = differences([[Influence(0.0, np.zeros(5), 5)], [Influence(1.0, np.zeros(5), 5)]])
+    assert all(math.isnan(x) for x in (apart.low, apart.high, apart.p))
+    (same,) = differences([[Influence(1.0, np.zeros(5), 5)], [Influence(1.0, np.zeros(5), 5)]])
+    assert (same.low, same.high, same.p) == (0.0, 0.0, 1.0)
 
 
 def test_students_t_against_tables() -> None:

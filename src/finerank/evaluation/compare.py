@@ -204,7 +204,8 @@ def differences(sides: list[list[Influence]]) -> list[Difference]:
         below = data**2 / max(1, d.clusters - 1) + (seeds**2 / free if free else 0.0)
         df = variance**2 / below if below > 0 else math.inf
         se = math.sqrt(variance)
-        half = student_quantile(df) * se
+        # without any variance two models are one, or there is no telling how far others would lie apart
+        half = student_quantile(df) * se if se > 0 or d.value == 0 else math.nan
         p = student_tail(d.value / se, df) if se > 0 else (1.0 if d.value == 0 else math.nan)
         out.append(
             Difference(

@@ -35,7 +35,7 @@ class Estimate:
     """A metric with its 95 % interval. NaN where it is not defined: no rows, one class only, no interval.
 
     value      the metric
-    low, high  the 95 % interval, cut at the metric's own bounds
+    low, high  the 95 % interval, cut at the metric's own bounds; none where no user differs from the others
     se         its standard error
     how        one phrase that says how the interval was found and what it covers, or why there is none
     """
@@ -66,6 +66,15 @@ class Influence:
         """Standard error; NaN with fewer than two clusters."""
         return float(np.sqrt(self.of @ self.of)) if self.clusters > 1 else math.nan
 
+    @property
+    def constant(self) -> bool:
+        """Whether no cluster moves the metric, but for rounding.
+
+        It tells nothing of others: where each of 25 users has its click among the first ten, a 26th may not, and an error of 0
+        would make a certainty of what is seldom missed.
+        """
+        return self.se <= 1e-12 * abs(self.value)
+
     def __sub__(self, other: Influence) -> Influence:
         """The difference of two models on the same clusters: paired, so what the data do to both cancels."""
         return Influence(
@@ -76,6 +85,8 @@ class Influence:
         """The 95 % interval, value ± t se with G - 1 degrees of freedom, cut at the metric's bounds."""
         if math.isnan(self.se):
             return Estimate(value=self.value, how="" if math.isnan(self.value) else f"no interval: too few {unit}")
+        if self.constant:
+            return Estimate(value=self.value, se=self.se, how=f"no interval: alike for all {self.clusters:,} {unit}")
         found = max(self.clusters, int(np.count_nonzero(self.of)))
         rare = f"the rarer class has {self.clusters:,}, " if found > self.clusters else ""  # of an AUC alone
         few = f" ({rare}fewer than {FEW}: a rough guide)" if self.clusters < FEW else ""
