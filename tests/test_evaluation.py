@@ -240,7 +240,7 @@ def test_both_variances_by_hand() -> None:
     seeds = 0.02**2 * (1 + 1 / 3)
     assert found.se_seeds == pytest.approx(math.sqrt(seeds))
     variance = 0.03**2 + seeds
-    df = variance**2 / (0.03**4 / 100 + seeds**2 / 2)
+    df = variance**2 / (0.03**4 / 2 + seeds**2 / 2)  # one of 101 users does it all: 3 - 1 degrees of freedom
     assert found.high - found.value == pytest.approx(student_quantile(df) * math.sqrt(variance))
     assert found.p == pytest.approx(student_tail(0.12 / math.sqrt(variance), df))
     (alone,) = differences([base, side[:1]])

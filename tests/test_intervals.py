@@ -226,5 +226,30 @@ def test_holm() -> None:
 
 
 def test_few_clusters_widen_the_interval() -> None:
-    narrow, wide = (Influence(0.5, np.full(4, 0.01), clusters, "x").estimate() for clusters in (1_000, 4))
+    narrow, wide = (Influence(0.5, np.full(n, 0.02 / math.sqrt(n)), n, "x").estimate() for n in (1_000, 4))
+    assert narrow.se == pytest.approx(wide.se)
     assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+
+
+def test_users_that_do_far_more_than_others_count_as_few() -> None:
+    r = np.random.default_rng(0)
+    alike = Influence(0.5, 0.01 * r.normal(size=5_000), 5_000)
+    assert alike.freedom == pytest.approx(4_999, rel=0.1)
+    assert "rough" not in alike.estimate().how
+    assert Influence(0.5, np.array([0.01, -0.01] * 20), 40).freedom == 39  # never more than there are
+    unequal = Influence(0.5, np.append(alike.of, [1.0, -1.0]), 5_002)
+    assert unequal.freedom == pytest.approx(3 * 2.5**2 / 2 - 1, rel=0.1)
+    assert "5,002 users (so unequal that they count as" in unequal.estimate().how
+
+
+def test_intervals_cover_the_truth_where_users_differ_in_activity() -> None:
+    """The mean of rows: users differ in theirs, and in how many they have, by a factor of a hundred."""
+    inside = dict.fromkeys(("freedom", "clusters"), 0)
+    times = 400
+    for seed in range(times):
+        r = np.random.default_rng(seed)
+        rows = np.exp(r.normal(2, 1.5, 100)).round() + 1
+        found = ratio_influence(rows * r.normal(size=100), rows, np.arange(100), 100)
+        inside["freedom"] += found.estimate().low <= 0 <= found.estimate().high
+        inside["clusters"] += abs(found.value) <= student_quantile(99) * found.se
+    assert inside["freedom"] / times >= 0.93 > inside["clusters"] / times

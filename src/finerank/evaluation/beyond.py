@@ -99,7 +99,7 @@ def beyond(
         "coverage": estimate_of(
             metrics.coverage(ids, catalogue),
             metrics.coverage_se(ids, users, catalogue),
-            seen_by,
+            seen_by - 1,
             f"{alike}; items that few have, over {seen_by:,} {unit}{few}; {COVERS}"
             if seen_by > 1
             else f"no interval: too few {unit}",

@@ -201,7 +201,7 @@ def differences(sides: list[list[Influence]]) -> list[Difference]:
         seeds = of_seeds * (1 / len(side) + 1 / len(sides[0]))
         variance = data + (seeds if free else 0.0)
         # Satterthwaite: the degrees of freedom of a sum of two variances, one over users and one over seeds
-        below = data**2 / max(1, d.clusters - 1) + (seeds**2 / free if free else 0.0)
+        below = data**2 / max(1, d.freedom) + (seeds**2 / free if free else 0.0)
         df = variance**2 / below if below > 0 else math.inf
         se = math.sqrt(variance)
         # without any variance two models are one, or there is no telling how far others would lie apart

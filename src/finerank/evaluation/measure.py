@@ -244,5 +244,6 @@ def _ece(rows: HeadRows, unit: str) -> Estimate:
     by_user = (gap - np.outer(weight, gap.sum(axis=0) / weight.sum())) / weight.sum()  # what each does to each bin
     chance = math.sqrt(2 / math.pi) * float(np.sqrt((by_user**2).sum(axis=0)).sum())
     method = f"{ECE_DRAWS} weighted resamplings (the lower end less the {chance:.4f} that chance may have added)"
-    found = Influence(value, np.array([se]), rows.count, method).estimate(0.0, 1.0, unit)
+    of = np.full(rows.count, se / math.sqrt(rows.count))  # what each user does to it is not known
+    found = Influence(value, of, rows.count, method).estimate(0.0, 1.0, unit)
     return replace(found, low=max(0.0, found.low - chance))

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 FEW = 30
-"""With fewer clusters than this an interval is a rough guide, and says so."""
+"""With fewer clusters than this (or as few as they count for) an interval is a rough guide, and says so."""
 
 COVERS = "covers the data, not the seed of the training"
 
@@ -75,6 +75,18 @@ class Influence:
         """
         return self.se <= 1e-12 * abs(self.value)
 
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of the variance: G - 1 where clusters move the metric alike, fewer where some do far more.
+
+        Users differ in activity by powers of ten. Then a few squares make most of the sum, and it is as uncertain as they are:
+        as that of 3 (Σ of²)² / Σ of⁴ clusters alike (Satterthwaite 1946, with the fourth moment of normal influences).
+        """
+        squares = self.of**2
+        fourth = float(squares @ squares)
+        alike = 3 * float(squares.sum()) ** 2 / fourth if fourth > 0 else math.inf
+        return min(self.clusters, alike) - 1
+
     def __sub__(self, other: Influence) -> Influence:
         """The difference of two models on the same clusters: paired, so what the data do to both cancels."""
         return Influence(
@@ -82,23 +94,29 @@ class Influence:
         )
 
     def estimate(self, low: float = -math.inf, high: float = math.inf, unit: str = "users") -> Estimate:
-        """The 95 % interval, value ± t se with G - 1 degrees of freedom, cut at the metric's bounds."""
+        """The 95 % interval, value ± t se with `freedom`, cut at the metric's bounds."""
         if math.isnan(self.se):
             return Estimate(value=self.value, how="" if math.isnan(self.value) else f"no interval: too few {unit}")
         if self.constant:
             return Estimate(value=self.value, se=self.se, how=f"no interval: alike for all {self.clusters:,} {unit}")
         found = max(self.clusters, int(np.count_nonzero(self.of)))
-        rare = f"the rarer class has {self.clusters:,}, " if found > self.clusters else ""  # of an AUC alone
-        few = f" ({rare}fewer than {FEW}: a rough guide)" if self.clusters < FEW else ""
-        how = f"{self.method} over {found:,} {unit}{few}; {COVERS}"
-        return estimate_of(self.value, self.se, self.clusters, how, low, high)
+        how = f"{self.method} over {found:,} {unit}{self._few(found)}; {COVERS}"
+        return estimate_of(self.value, self.se, self.freedom, how, low, high)
+
+    def _few(self, found: int) -> str:
+        """Why the interval is a rough guide; "" where it is more."""
+        if self.clusters < FEW:
+            rare = f"the rarer class has {self.clusters:,}, " if found > self.clusters else ""  # of an AUC alone
+            return f" ({rare}fewer than {FEW}: a rough guide)"
+        alike = self.freedom + 1
+        return f" (so unequal that they count as {alike:.0f}: a rough guide)" if alike < FEW else ""
 
 
 def estimate_of(
-    value: float, se: float, clusters: int, how: str, low: float = -math.inf, high: float = math.inf
+    value: float, se: float, freedom: float, how: str, low: float = -math.inf, high: float = math.inf
 ) -> Estimate:
-    """The 95 % interval of a standard error, value ± t se with G - 1 degrees of freedom, cut at the metric's bounds."""
-    half = student_quantile(clusters - 1) * se
+    """The 95 % interval of a standard error, value ± t se with these degrees of freedom, cut at the metric's bounds."""
+    half = student_quantile(freedom) * se
     return Estimate(
         value=value,
         low=max(low, value - half) if half == half else math.nan,
