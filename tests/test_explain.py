@@ -22,6 +22,7 @@ from finerank.explain.importance import permutation_importance
 from finerank.explain.lift import Z95, _interval, lift
 from finerank.explain.past import Explanation, batch_of, explain, latest_request
 from finerank.explain.readable import names_of
+from finerank.metrics.estimate import student_quantile
 from finerank.models.registry import parse
 from finerank.training.loop import Trainer
 from finerank.training.options import TrainingOptions
@@ -326,17 +327,40 @@ def test_a_lift_is_counted_by_hand(data: Dataset) -> None:
     assert {v.value: (v.rows, v.positives) for v in lift(data, "tags")} == counted
 
 
+def wilson(p: float, worth: float, z: float) -> tuple[float, float]:
+    centre = (p + z**2 / (2 * worth)) / (1 + z**2 / worth)
+    half = z / (1 + z**2 / worth) * (p * (1 - p) / worth + z**2 / (4 * worth**2)) ** 0.5
+    return centre - half, centre + half
+
+
 def test_the_interval_of_a_lift_knows_users() -> None:
     positive = np.array([1.0] * 30 + [0.0] * 70)
     alone = _interval(positive, np.arange(100), 0.3)
-    n, p = 100, 0.3
-    wilson = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    half = Z95 / (1 + Z95**2 / n) * (p * (1 - p) / n + Z95**2 / (4 * n * n)) ** 0.5
-    assert alone == pytest.approx((wilson - half, wilson + half))
+    assert alone == pytest.approx(wilson(0.3, 99, student_quantile(99)))
     together = _interval(positive, np.arange(100) // 10, 0.3)  # ten users, each all or nothing
-    ten = (p + Z95**2 / 20) / (1 + Z95**2 / 10)
-    half = Z95 / (1 + Z95**2 / 10) * (p * (1 - p) / 10 + Z95**2 / 400) ** 0.5
-    assert together == pytest.approx((ten - half, ten + half))
+    assert together == pytest.approx(wilson(0.3, 9, student_quantile(9)))
+    alike = _interval(
+        np.tile([1.0, 0.0, 0.0], 50), np.arange(150) // 75, 1 / 3
+    )  # two users of one rate: all rows, and t of 1
+    assert alike == pytest.approx(wilson(1 / 3, 150, student_quantile(1)))
+
+
+@pytest.mark.parametrize(("positives", "rows"), [(5, 10), (3, 10), (300, 1_000), (0, 10), (10, 10)])
+def test_the_rows_of_one_user_are_worth_one(positives: int, rows: int) -> None:
+    """His deviations from his own rate add up to 0, or to what rounding leaves of it."""
+    positive = (np.arange(rows) < positives).astype(float)
+    low, high = wilson(positives / rows, 1, Z95)
+    assert _interval(positive, np.zeros(rows, np.int64), positives / rows) == pytest.approx((max(0, low), min(1, high)))
+
+
+def test_the_interval_of_a_lift_covers_the_truth_with_few_users() -> None:
+    r, inside = np.random.default_rng(0), 0
+    for _ in range(400):
+        of = np.repeat(np.arange(5), 30)
+        positive = (r.random(150) < r.beta(1, 4, 5)[of]).astype(float)  # of 1/5 on average
+        low, high = _interval(positive, of, float(positive.mean()))
+        inside += low <= 0.2 <= high
+    assert inside >= 0.92 * 400
 
 
 def test_lift_of_what_is_not_there(data: Dataset) -> None:

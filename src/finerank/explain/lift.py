@@ -12,6 +12,7 @@ import numpy as np
 
 from finerank.data.dataset import Dataset
 from finerank.errors import UserError, nearest
+from finerank.metrics.estimate import student_quantile
 from finerank.schema import PADDING
 
 Z95 = 1.959964
@@ -80,14 +81,21 @@ def counted_task(dataset: Dataset, task: str | None = None) -> str:
 
 
 def _interval(positive: np.ndarray, cluster: np.ndarray, rate: float) -> tuple[float, float]:
-    """95 % of a rate: Wilson's interval at the number of rows that the clusters are worth (variance between clusters)."""
+    """95 % of a rate: Wilson's interval at the number of rows that the clusters are worth (variance between clusters).
+
+    Of one cluster nothing tells how others differ: it is worth one row, whatever its rows say. Of few, little does: hence t.
+    """
     n = len(positive)
     _, of = np.unique(cluster, return_inverse=True)
     surplus = np.bincount(of, weights=positive - rate)
-    variance = float((surplus**2).sum()) / n**2
-    worth = min(n, rate * (1 - rate) / variance) if variance > 0 and 0 < rate < 1 else float(len(surplus))
-    centre = (rate + Z95**2 / (2 * worth)) / (1 + Z95**2 / worth)
-    half = Z95 / (1 + Z95**2 / worth) * (rate * (1 - rate) / worth + Z95**2 / (4 * worth**2)) ** 0.5
+    clusters = len(surplus)
+    if clusters == 1 or not 0 < rate < 1:
+        worth, z = float(clusters), Z95
+    else:
+        variance = float((surplus**2).sum()) / n**2 * clusters / (clusters - 1)
+        worth, z = rate * (1 - rate) / max(variance, rate * (1 - rate) / n), student_quantile(clusters - 1)
+    centre = (rate + z**2 / (2 * worth)) / (1 + z**2 / worth)
+    half = z / (1 + z**2 / worth) * (rate * (1 - rate) / worth + z**2 / (4 * worth**2)) ** 0.5
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
