@@ -15,6 +15,8 @@ import torch
 from finerank.data.builder import BatchBuilder
 from finerank.data.columns import take_block
 from finerank.data.dataset import Dataset, Slices
+from finerank.data.prepare import Keys, prepare
+from finerank.data.split import Split
 from finerank.errors import UserError, nearest
 from finerank.explain import past
 from finerank.explain.embedding_map import embedding_map, table_vectors
@@ -24,6 +26,7 @@ from finerank.explain.past import Explanation, batch_of, explain, latest_request
 from finerank.explain.readable import names_of
 from finerank.metrics.estimate import student_quantile
 from finerank.models.registry import parse
+from finerank.schema import MultiValued, Schema, Task
 from finerank.training.loop import Trainer
 from finerank.training.options import TrainingOptions
 
@@ -325,6 +328,18 @@ def test_a_lift_is_counted_by_hand(data: Dataset) -> None:
     tags = ordered.explode("tags").group_by("tags").agg(pl.len(), pl.col("click").sum())
     counted = {tag: (rows, clicks) for tag, rows, clicks in tags.drop_nulls().iter_rows()}
     assert {v.value: (v.rows, v.positives) for v in lift(data, "tags")} == counted
+
+
+def test_a_row_counts_once_however_often_its_list_holds_a_value(tmp_path: Path) -> None:
+    """Both values stand in every row, one of them three times in every other row: neither says anything."""
+    rows = range(40)
+    samples = pl.DataFrame(
+        {"time": list(rows), "tags": [["a", "a", "a", "b"] if i % 2 else ["a", "b"] for i in rows]}
+        | {"click": [int(i % 4 == 1) for i in rows]}
+    )
+    tags = Schema(features=(MultiValued(name="tags", level="candidate"),), histories=(), tasks=(Task(name="click"),))
+    made = prepare(tmp_path / "data", tags, samples.lazy(), None, Keys(time="time"), Split(validation=0.1, test=0.1))
+    assert [(v.rows, v.positives, v.rate, v.lift) for v in lift(made, "tags")] == [(32, 8, 0.25, 1.0)] * 2
 
 
 def wilson(p: float, worth: float, z: float) -> tuple[float, float]:

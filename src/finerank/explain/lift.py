@@ -13,6 +13,7 @@ import numpy as np
 from finerank.data.dataset import Dataset
 from finerank.errors import UserError, nearest
 from finerank.metrics.estimate import student_quantile
+from finerank.metrics.runs import distinct
 from finerank.schema import PADDING
 
 Z95 = 1.959964
@@ -47,6 +48,8 @@ def lift(dataset: Dataset, field: str, task: str | None = None, top: int = 20) -
     labels = dataset.labels[rows, k].astype(np.float64)
     entries, symbols, table = _values(dataset, field, rows)
     symbols_table = dataset.encoder.tables[table]
+    # a row counts once, however often a list holds the value
+    entries, symbols = np.divmod(distinct(entries * symbols_table.size + symbols), symbols_table.size)
     positive = labels[entries]
     count = np.bincount(symbols, minlength=symbols_table.size)
     hits = np.bincount(symbols, weights=positive, minlength=symbols_table.size)
