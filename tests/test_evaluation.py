@@ -314,6 +314,16 @@ def test_evaluate_shows_and_writes(shop: Path, tmp_path: Path) -> None:
     assert Evaluation.read(evaluation_path(shop / "a", "validation")).split == "validation"
 
 
+def test_a_sentence_counts_the_rows_of_its_head(shop: Path) -> None:
+    """It told of all rows of the split, whatever lay within the head's task: a buy within a click has far fewer."""
+    runs = [Run.open(shop / name) for name in ("b", "a")]
+    told = {a.head: a.sentence for a in compare(runs).against}
+    judged = evaluate(runs[0]).heads
+    assert judged["conversion"].rows < judged["click"].rows
+    for head, sentence in told.items():
+        assert f"on the same {judged[head].rows:,} rows of {judged[head].users:,} users" in sentence
+
+
 def test_compare_shows_and_writes(shop: Path, tmp_path: Path) -> None:
     out = finerank("compare", shop / "b", shop / "a", "-o", tmp_path)
     assert "RelaImpr" in out

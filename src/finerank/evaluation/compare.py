@@ -158,14 +158,12 @@ def compare(
                 between_seeds=spread[name],
             )
         )
-    rows, users = len(found[0].rows), len(distinct(found[0].groups))
-    on = f"{rows:,} rows of {users:,} {runs[0].unit}"
     how = "covers the data and the seeds" if any(len(group) > 1 for group in groups) else COVERS
     return Comparison(
         split=split,
         by=by,
-        rows=rows,
-        users=users,
+        rows=len(found[0].rows),
+        users=len(distinct(found[0].groups)),
         sides=tuple(sides),
         against=tuple(
             Against(
@@ -176,7 +174,14 @@ def compare(
                 rela_impr=rela_impr(value[name][head]["auc"], value[names[0]][head]["auc"])
                 if "auc" in differences
                 else math.nan,
-                sentence=_sentence(name, names[0], head if len(heads) > 1 else "", differences, on, how),
+                sentence=_sentence(
+                    name,
+                    names[0],
+                    head if len(heads) > 1 else "",
+                    differences,
+                    _counted(found[0], head, runs[0].unit),
+                    how,
+                ),
             )
             for (name, head), differences in against.items()
         ),
@@ -250,6 +255,12 @@ def _same_rows(first: Run, one: Predictions, run: Run, other: Predictions, heads
                 f"{run.folder}: {int(differ.sum()):,} rows have another label or weight of {name!r} than in "
                 f"{first.folder}; {remedy}"
             )
+
+
+def _counted(found: Predictions, head: str, unit: str) -> str:
+    """How many rows count for a head, and of how many users: a purchase within a click has fewer than the click."""
+    inside = found.weights[:, [h.name for h in found.heads].index(head)] != 0
+    return f"{np.count_nonzero(inside):,} rows of {len(distinct(found.groups[inside])):,} {unit}"
 
 
 def _recipes(runs: Sequence[Run]) -> list[list[int]]:
