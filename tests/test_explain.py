@@ -319,7 +319,7 @@ def test_a_lift_is_counted_by_hand(data: Dataset) -> None:
     ordered = samples.sort("time", "sequence", maintain_order=True)[train.tolist()]
     assert ordered["click"].to_list() == data.labels[train, 0].astype(int).tolist()
     overall = ordered["click"].mean()
-    for v in lift(data, "category", "click"):
+    for v in lift(data, "category", "click").values:
         mine = ordered.filter(pl.col("category").cast(pl.String) == v.value)["click"]
         assert (v.rows, v.positives) == (len(mine), mine.sum())
         assert v.rate == pytest.approx(mine.mean())
@@ -327,7 +327,16 @@ def test_a_lift_is_counted_by_hand(data: Dataset) -> None:
         assert 0 <= v.low <= v.rate <= v.high <= 1
     tags = ordered.explode("tags").group_by("tags").agg(pl.len(), pl.col("click").sum())
     counted = {tag: (rows, clicks) for tag, rows, clicks in tags.drop_nulls().iter_rows()}
-    assert {v.value: (v.rows, v.positives) for v in lift(data, "tags")} == counted
+    assert {v.value: (v.rows, v.positives) for v in lift(data, "tags").values} == counted
+
+
+def test_a_lift_says_of_how_many_values_it_is(data: Dataset) -> None:
+    """Twenty of a catalogue's values stood there as if they were all."""
+    every, few = lift(data, "category"), lift(data, "category", top=2)
+    assert (every.scope, len(every.values)) == (f"all {every.distinct:,} values", every.distinct)
+    assert (few.scope, len(few.values)) == (f"the 2 most frequent of {every.distinct:,} values", 2)
+    least = min(v.rows for v in few.values)
+    assert sum(v.rows > least for v in every.values) < 2
 
 
 def test_a_row_counts_once_however_often_its_list_holds_a_value(tmp_path: Path) -> None:

@@ -266,7 +266,8 @@ def test_the_page_of_lifts_names_the_task_and_lists_counts_and_lifts(shop: Path,
     finerank("explain", shop / "din", "--lift", "country", "-o", tmp_path / "lift.html")
     html = (tmp_path / "lift.html").read_text(encoding="utf-8")
     assert "<h2>P(click | country)</h2>" in html
-    for one in lift(Run.open(shop / "din").dataset, "country", "click"):
+    assert "P(click | country) on training rows, all 2 values, number of rows in brackets" in html
+    for one in lift(Run.open(shop / "din").dataset, "country", "click").values:
         cells = (one.value, f"{one.rows:,}", f"{one.positives:,}", number(one.rate))
         cells += (f"{number(one.low)} to {number(one.high)}", number(one.lift, 2))
         assert (

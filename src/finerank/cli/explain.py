@@ -115,13 +115,12 @@ def _lifts(run: Run, folder: Path, fields: Sequence[str], task: str | None) -> C
     """Print the lift of the values of these fields; what makes its page. Training rows are counted: no model is asked."""
     listed, task = [], counted_task(run.dataset, task)
     for name in fields:
-        values = lift(run.dataset, name, task)
-        overall = values[0].rate / values[0].lift if values and values[0].lift else float("nan")
-        listed.append((name, overall, values))
+        found = lift(run.dataset, name, task)
+        listed.append(found)
         table = Table(name, box=None)
         for title in ("rows", "positives", "rate", "95 % from", "to", "lift"):
             table.add_column(title, justify="right")
-        for v in values:
+        for v in found.values:
             table.add_row(
                 v.value,
                 f"{v.rows:,}",
@@ -130,6 +129,7 @@ def _lifts(run: Run, folder: Path, fields: Sequence[str], task: str | None) -> C
                 number(v.lift, 2),
             )
         screen.console.print(table)
+        screen.console.print(f"{name}: {found.scope}; lift is over the rate of all rows, {number(found.overall)}")
     where = f"training rows of {folder}"
     screen.console.print(f"positives are those of {task}, on {where}")
     return partial(explain_report.fields_page, run.recipe.model.name, where, {}, listed, task)

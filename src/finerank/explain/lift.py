@@ -35,7 +35,27 @@ class Lift:
     lift: float
 
 
-def lift(dataset: Dataset, field: str, task: str | None = None, top: int = 20) -> list[Lift]:
+@dataclass(frozen=True)
+class Lifts:
+    """What was counted of a field: its most frequent values, of how many that occur, and the rate of all rows."""
+
+    field: str
+    values: tuple[Lift, ...]
+    distinct: int
+    overall: float
+
+    @property
+    def scope(self) -> str:
+        """Which values these are, in words."""
+        shown = len(self.values)
+        return (
+            f"all {shown:,} values"
+            if shown == self.distinct
+            else f"the {shown:,} most frequent of {self.distinct:,} values"
+        )
+
+
+def lift(dataset: Dataset, field: str, task: str | None = None, top: int = 20) -> Lifts:
     """The `top` most frequent values of a request or candidate field (an id or a list), by falling lift.
 
     task  a binary task; default the first. Rows outside its space do not count
@@ -57,8 +77,9 @@ def lift(dataset: Dataset, field: str, task: str | None = None, top: int = 20) -
     request_of = np.searchsorted(dataset.first, rows, side="right") - 1
     user = dataset.user[request_of]
     cluster = np.where(user >= 0, user, -1 - request_of)[entries]
+    count[PADDING] = 0
     frequent = np.argsort(-count, kind="stable")[:top]
-    frequent = frequent[(count[frequent] > 0) & (frequent != PADDING)]
+    frequent = frequent[count[frequent] > 0]
     out = []
     for symbol in frequent.tolist():
         here = symbols == symbol
@@ -75,7 +96,7 @@ def lift(dataset: Dataset, field: str, task: str | None = None, top: int = 20) -
                 rate / overall if overall else float("nan"),
             )
         )
-    return sorted(out, key=lambda v: -v.lift)
+    return Lifts(field, tuple(sorted(out, key=lambda v: -v.lift)), int(np.count_nonzero(count)), overall)
 
 
 def counted_task(dataset: Dataset, task: str | None = None) -> str:

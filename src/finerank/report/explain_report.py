@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from finerank.explain.between import Between
 from finerank.explain.embedding_map import EmbeddingMap
 from finerank.explain.importance import Importance
-from finerank.explain.lift import Lift
+from finerank.explain.lift import Lifts
 from finerank.explain.past import Explained, Explanation
 from finerank.report import pictures
 from finerank.report.page import number, render
@@ -67,11 +67,10 @@ def fields_page(
     model: str,
     summary: str,
     importance: Mapping[str, Sequence[Importance]],
-    lifts: Sequence[tuple[str, float, Sequence[Lift]]],
+    lifts: Sequence[Lifts],
     task: str = "positive",
 ) -> str:
-    """The page of a run's fields. importance: by head; lifts: (field, rate of all rows, its values); task: whose positives
-    they count."""
+    """The page of a run's fields. importance: by head; task: whose positives the lifts count."""
     sections = []
     if importance:
         charts = [
@@ -81,9 +80,9 @@ def fields_page(
         sections.append(Section(title="Fields that count", pictures=charts))
     sections += [
         Section(
-            title=f"P({task} | {name})",
-            pictures=[pictures.lift_chart(values, name, overall, task)],
-            titles=(name, "rows", "positives", "rate", "95 %", "lift"),
+            title=f"P({task} | {one.field})",
+            pictures=[pictures.lift_chart(one, task)],
+            titles=(one.field, "rows", "positives", "rate", "95 %", "lift"),
             rows=[
                 (
                     v.value,
@@ -93,10 +92,10 @@ def fields_page(
                     f"{number(v.low)} to {number(v.high)}",
                     number(v.lift, 2),
                 )
-                for v in values
+                for v in one.values
             ],
         )
-        for name, overall, values in lifts
+        for one in lifts
     ]
     return render("explanation.html", title=f"{model}: its fields", summary=summary, parts=sections)
 

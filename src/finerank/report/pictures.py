@@ -13,7 +13,7 @@ from finerank.evaluation.compare import Comparison
 from finerank.evaluation.document import METRICS, Curves, SliceTable
 from finerank.explain.embedding_map import EmbeddingMap
 from finerank.explain.importance import Importance
-from finerank.explain.lift import Lift
+from finerank.explain.lift import Lifts
 from finerank.explain.past import Explained, Explanation
 from finerank.metrics.estimate import Estimate
 from finerank.report import charts
@@ -181,14 +181,15 @@ def title(found: Importance) -> str:
     return f"{found.level}.{found.field}" if found.field else f"{found.level} (whole history)"
 
 
-def lift_chart(found: Sequence[Lift], field: str, overall: float, task: str) -> Picture:
+def lift_chart(found: Lifts, task: str) -> Picture:
     """The rate of each value with its interval; task: whose positives are counted."""
     named = [
         (f"{v.value} ({v.rows:,})", Estimate(value=v.rate, low=v.low, high=v.high, how="Wilson, by user"))
-        for v in found
+        for v in found.values
     ]
-    drawn = charts.intervals(named, "rate of positives", f"rate of positives by {field}", line=overall)
-    return Picture(drawn, f"P({task} | {field}) on training rows, number of rows in brackets; dashed: all rows.")
+    drawn = charts.intervals(named, "rate of positives", f"rate of positives by {found.field}", line=found.overall)
+    what = f"P({task} | {found.field}) on training rows, {found.scope}, number of rows in brackets; dashed: all rows."
+    return Picture(drawn, what)
 
 
 def past(found: Explanation) -> list[Picture]:
