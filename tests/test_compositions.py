@@ -266,8 +266,10 @@ def test_what_cannot_be_read_is_told_in_one_sentence(written: str, sentence: str
 
 def test_fm_gives_one_output_only() -> None:
     assert refused({"name": "fm"}, fitted(("click", "conversion"))) == (
-        "interaction 'fm' gives one output and the heads need 2; use a tower for several tasks"
+        "interaction 'fm' gives one output and the heads need 2; use a tower for several tasks, or separate = true in "
+        "[model]: a network for each"
     )
+    registry.build(registry.parse({"name": "fm", "separate": True}), fitted(("click", "conversion")))
 
 
 @pytest.mark.parametrize("name", ["base", "din", "dien"])

@@ -55,7 +55,8 @@ class FFM(Interaction):
         super().__init__()
         if outputs != 1:
             raise UserError(
-                f"interaction 'ffm' gives one output and the heads need {outputs}; use a tower for several tasks"
+                f"interaction 'ffm' gives one output and the heads need {outputs}; use a tower for several tasks, or "
+                "separate = true in [model]: a network for each"
             )
         self.options = options
         numbers = widths.request_numbers + widths.candidate_numbers

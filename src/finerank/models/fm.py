@@ -44,7 +44,8 @@ class FM(Interaction):
         super().__init__()
         if outputs != 1:
             raise UserError(
-                f"interaction 'fm' gives one output and the heads need {outputs}; use a tower for several tasks"
+                f"interaction 'fm' gives one output and the heads need {outputs}; use a tower for several tasks, or "
+                "separate = true in [model]: a network for each"
             )
         if not widths.request + widths.candidate:
             raise UserError(

@@ -87,7 +87,8 @@ class Distributions(Interaction):
         super().__init__()
         if outputs != 1:
             raise UserError(
-                f"interaction 'fpenn' gives one output and the heads need {outputs}; use a tower for several tasks"
+                f"interaction 'fpenn' gives one output and the heads need {outputs}; use a tower for several tasks, or "
+                "separate = true in [model]: a network for each"
             )
         self.options = options
         blocks = {"request": fitted.request, "candidate": fitted.candidate}
