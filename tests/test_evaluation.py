@@ -324,6 +324,12 @@ def test_a_sentence_counts_the_rows_of_its_head(shop: Path) -> None:
         assert f"on the same {judged[head].rows:,} rows of {judged[head].users:,} users" in sentence
 
 
+def test_what_slices_equal_means_is_said(shop: Path) -> None:
+    """An AUC of .42 under slices of .57 and 1.00 looked like a mistake: it is no mean of theirs."""
+    told = " ".join(finerank("evaluate", shop / "a").split())
+    assert "slices equal: all rows at once, weighed so that each slice counts alike" in told
+
+
 def test_compare_shows_and_writes(shop: Path, tmp_path: Path) -> None:
     out = finerank("compare", shop / "b", shop / "a", "-o", tmp_path)
     assert "RelaImpr" in out
