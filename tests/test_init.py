@@ -448,6 +448,29 @@ def test_exact_copies_are_told(tmp_path: Path) -> None:
         assert not any("copies" in w for w in guessed(tmp_path, others).warnings)
 
 
+def test_numbers_beside_nan_are_numbers(tmp_path: Path) -> None:
+    """One nan, which training reads as missing, made a name of every price."""
+    prices = [f"{n / 7:.3f}" for n in range(300)]
+    found = guessed(
+        tmp_path, {"price": ["nan", *prices], "stock": ["NaN", *map(str, range(300))], "word": ["nan"] * 301}
+    )
+    assert [kind(found, column) for column in ("price", "stock")] == ["numeric", "numeric"]
+    assert "always 'nan'" in next(g.why for g in found.guesses if g.column == "word")
+
+
+@pytest.mark.parametrize("word", ["NULL", r"\N", "None", "NA", "n/a", "-"])
+def test_numbers_beside_a_word_for_none_are_told(tmp_path: Path, word: str) -> None:
+    """2,000 prices were 2,000 names, most of them met once, and nothing was said."""
+    prices = [f"{n / 7:.3f}" for n in range(300)]
+    found = guessed(
+        tmp_path,
+        {"price": [word, *prices], "size": ["S", *map(str, range(300))], "city": [word, "Oslo"] * 150 + [word]},
+    )
+    (told,) = [w for w in found.warnings if "holds numbers" in w]
+    assert told.startswith(f"'price' holds numbers but for {word!r} in 1 of 301 rows")
+    assert told in found.recipe
+
+
 def test_infinite_numbers_are_told(tmp_path: Path) -> None:
     """Training would refuse the recipe; of a column that is left out nothing need be said."""
     inf = float("inf")

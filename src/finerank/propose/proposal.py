@@ -32,6 +32,7 @@ from finerank.propose.guess import (
 )
 from finerank.propose.history import event_history, joined_history
 from finerank.propose.weights import with_weights
+from finerank.propose.words import read_nan, told
 from finerank.typed import to_toml
 
 ROLES: tuple[Role, ...] = ("label", "request", "user", "time")
@@ -74,7 +75,7 @@ def propose(
     names  how the two files are written in the recipe; default as given
     Raises UserError for a file that cannot be read, a named column that is not there, or no column that could be a label.
     """
-    frame = _head(samples)
+    frame = read_nan(_head(samples))
     for role, column in vars(given).items():
         if column is not None and column not in frame.columns:
             raise UserError(f"--{role} {column}: no such column; {nearest(column, frame.columns)}")
@@ -116,7 +117,7 @@ def propose(
         guesses.append(Guess(user, "feature", why, {"kind": "categorical", **name_keys(user), "level": "request"}))
     history, guesses = joined_history(frame, guesses)
     guesses = with_weights(frame, guesses)
-    warnings = _warnings(frame, label, kind, keys, guesses)
+    warnings = _warnings(frame, label, kind, keys, guesses) + told(frame)
     if given.label is None:
         warnings += _labels_of_text(frame)
     if events is not None:

@@ -174,5 +174,6 @@ def _parse(text: str) -> float:
         except ValueError:
             pass
     raise UserError(
-        f"got {shown(text)}, which does not read as a number; accepted: decimal numbers such as -1.5e3, or null"
+        f"got {shown(text)}, which does not read as a number; accepted: decimal numbers such as -1.5e3, or null, which "
+        "in files of text is nothing at all"
     )
