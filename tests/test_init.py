@@ -426,6 +426,29 @@ def test_a_joined_past_beside_events_is_said_to_be_left_out(tmp_path: Path) -> N
     assert not history.lists
 
 
+def test_a_log_that_says_when_events_were_known_is_believed(tmp_path: Path) -> None:
+    """The column was passed over in silence: rows saw clicks that came in a day later."""
+    rows = np.arange(60)
+    samples = {
+        "user_id": rows % 5,
+        "time": 1_700_000_000 + rows,
+        "item": [f"i{n % 7}" for n in rows],
+        "click": rows % 2,
+    }
+    pl.DataFrame(samples).write_parquet(tmp_path / "s.parquet")
+    events = {"user_id": rows % 5, "time": 1_700_000_000 + rows, "item": [f"i{n % 7}" for n in rows]}
+
+    def proposed(known: list[int]) -> Proposal:
+        pl.DataFrame(events | {"known_at": known}).write_parquet(tmp_path / "e.parquet")
+        return propose(str(tmp_path / "s.parquet"), str(tmp_path / "e.parquet"))
+
+    late = proposed([1_700_000_000 + n + 86_400 * (n % 2) for n in rows.tolist()])
+    assert tomllib.loads(late.recipe)["data"]["keys"]["known_at"] == "known_at"
+    assert any("'known_at' says by its name when an event was known" in w for w in late.warnings)
+    early = proposed(rows.tolist())  # a column of something else
+    assert "known_at" not in tomllib.loads(early.recipe)["data"]["keys"]
+
+
 def test_exact_copies_are_told(tmp_path: Path) -> None:
     """A log that was written twice in part; without users and times equal rows may well be different ones."""
     draw = np.random.default_rng(10)

@@ -8,11 +8,13 @@ from typing import Any
 import polars as pl
 
 from finerank.data.encode import canonical_series
-from finerank.propose.guess import Guess, mean
+from finerank.propose.guess import Guess, dates, mean, plainly
 from finerank.propose.padding import fillers
 
 AGE = "age"
 """What the recipe calls how long ago an event was: no field of a history may be called so."""
+KNOWN_AT = ("known_at", "available_at", "ingested_at", "ingest_time", "ingestion_time", "arrived_at", "received_at")
+"""Names of when an event came to be known, which is later than it happened."""
 HISTORY_SHARE = 0.5
 """A list is a history of a column when more than this share of its entries are among the column's values."""
 
@@ -101,3 +103,13 @@ def event_history(
         return None, [f"{path}: not used, because it shares no column with the candidates"]
     of_age = f"{path}: its {AGE!r} is left out of the past, where {AGE!r} is how long ago an event was"
     return {"name": "past", "fields": fields, "max_length": 50}, [of_age] if AGE in shared else []
+
+
+def known_at(events: pl.DataFrame, time: str) -> str | None:
+    """The column of the events that says when each was known: by its name, of the times' own type, and never before them."""
+    for column in events.get_columns():
+        if plainly(column.name) not in KNOWN_AT or column.name == time or column.dtype != events[time].dtype:
+            continue
+        if (column.dtype.is_integer() or dates(column)) and bool((column >= events[time]).fill_null(False).all()):
+            return column.name
+    return None

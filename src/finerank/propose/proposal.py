@@ -30,7 +30,7 @@ from finerank.propose.guess import (
     time_unit,
     zeros_and_ones,
 )
-from finerank.propose.history import event_history, joined_history
+from finerank.propose.history import event_history, joined_history, known_at
 from finerank.propose.weights import with_weights
 from finerank.propose.words import read_nan, told
 from finerank.typed import to_toml
@@ -121,9 +121,13 @@ def propose(
     if given.label is None:
         warnings += _labels_of_text(frame)
     if events is not None:
-        found, more = event_history(_head(events), guesses, keys, events)
+        log = _head(events)
+        found, more = event_history(log, guesses, keys, events)
         if found is not None:
             guesses = [_told_by_events(g, events) for g in guesses]
+            if known := known_at(log, keys["time"]):
+                keys["known_at"] = known
+                more = [*more, f"{events}: {known!r} says by its name when an event was known: no row sees it before"]
         history = found or history
         warnings += more
     task = [
