@@ -368,3 +368,16 @@ def test_entries_of_any_rows_are_found() -> None:
     entries, lengths = column.of(slice(3, 5))
     assert [texts[c - 1] for c in column.ids.codes(entries).tolist()] == ["b", "c", "a", "b"]
     assert lengths.tolist() == [1, 3]
+
+
+def test_a_failed_write_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It said `File too large; mend this` and no more: the system names no file of a write."""
+    samples, events = (frame.lazy() for frame in tiny.frames(60))
+
+    def failed(*_: Any) -> None:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr(Pile, "append", failed)
+    with pytest.raises(OSError, match="File too large") as error:
+        prepare(tmp_path / "d", tiny.schema(), samples, events, tiny.KEYS, Split())
+    assert error.value.filename == str(tmp_path / "d")

@@ -33,6 +33,8 @@ def whole_or_nothing(folder: Path, need: str = "") -> Iterator[Path]:
         os.replace(partial, folder)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.filename is None:  # a failed write knows of no name
+                error.filename = str(folder)
             raise
         free = shutil.disk_usage(folder.parent).free / 1e9
         raise UserError(
