@@ -650,6 +650,14 @@ def test_a_column_of_times_may_be_named(tmp_path: Path, times: list[Any]) -> Non
     assert kind(guessed(tmp_path, {"when": times, "label": [0, 1]}, time="when"), "when") == "time"
 
 
+def test_the_next_command_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a folder with a space in its name the shell made two words."""
+    (tmp_path / "my log").mkdir()
+    pl.DataFrame({"x": ["a", "b"] * 30, "label": [0, 1, 1] * 20}).write_csv(tmp_path / "my log" / "f.csv")
+    finerank("init", tmp_path / "my log" / "f.csv", "-o", tmp_path / "my log" / "r.toml")
+    assert f"then: finerank train '{tmp_path / 'my log' / 'r.toml'}'" in capsys.readouterr().out.replace("\n", "")
+
+
 def test_a_recipe_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text("mine")
     with pytest.raises(UserError, match="exists already"):

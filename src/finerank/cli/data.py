@@ -52,13 +52,12 @@ def data(
             screen.console.print(f"{rows:>14,}  rows of {file}.parquet")
     for note in converted.notes:
         screen.console.print(f"note: {note}")
-    screen.console.print(f"written to {out}; next: finerank train {out / 'recipe.toml'}")
+    screen.console.print(f"written to {out}; next: {screen.command('train', out / 'recipe.toml')}")
     if converted.models is not None:
         named = ", ".join(tomllib.loads(converted.models))
         screen.console.print(f"models with published settings in {out / 'models.toml'}: {named}")
-        screen.console.print(
-            f"all of them: finerank bench {out / 'recipe.toml'} --variants {out / 'models.toml'} -o runs/bench"
-        )
+        bench = screen.command("bench", out / "recipe.toml", "--variants", out / "models.toml", "-o", "runs/bench")
+        screen.console.print(f"all of them: {bench}")
 
 
 def _listed() -> Table:

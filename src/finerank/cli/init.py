@@ -43,4 +43,4 @@ def init(
         screen.console.print(f"note: {warning}")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(found.recipe, encoding="utf-8")
-    screen.console.print(f"written to {out}; read it, then: finerank train {out}")
+    screen.console.print(f"written to {out}; read it, then: {screen.command('train', out)}")

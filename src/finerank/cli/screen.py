@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -149,6 +150,11 @@ def evaluation_table(found: Evaluation) -> Table:
         for metric, estimate in of.metrics.items():
             table.add_row(head, METRICS[metric][0], f"{estimate.value:.4f}", interval(estimate))
     return table
+
+
+def command(*words: object) -> str:
+    """A call of finerank as a shell takes it: a path with a space is one word."""
+    return f"finerank {shlex.join(map(str, words))}"
 
 
 def unjudged(found: Evaluation) -> list[str]:

@@ -49,7 +49,9 @@ def train(
         evaluation = evaluate_run(Run.open(out))
     screen.console.print(results_table([(read.model.name, result, evaluation)]))
     if not result.test:
-        screen.console.print(f"note: there are no test rows; judge it by: finerank evaluate {out} --split validation")
+        screen.console.print(
+            f"note: there are no test rows; judge it by: {screen.command('evaluate', out, '--split', 'validation')}"
+        )
     for note in unjudged(evaluation) if evaluation else ():
         screen.console.print(f"note: {note}")
     for note in reader_notes(read, result.dataset):

@@ -47,4 +47,6 @@ def tune(
     screen.console.print(f"best: trial {best.number}, validation {best.score:.4f}")
     for key, value in best.values.items():
         screen.console.print(f"  {key} = {value}")
-    screen.console.print(f"written to {out / 'best.toml'}; train it with `finerank train {out / 'best.toml'}`")
+    screen.console.print(
+        f"written to {out / 'best.toml'}; train it with `{screen.command('train', out / 'best.toml')}`"
+    )
