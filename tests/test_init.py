@@ -449,6 +449,28 @@ def test_a_log_that_says_when_events_were_known_is_believed(tmp_path: Path) -> N
     assert "known_at" not in tomllib.loads(early.recipe)["data"]["keys"]
 
 
+def test_times_that_are_no_times_are_told(tmp_path: Path) -> None:
+    """Seconds as texts were left out, and 2023110422 counted as seconds, without a word."""
+    rows = np.arange(60)
+    texts = guessed(tmp_path, {"user_id": rows % 7, "time": [str(1_700_000_000 + n) for n in rows]})
+    said = "'time' looks like the time by its name but holds texts such as '1700000000': these are texts: make whole"
+    assert any(w.startswith(said) for w in texts.warnings)
+    for first in (20231104, 2023110410, 20231104101500, 23110410):
+        digits = guessed(tmp_path, {"user_id": rows % 7, "time": first + rows % 10})
+        assert any(f"such as {first}, which look like a date but count as seconds" in w for w in digits.warnings)
+    seconds = guessed(tmp_path, {"user_id": rows % 7, "time": 1_700_000_000 + rows})
+    assert not any("look like a date" in w for w in seconds.warnings)
+
+
+def test_a_request_of_several_moments_is_told(tmp_path: Path) -> None:
+    """A recipe was written that training refused."""
+    rows = np.arange(60)
+    columns = {"request_id": rows // 3, "user_id": rows // 3 % 5, "time": 1_700_000_000 + rows // 3 * 10 + (rows == 59)}
+    found = guessed(tmp_path, columns | {"item": rows % 11})
+    (told,) = [w for w in found.warnings if "a request is one user at one moment" in w]
+    assert told.startswith("1 of 20 values of 'request_id' have rows of several 'time'")
+
+
 def test_exact_copies_are_told(tmp_path: Path) -> None:
     """A log that was written twice in part; without users and times equal rows may well be different ones."""
     draw = np.random.default_rng(10)

@@ -766,6 +766,7 @@ NONE = Split(validation=0, test=0)
         ),
         (PLAIN, {"u": ["x", "y"]}, None, WHO, NONE, r"request 1 has rows of different users \('u'\)"),
         (PLAIN, {"u": ["x", None]}, None, WHO, NONE, r"request 1 has rows of different users"),
+        (PLAIN, {"r": ["x" * 500] * 2, "u": ["x", "y"]}, None, WHO, NONE, r"request 'x{56}\.\.\. has rows"),
         (PLAIN, {"t": [5, None]}, None, Keys(time="t"), NONE, "samples: 1 rows have no time in column 't'"),
         (
             PLAIN,

@@ -224,6 +224,7 @@ def test_times_are_microseconds(values: list[Any], dtype: Any, unit: Any, expect
             r"column 't' holds 'yesterday'; accepted: numbers, datetimes",
         ),
         (pl.Series("t", ["soon", "2020-01-01"]), "s", r"column 't' holds 'soon'; accepted: numbers, datetimes, ISO"),
+        (pl.Series("t", ["1700000000"]), "s", r"ISO 8601 texts; these are texts: make whole numbers of the column$"),
         (pl.Series("t", [True]), "s", r"column 't' is Boolean; accepted for times: integers, dates, datetimes"),
         (pl.Series("t", [[1]]), "s", r"column 't' is List\(Int64\); accepted for times"),
         # a wrong unit: microseconds taken for seconds would wrap around in silence

@@ -66,7 +66,7 @@ def requests_of(samples: Samples, scratch: Scratch) -> Requests:
             head,
             samples.time,
             scratch,
-            f"rows of different times ({keys.time!r}); a request is one user at one moment",
+            f"rows of different times ({keys.time!r}); a request is one user at one moment: give its rows one time",
         )
     users, codes = _coded_users(samples)
     user = None
@@ -77,7 +77,7 @@ def requests_of(samples: Samples, scratch: Scratch) -> Requests:
             head,
             user,
             scratch,
-            f"rows of different users ({keys.user!r}), or some without one; a request is one user at one moment",
+            f"rows of different users ({keys.user!r}), or some without one; number each user's requests apart",
         )
     _refuse_two_of_one(samples, head, scratch)
 
@@ -127,7 +127,7 @@ def _same(samples: Samples, head: Int64s | None, values: Array | None, scratch: 
         if len(differs):
             column = str(samples.keys.request)
             name = collect(samples.frame.slice(at.start + int(differs[0]), 1), [column], "samples")[column][0]
-            raise UserError(f"samples: request {name!r} has {what}")
+            raise UserError(f"samples: request {shown(name)} has {what}")
 
 
 def _refuse_two_of_one(samples: Samples, head: Int64s | None, scratch: Scratch) -> None:

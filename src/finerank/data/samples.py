@@ -23,7 +23,7 @@ from finerank.data.split import NAMES, Split
 from finerank.data.staged import Column, Ids, canonical_series, column_for
 from finerank.data.texts import INT64, dictionary
 from finerank.errors import UserError
-from finerank.runtime.values import canonical
+from finerank.runtime.values import canonical, shown
 from finerank.schema import SECOND, History, MultiValued, Schema, column_of, source_columns
 
 
@@ -220,7 +220,7 @@ def _parts(column: pl.Series) -> Array:
     out: Array = part[codes]
     if (part[1:] < 0).any() or (codes == 0).any():
         bad = column[int(np.flatnonzero(out < 0)[0])]
-        raise UserError(f"samples: column {column.name!r} holds {bad!r}; accepted: {', '.join(NAMES)}")
+        raise UserError(f"samples: column {column.name!r} holds {shown(bad)}; accepted: {', '.join(NAMES)}")
     return out
 
 

@@ -15,6 +15,7 @@ import polars as pl
 from finerank.data import csv, jsonl
 from finerank.data.lines import refuse_header
 from finerank.errors import UserError, nearest
+from finerank.runtime.values import shown
 from finerank.schema import SECOND
 
 TimeUnit = Literal["s", "ms", "us"]
@@ -23,8 +24,6 @@ UNITS = {"s": SECOND, "ms": SECOND // 1_000, "us": 1}
 LAST = 253_402_300_800 * SECOND  # the end of the year 9999; later times come of a wrong unit
 LOOKED_AT = 10_000
 """Lines of a file of text that tell the types of its columns."""
-WRITE_TIMES = "write them as 2023-11-04 22:17"
-"""What a message says of texts that are no times."""
 
 _DAY, _CLOCK, _ZONE = "[0-9]{4}-[0-9]{2}-[0-9]{2}", "[0-9]{2}:[0-9]{2}", "(Z|[+-][0-9]{2}(:?[0-9]{2})?)"
 _SECONDS, _FRACTION = ":[0-9]{2}", r"\.[0-9]{1,9}"
@@ -36,6 +35,14 @@ _ISO = (  # what a text looks like (Polars alone would take 2023-1-5 too), and i
     (f"{_DAY} {_CLOCK}{_ZONE}", "%Y-%m-%d %H:%M%#z"),
     (f"{_DAY} {_CLOCK}{_SECONDS}({_FRACTION})?{_ZONE}", "%Y-%m-%d %H:%M:%S%.f%#z"),
 )
+
+_MONTH_DAY = "(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])"
+_HOUR, _SIXTY = "([01][0-9]|2[0-3])", "[0-5][0-9]"
+DIGITS = (
+    f"(19|20)[0-9]{{2}}{_MONTH_DAY}({_HOUR}({_SIXTY}({_SIXTY})?)?)?"
+    f"|[0-9]{{2}}{_MONTH_DAY}({_HOUR})?"  # with minutes it would have as many digits as seconds since 1970
+)
+"""What a date written in digits alone looks like, 20231104 or 2023110422: no number of seconds."""
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _JSON = (".jsonl", ".ndjson")
@@ -183,6 +190,13 @@ def iso_times(text: pl.Expr) -> pl.Expr:
     return pl.coalesce(found)
 
 
+def write_times(bad: object) -> str:
+    """What a message says of a value that is no time: the remedy."""
+    if isinstance(bad, str) and re.fullmatch("[0-9]+", bad) and not re.fullmatch(DIGITS, bad):
+        return "these are texts: make whole numbers of the column"
+    return "write them as 2023-11-04 22:17"
+
+
 def microseconds(column: pl.Series, unit: TimeUnit, where: str) -> np.ndarray:
     """A time column as int64 microseconds: dates and datetimes as they are, whole numbers in `unit`, ISO texts parsed."""
     if column.null_count():
@@ -205,7 +219,8 @@ def microseconds(column: pl.Series, unit: TimeUnit, where: str) -> np.ndarray:
         if parsed.null_count():
             bad = column.filter(parsed.is_null())[0]
             raise UserError(
-                f"{where}: column {column.name!r} holds {bad!r}; accepted: numbers, datetimes, ISO 8601 texts; {WRITE_TIMES}"
+                f"{where}: column {column.name!r} holds {shown(bad)}; accepted: numbers, datetimes, ISO 8601 texts; "
+                f"{write_times(bad)}"
             )
         column = parsed
     if column.dtype == pl.Date or isinstance(column.dtype, pl.Datetime):

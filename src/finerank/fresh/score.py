@@ -26,6 +26,7 @@ from finerank.errors import UserError, nearest
 from finerank.fresh.past import Log, from_lists
 from finerank.run import Run
 from finerank.runtime.fields import fields_of
+from finerank.runtime.values import shown
 from finerank.training.evaluate import predict
 
 ROWS = 1 << 17
@@ -114,7 +115,7 @@ class FreshScorer:
             if len(bad):
                 at = frame[keys.request][int(order[bad[0]])] if keys.request else first_row + int(order[bad[0]])
                 raise UserError(
-                    f"samples: request {at!r} has rows of different {name}, or some without; a request is one user at one "
+                    f"samples: request {shown(at)} has rows of different {name}, or some without; a request is one user at one "
                     "moment"
                 )
         data = self._dataset(frame, order, heads, number[heads], sizes, user[heads], time[heads], sequence[heads])

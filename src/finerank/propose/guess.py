@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from finerank.data.source import WRITE_TIMES, iso_times
+from finerank.data.source import DIGITS, iso_times, write_times
 from finerank.data.split import NAMES as PARTS
 from finerank.errors import UserError
 
@@ -109,7 +109,7 @@ def check_time(time: pl.Series) -> None:
     if len(bad := _no_times(given)):
         raise UserError(
             f"--time {time.name}: the column is {time.dtype}, such as {bad[0]!r}; accepted: whole numbers, dates, datetimes, "
-            f"ISO 8601 texts; {WRITE_TIMES}, or name another column"
+            f"ISO 8601 texts; {write_times(bad[0])}, or name another column"
         )
 
 
@@ -199,6 +199,13 @@ def time_unit(column: pl.Series) -> str:
     """The unit of whole-number times: by how far they are from 1970 to 2100. Of dates "s", for theirs is not asked."""
     most = float(str(column.max())) if column.dtype.is_numeric() and column.null_count() < len(column) else 0.0
     return "s" if most < 4_200_000_000 else "ms" if most < 4_200_000_000_000 else "us"
+
+
+def calendar(column: pl.Series) -> bool:
+    """Whether all whole numbers are dates written as digits: 20231104, with the hour 2023110422, or to the second."""
+    if not column.dtype.is_integer() or not len(known := column.drop_nulls()):
+        return False
+    return bool(known.cast(pl.String).str.contains(f"^({DIGITS})$").all())
 
 
 def mean(values: pl.Series) -> float:

@@ -13,13 +13,14 @@ import numpy as np
 import polars as pl
 
 from finerank.data.overlap import row_hashes
-from finerank.data.source import collect, scan
+from finerank.data.source import collect, scan, write_times
 from finerank.errors import UserError, nearest
 from finerank.propose.features import guess_feature, name_keys
 from finerank.propose.guess import (
     NAMES,
     Guess,
     Role,
+    calendar,
     check_time,
     find_moments,
     find_role,
@@ -33,6 +34,7 @@ from finerank.propose.guess import (
 from finerank.propose.history import event_history, joined_history, known_at
 from finerank.propose.weights import with_weights
 from finerank.propose.words import read_nan, told
+from finerank.runtime.values import shown
 from finerank.typed import to_toml
 
 ROLES: tuple[Role, ...] = ("label", "request", "user", "time")
@@ -163,6 +165,13 @@ def _warnings(
     if "time" not in keys:
         by = "" if any(g.role == "split" for g in guesses) else ", and the split is by position in the file"
         out.append(f"no column of times: rows count as in order of time{by}")
+        out += _times_of_text(frame)
+    elif calendar(frame[keys["time"]]):
+        first = frame[keys["time"]].drop_nulls()[0]
+        out.append(
+            f"{keys['time']!r} holds whole numbers such as {first}, which look like a date but count as seconds since 1970: "
+            f"ages, delays and windows would be wrong; {write_times(first)}"
+        )
     if "user" not in keys:
         out.append("no column of users: no history can be joined, and GAUC is by request")
     if "request" not in keys and {"user", "time"} <= set(keys):
@@ -172,6 +181,7 @@ def _warnings(
                 "rows of one user at one moment look like one request but have no number: give them one, so that the user's "
                 "side is computed once"
             )
+    out += _two_moments(frame, keys)
     for guess in guesses:
         if guess.feature is not None and frame[guess.column].dtype.is_float():
             infinite = int(frame[guess.column].is_infinite().sum())
@@ -192,6 +202,31 @@ def _warnings(
     if not any(g.feature is not None and g.feature["level"] == "candidate" for g in guesses):
         out.append("no feature varies between the candidates of a request: nothing could rank them")
     return out
+
+
+def _two_moments(frame: pl.DataFrame, keys: Mapping[str, str]) -> list[str]:
+    """Of requests that are not one user at one moment, which training refuses."""
+    whose = [keys[role] for role in ("user", "time") if role in keys]
+    if "request" not in keys or not whose:
+        return []
+    each = frame.group_by(keys["request"]).agg(pl.col(column).n_unique() for column in whose)
+    return [
+        f"{int((each[column] > 1).sum()):,} of {each.height:,} values of {keys['request']!r} have rows of several "
+        f"{column!r}, and a request is one user at one moment, or training refuses it: give the rows of a request one, or "
+        "leave keys.request out"
+        for column in whose
+        if (each[column] > 1).any()
+    ]
+
+
+def _times_of_text(frame: pl.DataFrame) -> list[str]:
+    """Of columns that would be the time by their names, were they read as times."""
+    texts = [c for c in frame.get_columns() if c.dtype == pl.String and plainly(c.name) in NAMES["time"]]
+    return [
+        f"{c.name!r} looks like the time by its name but holds texts such as {shown(first)}: {write_times(first)}"
+        for c in texts
+        for first in c.drop_nulls().head(1)
+    ]
 
 
 def _labels_of_text(frame: pl.DataFrame) -> list[str]:
