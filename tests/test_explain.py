@@ -348,7 +348,7 @@ def test_a_row_counts_once_however_often_its_list_holds_a_value(tmp_path: Path) 
     )
     tags = Schema(features=(MultiValued(name="tags", level="candidate"),), histories=(), tasks=(Task(name="click"),))
     made = prepare(tmp_path / "data", tags, samples.lazy(), None, Keys(time="time"), Split(validation=0.1, test=0.1))
-    assert [(v.rows, v.positives, v.rate, v.lift) for v in lift(made, "tags")] == [(32, 8, 0.25, 1.0)] * 2
+    assert [(v.rows, v.positives, v.rate, v.lift) for v in lift(made, "tags").values] == [(32, 8, 0.25, 1.0)] * 2
 
 
 def wilson(p: float, worth: float, z: float) -> tuple[float, float]:
