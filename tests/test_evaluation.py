@@ -334,6 +334,8 @@ def test_compare_shows_and_writes(shop: Path, tmp_path: Path) -> None:
     out = finerank("compare", shop / "b", shop / "a", "-o", tmp_path)
     assert "RelaImpr" in out
     assert "on the same" in out
+    assert "Each is of its metric alone" in out.replace("\n", " ")
+    assert "Holm" not in out  # of two sides there is one comparison
     assert Comparison.read(tmp_path / "comparison.json").sides[0].name == "b"
 
 
@@ -353,6 +355,7 @@ def test_bad_input_is_one_sentence(shop: Path, tmp_path: Path) -> None:
 def test_seeds_of_one_recipe_alone_are_told_of_in_a_sentence(shop: Path, tmp_path: Path) -> None:
     """There was a table and no word, and a page without even that."""
     out = finerank("compare", shop / "a", shop / "a2")
+    assert "p is" not in out
     found = compare([Run.open(shop / "a"), Run.open(shop / "a2")])
     (side,) = found.sides
     for head, metrics in side.metrics.items():

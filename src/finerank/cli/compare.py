@@ -29,6 +29,12 @@ def compare(
     with waiting("comparing"):
         found = paired([Run.open(run) for run in runs], split.value, by.value)
     screen.console.print(comparison_table(found))
+    if found.against:
+        adjusted = ", adjusted for the number of sides (Holm)" if len(found.sides) > 2 else ""
+        screen.console.print(
+            f"p is two-sided{adjusted}. Each is of its metric alone: of twenty, one is below .05 by chance, so choose the "
+            "metric beforehand."
+        )
     for sentence in found.sentences():
         screen.console.print(sentence + ".")
     if out is not None:
