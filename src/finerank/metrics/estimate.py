@@ -5,7 +5,8 @@ user as the unit of the sample. What a user does to a metric is one number, its 
 of the metric when that user weighs a little more. The variance is the sum of their squares (the infinitesimal jackknife,
 Efron 1982; for AUC it is DeLong's, by clusters). It is what weighted resampling of users tends to, without the draws, and
 influences of two models on the same users subtract, which is all a paired comparison needs. `resampled` draws: the twin,
-and the way for metrics that have no derivative.
+and the way for metrics that have no derivative. An interval is t standard errors wide on either side; where some users do far
+more than others, t has the degrees of freedom of the few that they count as (`Influence.freedom`).
 
 All of it covers the data: other users would give another number. It does not cover the seed of the training.
 
