@@ -75,6 +75,38 @@ def test_a_pattern_reads_all_its_files_in_the_order_of_their_names(kind: str, tm
     assert every["hour"].to_list() == [10, 11, 20, 21, 30, 31]
 
 
+@pytest.mark.parametrize(
+    ("kind", "other", "told"),
+    [
+        (
+            "parquet",
+            pl.DataFrame({"x": [1], "y": ["a"]}),
+            "data type mismatch for column x: incoming: Int64 != target: Float64",
+        ),
+        (
+            "parquet",
+            pl.DataFrame({"x": [1.5], "y": [1.5]}, schema={"x": pl.Float32, "y": pl.Float64}),
+            "mismatch for column x",
+        ),
+        ("parquet", pl.DataFrame({"y": ["a"]}), "did not find column x"),
+        ("csv", pl.DataFrame({"y": ["a"], "x": [1.5]}), "schema names differ"),
+    ],
+)
+def test_files_of_a_pattern_that_differ_are_no_broken_files(
+    kind: str, other: pl.DataFrame, told: str, tmp_path: Path
+) -> None:
+    """It asked whether the file was whole, and gave advice on Polars' own arguments."""
+    WRITERS[kind](pl.DataFrame({"x": [0.5], "y": ["a"]}), tmp_path / f"day-1.{kind}")
+    WRITERS[kind](other, tmp_path / f"day-2.{kind}")
+    with pytest.raises(UserError, match=told) as error:
+        collect(scan(tmp_path / f"day-*.{kind}"), ["x"], "samples")
+    assert str(error.value).endswith(
+        "the files differ: write the same columns, of the same types and in one order, into all"
+    )
+    assert "hint" not in str(error.value)
+    assert "consider" not in str(error.value)
+
+
 def test_ids_of_csv_are_text_only_where_asked(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("id,n\n007,007\n7,7\n", encoding="utf-8")

@@ -92,7 +92,7 @@ def scan(path: Path | str, text: Collection[str] = ()) -> pl.LazyFrame:
             frame = pl.scan_ipc(path)
         frame.collect_schema()
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"{path}: not readable as {suffix[1:]}: {_first_line(error)}; is the file whole?") from error
+        raise UserError(f"{path}: not readable as {suffix[1:]}: {_why(error)}") from error
     return frame
 
 
@@ -149,7 +149,16 @@ def _checked(frame: pl.LazyFrame, columns: Iterable[str], where: str) -> list[st
 
 
 def _unreadable(columns: list[str], where: str, error: Exception) -> UserError:
-    return UserError(f"{where}: reading {columns} failed: {_first_line(error)}; is the file whole?")
+    return UserError(f"{where}: reading {columns} failed: {_why(error)}")
+
+
+def _why(error: Exception) -> str:
+    """What Polars says, less its advice to programmers, and the remedy."""
+    said = re.sub(r",? (hint: |consider passing ).*", "", _first_line(error))
+    unlike = ("data type mismatch", "did not find column", "schema names differ", "extra column")
+    if any(words in said for words in unlike):
+        return f"{said}; the files differ: write the same columns, of the same types and in one order, into all"
+    return f"{said}; is the file whole?"
 
 
 def sink(frame: pl.LazyFrame, path: Path, name: Path | None = None) -> None:
