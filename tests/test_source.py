@@ -90,6 +90,7 @@ def test_a_pattern_reads_all_its_files_in_the_order_of_their_names(kind: str, tm
         ),
         ("parquet", pl.DataFrame({"y": ["a"]}), "did not find column x"),
         ("csv", pl.DataFrame({"y": ["a"], "x": [1.5]}), "schema names differ"),
+        ("csv", pl.DataFrame({"x": [1.5], "y": ["a"], "z": [1]}), "schema lengths differ"),
     ],
 )
 def test_files_of_a_pattern_that_differ_are_no_broken_files(
@@ -105,6 +106,13 @@ def test_files_of_a_pattern_that_differ_are_no_broken_files(
     )
     assert "hint" not in str(error.value)
     assert "consider" not in str(error.value)
+
+
+def test_a_column_that_later_files_have_does_no_harm(tmp_path: Path) -> None:
+    """A log that had got one column more was refused, though nothing asked for it."""
+    pl.DataFrame({"x": [0.5]}).write_parquet(tmp_path / "day-1.parquet")
+    pl.DataFrame({"new": ["a"], "x": [1.5]}).write_parquet(tmp_path / "day-2.parquet")
+    assert collect(scan(tmp_path / "day-*.parquet"), ["x"], "samples")["x"].to_list() == [0.5, 1.5]
 
 
 def test_ids_of_csv_are_text_only_where_asked(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def scan(path: Path | str, text: Collection[str] = ()) -> pl.LazyFrame:
         raise UserError(f"{path}: is an empty folder; name a file, or a folder that holds {suffix[1:]} files")
     try:
         if suffix == ".parquet":
-            frame = pl.scan_parquet(path)
+            frame = pl.scan_parquet(path, extra_columns="ignore")  # that later files of a pattern have
         elif suffix in _SEPARATORS:
             separator = _SEPARATORS[suffix]
             files = files_of(path)
@@ -155,7 +155,7 @@ def _unreadable(columns: list[str], where: str, error: Exception) -> UserError:
 def _why(error: Exception) -> str:
     """What Polars says, less its advice to programmers, and the remedy."""
     said = re.sub(r",? (hint: |consider passing ).*", "", _first_line(error))
-    unlike = ("data type mismatch", "did not find column", "schema names differ", "extra column")
+    unlike = ("data type mismatch", "did not find column", "schema names differ", "schema lengths differ")
     if any(words in said for words in unlike):
         return f"{said}; the files differ: write the same columns, of the same types and in one order, into all"
     return f"{said}; is the file whole?"
