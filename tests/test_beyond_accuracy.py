@@ -317,6 +317,15 @@ def test_a_run_against_loops(shop: Run, by: Any, k: int, monkeypatch: pytest.Mon
     assert f"amount_per_1000_impressions@{k}" not in found
 
 
+def test_what_is_judged_among_clicks_alone_has_no_clicks_by_impression(shop: Run) -> None:
+    """The rows of a conversion within a click are clicks: its CTR was 1.0000 of 1.0000, and its GPM of 1,000 clicks."""
+    found = evaluate(shop, "test", "request").heads
+    assert any(name.startswith("clicks_per_impression") for name in found["click"].beyond)
+    within = found["conversion"].beyond
+    assert any(name.startswith("conversions_per_click") for name in within)
+    assert not any(name.startswith(("clicks_per_impression", "amount_per")) for name in within)
+
+
 def test_how_far_rows_would_move(shop: Run) -> None:
     found = evaluate(shop, "test", "request", order="position").heads["click"].beyond["footrule"].value
     data, scores = shop.dataset, shop.predictions("test")

@@ -122,14 +122,19 @@ def beyond(
             )
     if stood is not None:
         out["footrule"] = over_lists(metrics.footrule(rows.lists, stood, -rows.logits))
+    # the rows of a task within another are its positives, a thousand of which are no thousand impressions
+    impressions = head.space == "entire" or all(
+        t.within is None for t in data.fitted.schema.tasks if t.name == head.task
+    )
     shown = np.ones(len(at))
     clicked, bought = _chain(data, head)
     if clicked is not None:
         clicks = _labels(data, at, clicked)
-        out["clicks_per_impression"] = ratio(clicks, shown)
+        if impressions:
+            out["clicks_per_impression"] = ratio(clicks, shown)
         if bought is not None:
             out["conversions_per_click"] = ratio(clicks * _labels(data, at, bought), clicks)
-    if earned is not None:
+    if earned is not None and impressions:
         out["amount_per_1000_impressions"] = ratio(_labels(data, at, earned), shown, 1000.0)
     there = (name for name in TITLES if name in out and out[name].value == out[name].value)  # not NaN
     return {name if name == "footrule" else f"{name}@{k}": out[name] for name in there}
