@@ -359,5 +359,6 @@ def test_the_verb(shop: Path) -> None:
     shown = CliRunner().invoke(verbs(), ["tune", str(shop / "r.toml"), "-o", str(shop / "out"), "--trials", "8"])
     assert shown.exit_code == 0, shown.output
     assert "best: trial" in shown.output
+    assert "validation logloss (negated) -0." in shown.output
     assert "finerank train" in shown.output
     assert prepared(Recipe.read(shop / "out" / "best.toml"), shop / "out" / "data").rows

@@ -10,6 +10,7 @@ import typer
 from finerank.cli import screen
 from finerank.cli.app import app
 from finerank.cli.screen import Overrides
+from finerank.search.tune import judged_by
 from finerank.search.tune import tune as search
 
 
@@ -44,7 +45,7 @@ def tune(
     if best is None:
         screen.console.print(f"no trial is complete yet; see {out / 'tune.md'}")
         return
-    screen.console.print(f"best: trial {best.number}, validation {best.score:.4f}")
+    screen.console.print(f"best: trial {best.number}, validation {judged_by(found)} {best.score:.4f}")
     for key, value in best.values.items():
         screen.console.print(f"  {key} = {value}")
     screen.console.print(

@@ -332,6 +332,11 @@ def line(trial: Trial, found: Tuned) -> str:
     return f"trial {trial.number} {trial.state}: {told}  {values}{mark}"
 
 
+def judged_by(found: Tuned) -> str:
+    """The metric whose greatest value is best."""
+    return found.monitor + (" (negated)" if found.monitor == "logloss" else "")
+
+
 def markdown(found: Tuned) -> str:
     """The trials as a table, the best first."""
     keys = list(found.space)
@@ -339,9 +344,7 @@ def markdown(found: Tuned) -> str:
     lines = [
         f"# Search over {len(keys)} settings",
         "",
-        f"Validation {found.monitor}"
-        + (", negated" if found.monitor == "logloss" else "")
-        + ", of the best epoch; the test part was not read.",
+        f"Validation {judged_by(found)}, of the best epoch; the test part was not read.",
         "",
         "| trial | state | score | epochs | seconds | " + " | ".join(keys) + " |",
         "|" + "---|" * (5 + len(keys)),
