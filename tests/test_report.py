@@ -276,10 +276,13 @@ def test_the_page_of_lifts_names_the_task_and_lists_counts_and_lifts(shop: Path,
         )
 
 
-def test_of_several_heads_each_has_its_importance(shop: Path, page: str, tmp_path: Path) -> None:
+def test_of_several_heads_each_has_its_importance(
+    shop: Path, page: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for head in ("click", "conversion"):
         assert f"AUC of {head} lost on test rows" in page
     finerank("explain", shop / "din", "--rows", "50", "-o", tmp_path / "fields.html")
+    assert "mean, least and most of 3 times that a field's values were dealt out anew" in capsys.readouterr().out
     html = (tmp_path / "fields.html").read_text(encoding="utf-8")
     assert f"test rows of {shop / 'din'}" in html
     assert "AUC of click lost when" in html

@@ -15,7 +15,7 @@ from finerank.cli.app import app
 from finerank.errors import UserError
 from finerank.evaluation.document import write_whole
 from finerank.explain.embedding_map import embedding_map
-from finerank.explain.importance import permutation_importance
+from finerank.explain.importance import REPEATS, permutation_importance
 from finerank.explain.lift import counted_task, lift
 from finerank.explain.past import explain as explain_user
 from finerank.explain.past import latest_request
@@ -107,7 +107,9 @@ def _importance(run: Run, folder: Path, split: str, head: str | None, rows: int)
             table.add_row(pictures.title(field), *(number(x) for x in (field.loss, field.low, field.high)))
         screen.console.print(table)
     where = f"{split} rows of {folder}"
-    screen.console.print(f"on {where}")
+    screen.console.print(
+        f"on {where}; mean, least and most of {REPEATS} times that a field's values were dealt out anew"
+    )
     return partial(explain_report.fields_page, run.recipe.model.name, where, importance, [])
 
 

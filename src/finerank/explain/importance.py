@@ -25,6 +25,8 @@ from finerank.schema import Columns
 from finerank.training.loop import Trainer
 
 Change = Callable[[Batch, np.random.Generator], Batch]
+REPEATS = 3
+"""Deals of each field: the mean of their losses is told, the least and the greatest."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def permutation_importance(
     trainer: Trainer,
     split: str = "test",
     rows: int = 50_000,
-    repeats: int = 3,
+    repeats: int = REPEATS,
     seed: int = 0,
     head: str | None = None,
     advance: Callable[[str], None] = lambda field: None,
