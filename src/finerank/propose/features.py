@@ -26,6 +26,8 @@ OUTCOME = re.compile(
     r"(_(label|flag|time|seconds?|secs?|s|ms))?"
 )
 """Whole names of what a user does to a candidate once it is shown; not user_buy_count, which may be of the past."""
+AT_A_GLANCE = 2_000
+"""Rows that tell for most columns whether they vary within requests."""
 BY_CHANCE = 1e-4
 """A column is set on positives alone by chance less often than this, or it is not held against it."""
 SHOWN_ONLY = ("position", "pos", "rank", "propensity", "propensity_score", "action_prob")
@@ -190,9 +192,12 @@ def _level(frame: pl.DataFrame, column: pl.Series, keys: Mapping[str, str]) -> s
     together = [keys["request"]] if "request" in keys else [keys[k] for k in ("user", "time") if k in keys]
     if not together or ("request" not in keys and len(together) < 2):
         return "candidate"
-    groups = frame.group_by(together).agg(pl.col(column.name).n_unique().alias("values"), pl.len().alias("rows"))
-    several = groups.filter(pl.col("rows") > 1)
-    return "request" if several.height and bool((several["values"] == 1).all()) else "candidate"
+    for rows in (frame.head(AT_A_GLANCE), frame):  # most columns vary at a glance
+        groups = rows.group_by(together).agg(pl.col(column.name).n_unique().alias("values"), pl.len().alias("rows"))
+        several = groups.filter(pl.col("rows") > 1)
+        if (several["values"] > 1).any():
+            return "candidate"
+    return "request" if several.height else "candidate"
 
 
 def _set_on_ones_alone(column: pl.Series, label: pl.Series) -> str:
