@@ -55,7 +55,9 @@ def fitted(encoding: Any = Vocabulary()) -> FittedSchema:
         "device": FittedTable(5, np.ones(5, np.int64), encoding),
     }
     columns = Columns(ids=(("position", "position"), ("device", "device")))
-    return replace(base, tables={**base.tables, **tables}, train_only=columns)
+    known = (Categorical(name=name, level="candidate", use="train_only", encoding=encoding) for name in tables)
+    schema = replace(base.schema, features=(*base.schema.features, *known))
+    return replace(base, schema=schema, tables={**base.tables, **tables}, train_only=columns)
 
 
 def batch() -> Any:
@@ -208,7 +210,7 @@ def test_refusals(heads: dict[str, Any], message: str) -> None:
 def test_more_refusals(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'position' is encoded as \"growing\""):
         model_of({"kind": "pal"}, Growing())
-    bare = replace(fitted(), train_only=Columns())
+    bare = by_hand.fitted(history=False)
     with pytest.raises(UserError, match=r"needs train-only ids in the schema.*such as the position"):
         registry.build(registry.parse({"name": "pal"}), bare)
     with pytest.raises(UserError, match=r"heads: no train-only column; declare"):

@@ -479,3 +479,21 @@ def test_scores_of_other_data_are_refused(shop: Path, tmp_path: Path) -> None:
     shutil.copytree(copy / "scores" / "validation", copy / "scores" / "test")
     with pytest.raises(UserError, match="is of another data set"):
         Run.open(copy).predictions("test")
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ({"name": "fm"}, "interaction 'fm' gives one output and the heads need 2"),
+        ({"name": "pal"}, "needs train-only ids"),
+    ],
+)
+def test_what_a_schema_is_not_enough_for_is_refused_before_data_are_prepared(
+    shop: Path, tmp_path: Path, model: dict[str, Any], sentence: str
+) -> None:
+    """On a large log preparing takes hours."""
+    recipe = table() | {"model": model}
+    recipe["feature"] = [f for f in recipe["feature"] if f.get("use") != "train_only"]
+    with pytest.raises(UserError, match=sentence):
+        run(Recipe.parse(recipe, shop), tmp_path / "run")
+    assert not (tmp_path / "run" / "data").exists()

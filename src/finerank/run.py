@@ -35,6 +35,7 @@ from finerank.data.prepare import prepare
 from finerank.errors import UserError
 from finerank.kernels import build as loops
 from finerank.models.composition import Head, Model
+from finerank.models.registry import refuse
 from finerank.recipe import Recipe
 from finerank.training.curve import write_curve
 from finerank.training.evaluate import Predictions, judged, metrics, predict, watched
@@ -200,6 +201,7 @@ def run(
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; name a folder for the run")
     check(recipe.model, recipe.training)
+    refuse(recipe.model, recipe.schema)
     text = recipe.toml()
     at = folder / "recipe.toml"
     if at.exists() and not resume:

@@ -190,9 +190,11 @@ class Representation(Part):
 class Interaction(Part):
     """Features -> logits [N, outputs], without a bias: that is the heads'. Built with (fitted, widths, outputs, options).
 
-    needs  what it asks of the batch builder, beside what the representation does
+    needs   what it asks of the batch builder, beside what the representation does
+    single  whether it gives one output alone
     """
 
+    single: ClassVar[bool] = False
     needs: Needs = Needs()
 
     @abstractmethod

@@ -35,6 +35,8 @@ from finerank.schema import FittedSchema
 class FFM(Interaction):
     """Second-order interactions in which a value meets each other field with a vector of its own for that field."""
 
+    single = True
+
     @dataclass(frozen=True, kw_only=True)
     class Options:
         """The vectors.
@@ -53,11 +55,6 @@ class FFM(Interaction):
 
     def __init__(self, fitted: FittedSchema, widths: Widths, outputs: int, options: Options) -> None:
         super().__init__()
-        if outputs != 1:
-            raise UserError(
-                f"interaction 'ffm' gives one output and the heads need {outputs}; use a tower for several tasks, or "
-                "separate = true in [model]: a network for each"
-            )
         self.options = options
         numbers = widths.request_numbers + widths.candidate_numbers
         self.ids = sum(len(block.ids) + len(block.lists) for block in (fitted.request, fitted.candidate))

@@ -29,6 +29,8 @@ from finerank.schema import FittedSchema
 class FM(Interaction):
     """Second-order interactions of all fields and numbers of a row; no parameters but the numbers' vectors."""
 
+    single = True
+
     @dataclass(frozen=True, kw_only=True)
     class Options:
         """std: of the initial vectors of numbers."""
@@ -42,11 +44,6 @@ class FM(Interaction):
 
     def __init__(self, fitted: FittedSchema, widths: Widths, outputs: int, options: Options) -> None:
         super().__init__()
-        if outputs != 1:
-            raise UserError(
-                f"interaction 'fm' gives one output and the heads need {outputs}; use a tower for several tasks, or "
-                "separate = true in [model]: a network for each"
-            )
         if not widths.request + widths.candidate:
             raise UserError(
                 "interaction 'fm': the representation gives no fields; accepted: one that embeds fields, such as 'plain' or "

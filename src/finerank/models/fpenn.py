@@ -46,6 +46,8 @@ from finerank.schema import Columns, FittedSchema, Growing
 class Distributions(Interaction):
     """The quadratic and the deep head over embeddings that are distributions, by our own equations; one output."""
 
+    single = True
+
     @dataclass(frozen=True, kw_only=True)
     class Options:
         """How the vectors begin, what holds them, and what is served.
@@ -85,11 +87,6 @@ class Distributions(Interaction):
 
     def __init__(self, fitted: FittedSchema, widths: Widths, outputs: int, options: Options) -> None:
         super().__init__()
-        if outputs != 1:
-            raise UserError(
-                f"interaction 'fpenn' gives one output and the heads need {outputs}; use a tower for several tasks, or "
-                "separate = true in [model]: a network for each"
-            )
         self.options = options
         blocks = {"request": fitted.request, "candidate": fitted.candidate}
         count = sum(len(c.ids) + len(c.lists) + len(c.numbers) for c in blocks.values())

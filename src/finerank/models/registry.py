@@ -11,7 +11,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, TypeVar, Union
+from typing import Any, TypeVar, Union, cast
 
 import finerank.models
 from finerank.errors import UserError, nearest
@@ -19,7 +19,7 @@ from finerank.models import separate
 from finerank.models.composition import Heads, Interaction, Model, Part, Representation
 from finerank.models.narrow import Narrowing
 from finerank.models.stages import Stage
-from finerank.schema import FittedSchema
+from finerank.schema import Bucketed, Categorical, Cross, FittedSchema, Schema
 from finerank.typed import amended, plain
 from finerank.typed import build as build_typed
 
@@ -235,16 +235,9 @@ def _amend(before: Any, given: Any, accepted: tuple[Any, ...], where: str) -> An
 
 def build(model: Composition, fitted: FittedSchema) -> Model:
     """The composition's parts for a fitted schema. Draws initial values from torch's generator: seed it before."""
-    original = _named.get(model.name, model)
     narrow = Narrowing(fitted, model.without) if model.without else None
     fitted = narrow.fitted if narrow else fitted
-    for needed in model.requires:
-        of = _needed_by[needed]
-        replaced = getattr(model, of).kind != getattr(original, of).kind  # then what it needed is needed no more
-        if not replaced and not _requirements[needed](fitted):
-            raise UserError(
-                f"model {model.name!r} needs {needed} in the schema, and this schema has none; {_remedies[needed]}"
-            )
+    refuse(model, fitted.schema)
     make: Any = part_class(Heads, model.heads)
     heads: Heads = make(fitted, model.heads)
     if model.separate:
@@ -257,7 +250,31 @@ def build(model: Composition, fitted: FittedSchema) -> Model:
     return built
 
 
+def refuse(model: Composition, schema: Schema) -> None:
+    """Raise UserError for a model that the schema is not enough for, as far as that is known before data are prepared."""
+    original = _named.get(model.name, model)
+    for needed in model.requires:
+        of = _needed_by[needed]
+        replaced = getattr(model, of).kind != getattr(original, of).kind  # then what it needed is needed no more
+        if not replaced and not _requirements[needed](schema):
+            raise UserError(
+                f"model {model.name!r} needs {needed} in the schema, and this schema has none; {_remedies[needed]}"
+            )
+    if model.heads.kind == "tasks" and not model.separate:
+        _refuse_outputs(model, len(schema.tasks))
+
+
+def _refuse_outputs(model: Composition, outputs: int) -> None:
+    for options in model.interactions:
+        if outputs != 1 and cast(type[Interaction], part_class(Interaction, options)).single:
+            raise UserError(
+                f"interaction {options.kind!r} gives one output and the heads need {outputs}; use a tower for several tasks, "
+                "or separate = true in [model]: a network for each"
+            )
+
+
 def _net(model: Composition, fitted: FittedSchema, outputs: int) -> tuple[Representation, list[Interaction]]:
+    _refuse_outputs(model, outputs)
     make: Any = part_class(Representation, model.representation)
     representation: Representation = make(fitted, model.representation)
     interactions: list[Interaction] = []
@@ -267,12 +284,15 @@ def _net(model: Composition, fitted: FittedSchema, outputs: int) -> tuple[Repres
     return representation, interactions
 
 
-_requirements: dict[str, Callable[[FittedSchema], bool]] = {
-    "history": lambda fitted: bool(fitted.histories),
-    "two tasks": lambda fitted: any(t.within is not None for t in fitted.schema.tasks),
-    "several tasks": lambda fitted: len(fitted.schema.tasks) > 1,
-    "train-only ids": lambda fitted: bool(fitted.train_only.ids),
-    "delay": lambda fitted: any(t.kind == "regression" and t.within is not None for t in fitted.schema.tasks),
+_requirements: dict[str, Callable[[Schema], bool]] = {
+    "history": lambda schema: bool(schema.histories),
+    "two tasks": lambda schema: any(t.within is not None for t in schema.tasks),
+    "several tasks": lambda schema: len(schema.tasks) > 1,
+    "train-only ids": lambda schema: any(
+        f.use == "train_only" and f.level == "candidate" and isinstance(f, Categorical | Bucketed | Cross)
+        for f in schema.features
+    ),
+    "delay": lambda schema: any(t.kind == "regression" and t.within is not None for t in schema.tasks),
 }
 
 _remedies = {
