@@ -34,6 +34,12 @@ def test_a_header_is_found_by_name_and_blanks_around_it_are_ignored(tmp_path: Pa
         fields(tmp_path / "empty.csv", COLUMNS, header=True)
 
 
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
+def test_an_empty_file_has_no_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "t.json").write_bytes(content)
+    assert list(raw_lines(tmp_path / "t.json")) == []
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
     text = b"\xef\xbb\xbf1,x,1\n2,y,2\n"
     for name in ("t.csv", "t.csv.gz"):

@@ -77,10 +77,11 @@ def evaluate(
     for note in unjudged(found):
         screen.console.print(f"note: {note}")
     screen.console.print(f"95 % intervals are over {found.unit}{why}: each {COVERS}.")
-    screen.console.print(
-        "slices equal: all rows at once, weighed so that each slice counts alike; its AUC compares rows of different "
-        "slices too."
-    )
+    if any(of.slices for of in found.heads.values()):
+        screen.console.print(
+            "slices equal: all rows at once, weighed so that each slice counts alike; its AUC compares rows of different "
+            "slices too."
+        )
     for head, of in found.heads.items():
         for table in of.slices:
             screen.console.print(slices_table(head, table, found.unit))

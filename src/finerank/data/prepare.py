@@ -285,18 +285,14 @@ def _unlabelled(schema: Schema, samples: Samples, scratch: Scratch) -> list[str]
 
 def _nothing_known(schema: Schema, counts: Mapping[str, Array]) -> list[str]:
     """A sentence for each vocabulary that keeps no value, though there are some. counts: by table, of each symbol."""
-    notes = []
-    for table in counts:
-        encodings = [
-            f.encoding for f in schema.features if isinstance(f, Categorical | MultiValued) and table_of(f) == table
-        ]
-        for most in {e.min_count for e in encodings if isinstance(e, Vocabulary)}:
-            if counts[table][OOV] > 0 == counts[table][FIRST:].sum():
-                notes.append(
-                    f"no value of {table!r} occurs {most:,} times in training (its min_count): all {counts[table][OOV]:,} are "
-                    "out of vocabulary"
-                )
-    return notes
+    encoded = [f for f in schema.features if isinstance(f, Categorical | MultiValued)]
+    least = {str(table_of(f)): f.encoding.min_count for f in encoded if isinstance(f.encoding, Vocabulary)}
+    return [
+        f"no value of {table!r} occurs {most:,} times in training (its min_count): all {counts[table][OOV]:,} are out of "
+        "vocabulary"
+        for table, most in least.items()
+        if table in counts and counts[table][OOV] > 0 == counts[table][FIRST:].sum()
+    ]
 
 
 def _size(parts: Array, code: int, requests: Requests, scratch: Scratch) -> list[int]:

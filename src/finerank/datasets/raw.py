@@ -61,7 +61,8 @@ def raw_lines(path: Path) -> Iterator[bytes]:
     """
     with cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb") as file:
         try:
-            yield file.readline().removeprefix(codecs.BOM_UTF8)
+            if first := file.readline().removeprefix(codecs.BOM_UTF8):
+                yield first
             yield from file
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise UserError(f"{path}: cannot be unpacked ({error}); is the file whole?") from error
